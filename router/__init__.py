@@ -1,0 +1,23 @@
+"""ringrouter: a single-writer router daemon in front of co-located model hosts.
+
+The path of a request, in order:
+
+1.  :mod:`router.ingress.http`        bytes of a client → a request head and body, bounded
+2.  :mod:`router.ingress.server`      which path, which model, which tags → a request
+3.  :mod:`router.loop`                published into the request ring, drained in the same turn
+4.  :mod:`router.admission`           run, wait, or refuse (pure)
+5.  :mod:`router.routing`             which host (pure)
+6.  :mod:`router.outbound`            the request as that host gets it
+7.  :mod:`router.hosts.fleet`         a warm connection
+8.  :mod:`router.hosts.connection`    bytes out, response head in
+9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O)
+10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
+11. :mod:`router.telemetry.writer`    records into shared memory
+
+Beside the path: :mod:`router.watch` (the one timer), :mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds
+it all), :mod:`router.cli` (commands, in processes of their own).
+"""
+
+from typing import Final
+
+__version__: Final = "0.1.0"
