@@ -1,0 +1,452 @@
+"""The token path: one attempt at one host, from the request written to the last event relayed.
+
+A read of the host's socket is scanned once, written to the client at once, and only then recorded: one time, one write,
+one record per event. Nothing else happens per token.
+
+Until the first content event nothing is written (the commit point): the answer's head and its role-only events are
+held, so that a failure can be retried at another host without the client knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from router.errors import ErrorKind
+from router.hosts.fold import Fold, FoldError
+from router.hosts.scanner import StreamError, StreamScanner
+from router.http1 import BodyDecoder, Head, ProtocolError
+from router.stamps import EARLY_WINDOW_NS
+from router.telemetry.records import Endpoint, Kind, Phase
+
+if TYPE_CHECKING:
+    from router.hosts.connection import HostConnection
+    from router.hosts.host import Host
+    from router.loop import Loop
+    from router.request import Request
+
+_EVENT_STREAM: Final = b"text/event-stream"
+_CONTENT_FIRST: Final = int(Kind.TEXT)
+_CONTENT_LAST: Final = int(Kind.TOOL_CALL)
+assert Kind.REASONING == Kind.TEXT + 1
+assert Kind.TOOL_CALL == Kind.TEXT + 2
+
+
+class Attempt:
+    """One attempt. ``over`` is set when its outcome is known; whatever the host still sends is then ignored."""
+
+    __slots__ = (
+        "_answer",
+        "_content_seen",
+        "_content_type",
+        "_decoder",
+        "_fold",
+        "_held",
+        "_host_bits",
+        "_live",
+        "_loop",
+        "_publish",
+        "connection",
+        "drop_progress",
+        "drop_usage",
+        "host",
+        "last_read_ns",
+        "on_kept_connection",
+        "over",
+        "request",
+        "scanner",
+        "status",
+    )
+
+    def __init__(self, loop: Loop, request: Request, host: Host) -> None:
+        self._loop = loop
+        self._publish = loop.telemetry.publish_token
+        self._host_bits = host.host_id << 16
+        self._held = b""
+        self._live = False
+        self._content_seen = 0
+        self._content_type = b""
+        self._answer = bytearray()
+        self._decoder: BodyDecoder | None = None
+        self._fold: Fold | None = None
+        self.request = request
+        self.host = host
+        self.connection: HostConnection | None = None
+        self.scanner: StreamScanner | None = None
+        self.status = 0
+        self.over = False
+        self.on_kept_connection = False
+        self.last_read_ns = 0
+        self.drop_usage = False
+        self.drop_progress = False
+
+    # ------------------------------------------------------------ the request goes out
+    def start(self, connection: HostConnection, data: bytes, now: int) -> None:
+        """Send the request on a connection in hand."""
+        request = self.request
+        self.connection = connection
+        self.on_kept_connection = connection.idle_since > 0
+        self.last_read_ns = now
+        request.conn_ns = now
+        request.phase = Phase.PREFILL
+        connection.start(self, data)
+        if not connection.blocked:
+            self.request_written(monotonic_ns())
+        self._loop.telemetry.event(now, request, Kind.DISPATCHED)
+        self._loop.telemetry.write_row(request)
+
+    def request_written(self, now: int) -> None:
+        """The last byte of the request is in the socket."""
+        if not self.request.sent_ns:
+            self.request.sent_ns = now
+            self.last_read_ns = now
+
+    # ------------------------------------------------------------ the answer comes in
+    def first_byte(self, now: int) -> None:
+        """The host has begun to answer."""
+        if not self.request.hfb:
+            self.request.hfb = now
+        self.last_read_ns = now
+
+    def begin(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
+        """Take the response head; return where body bytes go."""
+        self.status = head.status
+        self._decoder = decoder
+        self._content_type = head.headers.get(b"content-type", b"application/json")
+        request = self.request
+        streamed = self._content_type.lower().startswith(_EVENT_STREAM)
+        if head.status != 200 or not streamed or not (request.stream or request.fold):
+            return self._take_whole
+        if request.fold:
+            self._fold = Fold(chat=request.endpoint == Endpoint.CHAT, answer_bytes_max=self._loop.limits.answer_bytes)
+        self.scanner = StreamScanner(
+            decoder,
+            raw=request.egress.raw and not request.fold,
+            drop_usage=self.drop_usage,
+            drop_progress=self.drop_progress,
+            keep_payloads=request.fold,
+            event_bytes_max=self._loop.limits.event_bytes,
+        )
+        return self._take_stream
+
+    def _take_stream(self, data: bytes, now: int) -> None:
+        """Relay one read of a stream. This is the path of every token."""
+        scanner = self.scanner
+        assert scanner is not None
+        self.last_read_ns = now
+        try:
+            out = scanner.feed(data)
+        except (StreamError, ProtocolError) as error:
+            self.protocol_failed(str(error), now)
+            return
+        if scanner.sentinel is not None or scanner.ended:
+            self._take_last(out, now)
+        elif self._live:
+            if out:
+                request = self.request
+                request.egress.write(out)
+                request.bytes_out += len(out)
+            self._record(now, monotonic_ns())
+        else:
+            self._take_early(out, now)
+
+    def _record(self, now: int, written: int) -> None:
+        """Publish one record for each event of a read, after its bytes went to the client."""
+        scanner, request = self.scanner, self.request
+        assert scanner is not None
+        events = scanner.events
+        publish, seq, bits = self._publish, request.seq, self._host_bits
+        egress = request.egress
+        unsent = egress.unsent_bytes() if egress.blocked else 0
+        if unsent > self._loop.limits.client_buffer_bytes and not request.host_paused:
+            self._loop.pause_host(request)
+        index = request.event_index
+        last = request.last_content_ns
+        for code, size in events:
+            gap = 0
+            if _CONTENT_FIRST <= code & 0xFF <= _CONTENT_LAST:
+                if last:
+                    gap = now - last
+                    if gap > request.stall_max_ns:  # noqa: PLR1730 - max() is a call, and this runs per token
+                        request.stall_max_ns = gap
+                elif not request.tok1:
+                    self._first_content(now)
+                last = now
+                if not request.ttfo and code & 0xFF != Kind.REASONING:
+                    request.ttfo = now
+            publish(now, seq, code | bits, index | size << 32, gap, unsent, 0)
+            index += 1
+        events.clear()
+        request.event_index = index
+        content = scanner.content_count
+        if content == self._content_seen:
+            return
+        count = content - self._content_seen
+        self._content_seen = content
+        request.last_content_ns = request.tok_n = now
+        request.content_count += count
+        if not egress.blocked and not request.fold:
+            request.out_n = written
+            if not request.out1:
+                request.out1 = written
+        if now <= request.tok1 + EARLY_WINDOW_NS:
+            self._count_early(now, written, count)
+
+    def _first_content(self, now: int) -> None:
+        request = self.request
+        request.tok1 = now
+        request.phase = Phase.DECODE
+        request.check_ns = 0  # another time-out holds from here on
+        self._loop.telemetry.write_row(request)
+
+    def _count_early(self, now: int, written: int, count: int) -> None:
+        request = self.request
+        # The first token is not in (tok1, tok1 + 2 s]; what came with it in one read is.
+        request.early_tokens += count - 1 if now == request.tok1 else count
+        if written <= request.recv + EARLY_WINDOW_NS and not request.egress.blocked and not request.fold:
+            request.visible_tokens += count
+
+    # ------------------------------------------------------------ before the commit point
+    def _take_early(self, out: bytes, now: int) -> None:
+        scanner, request = self.scanner, self.request
+        assert scanner is not None
+        if scanner.first_choices and not request.ttfc:
+            request.ttfc = now
+        if scanner.error is not None and not scanner.content_count:
+            self._record(now, now)
+            self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
+            return
+        if self._fold is not None:
+            self._fold_events(now)
+            return
+        self._held = self._held + out if self._held else out
+        if scanner.content_count or scanner.finish_count or len(self._held) > self._loop.limits.held_bytes:
+            self._commit()
+        self._record(now, monotonic_ns())
+
+    def _commit(self) -> None:
+        """Write the head and everything held: from here on the answer is this host's."""
+        held, self._held = self._held, b""
+        self._live = True
+        request = self.request
+        if request.committed:  # a heartbeat has sent the head
+            if held:
+                request.egress.write(held)
+            return
+        request.committed = True
+        request.status = 200
+        request.egress.begin_stream(request, held, self._content_type)
+
+    def _fold_events(self, now: int) -> None:
+        scanner = self.scanner
+        assert scanner is not None
+        assert scanner.payloads is not None
+        assert self._fold is not None
+        try:
+            for payload in scanner.payloads:
+                self._fold.add(payload)
+        except FoldError as error:
+            self._record(now, now)
+            self._fail(ErrorKind.ANSWER_TOO_LARGE if error.too_large else ErrorKind.HOST_PROTOCOL, str(error), now)
+            return
+        scanner.payloads.clear()
+        self._record(now, now)
+
+    # ------------------------------------------------------------ the end of a stream
+    def _take_last(self, out: bytes, now: int) -> None:
+        """Relay the read that ends the stream: ``[DONE]``, or the end of the body without one."""
+        scanner, request = self.scanner, self.request
+        assert scanner is not None
+        if scanner.sentinel is None:
+            out += scanner.finish()
+        if scanner.error is not None and not self._live and not scanner.content_count:
+            self._record(now, now)
+            self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
+            return
+        if self._fold is not None:
+            self._end_fold(now)
+            return
+        if not scanner.succeeded and scanner.error is None:
+            self._end_without_finish(out, now)
+            return
+        if not self._live:
+            if scanner.first_choices and not request.ttfc:
+                request.ttfc = now
+            self._held += out
+            out = b""
+            self._commit()
+        self._note_report()
+        self._live = False
+        if request.timing_asked:
+            self._record(now, now)  # the comment goes out with the last write, so it must be counted before it
+        request.bytes_out += len(out)
+        request.egress.end_stream(request, out, scanner.sentinel or b"")
+        self._record(now, monotonic_ns())
+        self._complete(now)
+        if scanner.error is not None:
+            self._loop.end_with_host_error(request, _error_text(scanner.error), now)
+        else:
+            self._loop.end_ok(request, now)
+
+    def _end_without_finish(self, out: bytes, now: int) -> None:
+        """The body ended, but no choice has a finish_reason: whatever it looks like, it is not complete."""
+        if self._live and out:
+            self.request.egress.write(out)
+        self._record(now, monotonic_ns())
+        self._fail(ErrorKind.NO_FINISH, "the host ended its stream without a finish_reason", now)
+
+    def _end_fold(self, now: int) -> None:
+        scanner, request = self.scanner, self.request
+        assert scanner is not None
+        assert self._fold is not None
+        self._fold_events(now)
+        if self.over:
+            return
+        if scanner.error is not None:
+            self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
+            return
+        if not scanner.succeeded:
+            self._fail(ErrorKind.NO_FINISH, "the host ended its stream without a finish_reason", now)
+            return
+        self._note_report()
+        request.folded = True
+        body = self._fold.answer()
+        request.status = 200
+        request.egress.whole(request, 200, b"application/json", body)
+        self._complete(now)
+        self._loop.end_ok(request, now)
+
+    def _note_report(self) -> None:
+        scanner, request = self.scanner, self.request
+        assert scanner is not None
+        request.usage, request.timings, request.metrics = scanner.usage, scanner.timings, scanner.metrics
+        request.choice_count = scanner.choice_count
+
+    # ------------------------------------------------------------ whole answers
+    def _take_whole(self, data: bytes, now: int) -> None:
+        """Collect an answer that is not a stream, or an error of the host."""
+        decoder = self._decoder
+        assert decoder is not None
+        self.last_read_ns = now
+        try:
+            self._answer += decoder.feed(data)
+        except ProtocolError as error:
+            self.protocol_failed(str(error), now)
+            return
+        if len(self._answer) > self._loop.limits.answer_bytes:
+            self._fail(
+                ErrorKind.ANSWER_TOO_LARGE, f"the host's answer exceeds {self._loop.limits.answer_bytes} bytes", now
+            )
+        elif decoder.ended:
+            self._end_whole(now)
+
+    def _end_whole(self, now: int) -> None:
+        body = bytes(self._answer)
+        request = self.request
+        if self.status != 200:
+            self._loop.host_status(self, self.status, self._content_type, body, now)
+            return
+        if request.committed:  # a heartbeat promised a stream, and the host sends none
+            self._fail(ErrorKind.HOST_PROTOCOL, "the host answered a request for a stream with a whole answer", now)
+            return
+        request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
+        request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
+        request.status = 200
+        request.egress.whole(request, 200, self._content_type, body)
+        self._complete(now)
+        self._loop.end_ok(request, now)
+
+    # ------------------------------------------------------------ endings
+    def _complete(self, now: int) -> None:
+        """The host's part is done: free its slot and its connection before anything else."""
+        self.over = True
+        connection, self.connection = self.connection, None
+        decoder = self._decoder
+        streamed = self.scanner is not None
+        if connection is not None:
+            connection.release(decoder, reusable=self.host.facts.reuse_after_stream or not streamed)
+        self._loop.release_slot(self.host, now)
+
+    def take_connection(self) -> HostConnection | None:
+        """Give the connection up to whoever ends the attempt."""
+        self.over = True
+        connection, self.connection = self.connection, None
+        return connection
+
+    def host_status_done(self, now: int) -> None:
+        """The host's error status has been dealt with: free slot and connection."""
+        self._complete(now)
+
+    def host_ended(self, now: int) -> None:
+        """The host closed the connection."""
+        if self.over:
+            return
+        decoder = self._decoder
+        self.connection = None
+        if self.scanner is None and decoder is None:
+            self._loop.closed_before_answer(self, now)
+            return
+        framed = decoder is not None and decoder.length_is_framed
+        if self.scanner is not None:
+            self._stream_cut(now, framed=framed)
+        elif framed:
+            self._fail(ErrorKind.HOST_CLOSED, "the host closed the connection in the middle of its answer", now)
+        else:
+            self._end_whole(now)
+
+    def _stream_cut(self, now: int, *, framed: bool) -> None:
+        """The connection ended before the body did, or with it where there is no framing."""
+        scanner = self.scanner
+        assert scanner is not None
+        if scanner.succeeded or not framed:
+            self._take_last(b"", now)
+            return
+        self._record(now, now)
+        self._fail(ErrorKind.HOST_CLOSED, "the host closed the connection in the middle of its answer", now)
+
+    def protocol_failed(self, text: str, now: int) -> None:
+        """The host's bytes make no sense."""
+        self._fail(ErrorKind.HOST_PROTOCOL, text, now)
+
+    def _fail(self, kind: ErrorKind, text: str, now: int) -> None:
+        self._loop.attempt_failed(self, kind, text, now)
+
+    @property
+    def live(self) -> bool:
+        """Whether this attempt's bytes are at the client: nothing can be retried any more."""
+        return self._live
+
+
+class _Whole(msgspec.Struct):
+    usage: msgspec.Raw = msgspec.Raw(b"")
+    timings: msgspec.Raw = msgspec.Raw(b"")
+    metrics: msgspec.Raw = msgspec.Raw(b"")
+    choices: list[msgspec.Raw] = []
+
+
+_decode_whole: Final = msgspec.json.Decoder(_Whole).decode
+
+
+def _whole_report(body: bytes) -> tuple[bytes | None, bytes | None, bytes | None, int]:
+    """Return usage, timings and metrics of a whole answer as JSON, and the number of its choices."""
+    try:
+        whole = _decode_whole(body)
+    except msgspec.MsgspecError:
+        return None, None, None, 0
+    return bytes(whole.usage) or None, bytes(whole.timings) or None, bytes(whole.metrics) or None, len(whole.choices)
+
+
+def _error_text(raw: bytes) -> str:
+    """Return the message in a host's error object, or the object itself."""
+    try:
+        decoded = msgspec.json.decode(raw)
+    except msgspec.MsgspecError:
+        return raw[:200].decode("utf-8", "replace")
+    if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict):
+        decoded = decoded["error"]
+    if isinstance(decoded, dict) and isinstance(decoded.get("message"), str):
+        return str(decoded["message"])[:500]
+    return str(decoded)[:200]

@@ -1,0 +1,263 @@
+"""The router process: builds all parts, runs them on one uvloop, and takes them down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final
+
+import uvloop
+
+import ringbuffer
+from ringbuffer import RingError
+from router.config import Config, model_timeouts, run_dir, split_address
+from router.errors import ConfigError, ErrorKind
+from router.hosts.fleet import Fleet
+from router.hosts.health import HealthMonitor
+from router.hosts.host import Host
+from router.ingress.http import ClientConnection
+from router.ingress.server import HttpServer
+from router.log import set_up
+from router.loop import Loop
+from router.models import Model
+from router.telemetry import records as rec
+from router.telemetry.writer import Telemetry
+from router.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MS_NS: Final = 1_000_000
+_STOP_POLL_S: Final = 0.02
+
+
+class Daemon:
+    """One router. :meth:`run` returns when it was told to stop and has drained."""
+
+    def __init__(self, config: Config, log: Any) -> None:
+        self.config = config
+        self.log = log
+        self.run_dir = _usable_run_dir(run_dir(config), log)
+        self.telemetry = Telemetry(self.run_dir / config.listen.instance, config)
+        self.hosts = self._make_hosts()
+        names = {name for host in config.hosts for name in _names(host.models)}
+        connect_s = max([config.timeouts.connect_s, *(model_timeouts(config, n).connect_s for n in names)])
+        self.fleet = Fleet(self.hosts, self.telemetry.counters, connect_s)
+        self.loop = Loop(config, self.hosts, self.fleet, self.telemetry)
+        self.fleet.loop = self.loop
+        self.loop.on_health = self._log_health  # type: ignore[method-assign]
+        self.server = HttpServer(config, self.loop)
+        self.server.ready = self._is_ready
+        self._stop = asyncio.Event()
+        self._listeners: list[asyncio.Server] = []
+        self._socket_files: list[str] = []
+        self._was_ready = False
+        for host in self.hosts:
+            for name in _names(host.config.models):
+                self._model(name)
+
+    def _make_hosts(self) -> list[Host]:
+        hosts = []
+        for index, config in enumerate(self.config.hosts):
+            host_id = self.telemetry.names.intern(rec.NAME_HOST, config.name)
+            hosts.append(Host(config, host_id, index))
+        return hosts
+
+    # ------------------------------------------------------------ life
+    async def run(self) -> None:
+        """Serve until a signal says stop, then drain."""
+        event_loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            event_loop.add_signal_handler(number, self._stop.set)
+        watch = Watch(
+            self.loop,
+            threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
+            clients_under_way=self.server.check,
+        )
+        self.server.wake = watch.wake
+        health = HealthMonitor(self.loop, self.config.health, self._probed)
+        await self._listen()
+        health.start()
+        watch.start()
+        gc.collect()
+        gc.freeze()  # what exists now lives as long as the process: no later collection looks at it
+        self.log.info(
+            "serving",
+            http=self.addresses(),
+            rings=str(self.telemetry.generation.path),
+            ring_backend=ringbuffer.BACKEND,
+            pid=os.getpid(),
+        )
+        await self._stop.wait()
+        await self._shut_down(watch, health)
+
+    async def _shut_down(self, watch: Watch, health: HealthMonitor) -> None:
+        """Stop accepting, stop admitting, drain, then hosts, then rings."""
+        self.log.info("stopping", in_flight=len(self.loop.in_flight), drain_s=self.config.timeouts.drain_s)
+        for listener in self._listeners:
+            listener.close()
+        for path in self._socket_files:
+            Path(path).unlink(missing_ok=True)
+        self.loop.stopping = True
+        self.server.close_idle()
+        until = monotonic_ns() + int(self.config.timeouts.drain_s * 1e9)
+        while self.loop.in_flight and monotonic_ns() < until:
+            await asyncio.sleep(_STOP_POLL_S)
+        text = "the router was stopped; ask again"
+        for request in list(self.loop.in_flight.values()):
+            self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
+        await asyncio.sleep(0)
+        for connection in list(self.server.connections):
+            connection.close_idle()
+        await health.stop()
+        await self.fleet.close()
+        watch.stop()
+        self.telemetry.close()
+        self.log.info("stopped")
+
+    # ------------------------------------------------------------ listening
+    async def _listen(self) -> None:
+        event_loop = asyncio.get_running_loop()
+        for address in self.config.listen.http:
+            where = split_address(address, "listen.http")
+            try:
+                if isinstance(where, str):
+                    listener = await event_loop.create_unix_server(
+                        self._client, sock=_unix_socket(where), backlog=self.config.listen.backlog
+                    )
+                    self._socket_files.append(where)
+                else:
+                    listener = await event_loop.create_server(
+                        self._client, where[0], where[1], backlog=self.config.listen.backlog
+                    )
+            except OSError as error:
+                raise ConfigError(
+                    f"listen.http = {address!r}: cannot listen there: {error.strerror or error}"
+                ) from None
+            self._listeners.append(listener)
+
+    def _client(self) -> ClientConnection:
+        return ClientConnection(self.server)
+
+    def addresses(self) -> list[str]:
+        """Return where the router listens, with the ports that the kernel chose for port 0."""
+        out = []
+        for listener in self._listeners:
+            for sock in listener.sockets:
+                name = sock.getsockname()
+                out.append(f"unix:{name}" if isinstance(name, str) else f"http://{name[0]}:{name[1]}")
+        return out
+
+    # ------------------------------------------------------------ hosts
+    def _probed(self, host: Host) -> None:
+        for name in host.models:
+            model = self._model(name)
+            if host not in model.hosts:
+                model.hosts.append(host)
+        self.log.info(
+            "host probed", host=host.name, kind=host.kind, slots=host.facts.slot_count, models=sorted(host.models)
+        )
+
+    def _model(self, name: str) -> Model:
+        model = self.loop.models.get(name)
+        if model is None:
+            model = Model(name, self.telemetry.names.intern(rec.NAME_MODEL, name), self.config)
+            self.loop.models[name] = model
+        return model
+
+    def _log_health(self, host: Host) -> None:
+        if host.healthy:
+            self.log.info("host healthy", host=host.name)
+        else:
+            self.log.warning("host unhealthy", host=host.name, reason=host.last_error)
+        if not self._was_ready and self._is_ready():
+            self._was_ready = True
+            self.log.info("ready", models=sorted(self.loop.models))
+
+    def _is_ready(self) -> bool:
+        """Whether every model has a host that can serve it."""
+        models = self.loop.models.values()
+        return bool(models) and all(any(h.healthy for h in m.hosts) for m in models)
+
+
+def _names(models: Sequence[str] | dict[str, str]) -> list[str]:
+    return list(models)
+
+
+def _unix_socket(path: str) -> socket.socket:
+    """Bind a unix socket, taking the place of one that a dead process left behind."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_dead(path)
+        sock.bind(path)
+        Path(path).chmod(0o660)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_dead(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+        except OSError:
+            return  # not there
+
+
+def _usable_run_dir(path: Path, log: Any) -> Path:
+    """Return a directory on tmpfs for the rings: the one asked for, else one in /dev/shm, said aloud."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if _is_tmpfs(path):
+        return path
+    other = Path("/dev/shm") / f"ringrouter-{os.getuid()}"  # noqa: S108 - the tmpfs that every Linux has
+    other.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log.warning("run_dir is not on tmpfs, using another directory", run_dir=str(path), instead=str(other))
+    return other
+
+
+def _is_tmpfs(path: Path) -> bool:
+    best, kind = "", ""
+    real = str(path.resolve())
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, mount, fs, *_ = line.split(" ")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, fs
+    return kind in {"tmpfs", "ramfs"}
+
+
+def _raise_descriptor_limit(config: Config) -> None:
+    """Have descriptors for every client and its host: two each, and some."""
+    wanted = 2 * config.limits.connections + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard)
+        )
+
+
+async def _run(config: Config, log: Any) -> None:
+    await Daemon(config, log).run()
+
+
+def serve(config: Config) -> int:
+    """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace."""
+    log = set_up(config.log)
+    if ringbuffer.BACKEND == "plain":
+        log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
+    _raise_descriptor_limit(config)
+    try:
+        uvloop.run(_run(config, log))
+    except (ConfigError, RingError, OSError) as error:
+        log.error("cannot start", reason=str(error))
+        return 2
+    return 0

@@ -1,0 +1,1 @@
+"""Model hosts: what they are, their connections, and what their bytes mean."""

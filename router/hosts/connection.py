@@ -1,0 +1,204 @@
+"""One connection to a host: bytes out, response head parsed, body bytes handed to the attempt at once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from router.http1 import HEAD_END, BodyDecoder, ProtocolError, parse_response_head, response_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.attempt import Attempt
+    from router.hosts.fleet import Fleet
+    from router.hosts.host import Host
+
+_RESPONSE_HEAD_BYTES_MAX: Final = 64 * 1024
+
+
+def shut_down(transport: asyncio.Transport) -> None:
+    """End a connection in this very callback, both ways, and drop what was not sent.
+
+    uvloop puts off closing to a later turn, and a host that generates for nobody should know now.
+    """
+    sock: Any = transport.get_extra_info("socket")
+    if sock is not None and (fd := sock.fileno()) >= 0:
+        # A second socket object on the same descriptor: uvloop's own refuses shutdown(). All three of family, type and
+        # protocol are given, so that none is asked of the kernel.
+        twin = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        try:
+            twin.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+        finally:
+            twin.detach()
+    transport.abort()
+
+
+class HostConnection(asyncio.Protocol):
+    """A connection to one host, serving one attempt at a time.
+
+    ``take`` is where body bytes go: a bound method of the attempt, looked up once and not per token.
+    """
+
+    __slots__ = (
+        "_fleet",
+        "_head",
+        "_trailing",
+        "attempt",
+        "blocked",
+        "host",
+        "idle_since",
+        "take",
+        "transport",
+        "used",
+    )
+
+    def __init__(self, fleet: Fleet, host: Host) -> None:
+        self._fleet = fleet
+        self.host = host
+        self.transport: asyncio.Transport | None = None
+        self.attempt: Attempt | None = None
+        self.take: Callable[[bytes, int], None] | None = None
+        self.blocked = False
+        self.used = False
+        self.idle_since = 0
+        self._head = b""
+        self._trailing: BodyDecoder | None = None
+
+    # ------------------------------------------------------------ callbacks of the loop
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; whatever a write leaves over is reported at once."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by class, only by what it does
+        self.transport.set_write_buffer_limits(0, 0)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand body bytes on, or collect the response head."""
+        take = self.take
+        if take is not None:
+            take(data, monotonic_ns())
+        elif self.attempt is not None:
+            self._collect_head(data)
+        elif self._trailing is not None:
+            self._drain_trailing(data)
+        else:
+            self.close()  # a host that speaks unasked
+
+    def eof_received(self) -> bool:
+        """Tell the attempt that the host has ended; the transport closes by itself."""
+        self._ended()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface of asyncio
+        """Tell the attempt, if it does not know yet, and forget the connection."""
+        self._ended()
+        self._fleet.forget(self)
+        self.transport = None
+
+    def pause_writing(self) -> None:
+        """The host's socket does not take the whole request yet."""
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        """All of the request is written."""
+        self.blocked = False
+        if self.attempt is not None:
+            self.attempt.request_written(monotonic_ns())
+
+    # ------------------------------------------------------------ used by the attempt
+    def start(self, attempt: Attempt, data: bytes) -> None:
+        """Send a request; its answer goes to ``attempt``."""
+        assert self.transport is not None
+        self.attempt = attempt
+        self.transport.write(data)
+
+    def release(self, decoder: BodyDecoder | None, *, reusable: bool) -> None:
+        """Take the connection back from its attempt, whose answer is complete or nearly so.
+
+        ``decoder`` stands in the body: behind ``[DONE]`` the last chunk may still be on its way.
+        """
+        self.attempt = None
+        self.take = None
+        self.used = True
+        if not reusable or decoder is None or decoder.surplus or self.blocked or self.transport is None:
+            self.close()
+        elif decoder.ended:
+            self._fleet.keep(self)
+        else:
+            self._trailing = decoder
+            self.idle_since = monotonic_ns()
+            self._fleet.wait_for_end(self)
+
+    def kill(self) -> None:
+        """Cancel what the host is doing, now."""
+        self.attempt = None
+        self.take = None
+        if self.transport is not None:
+            shut_down(self.transport)
+
+    def close(self) -> None:
+        """Close without a word; nothing runs on the connection."""
+        self.take = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def pause(self, *, paused: bool) -> None:
+        """Stop or go on reading: back-pressure of a client that is too slow."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if paused:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    # ------------------------------------------------------------ inside
+    def _collect_head(self, data: bytes) -> None:
+        now = monotonic_ns()
+        attempt = self.attempt
+        assert attempt is not None
+        attempt.first_byte(now)
+        data = self._head + data if self._head else data
+        end = data.find(HEAD_END)
+        if end < 0:
+            self._head = data
+            if len(data) > _RESPONSE_HEAD_BYTES_MAX:
+                attempt.protocol_failed(f"a response head over {_RESPONSE_HEAD_BYTES_MAX} bytes", now)
+            return
+        self._head = b""
+        try:
+            head = parse_response_head(data[: end + 4])
+        except ProtocolError as error:
+            attempt.protocol_failed(f"not an HTTP response: {error}", now)
+            return
+        rest = data[end + 4 :]
+        if 100 <= head.status < 200:  # an interim response: the real one follows
+            if rest:
+                self._collect_head(rest)
+            return
+        self.take = attempt.begin(head, response_decoder(head))
+        if rest or head.length == 0:
+            self.take(rest, now)
+
+    def _drain_trailing(self, data: bytes) -> None:
+        assert self._trailing is not None
+        try:
+            self._trailing.feed(data)
+        except ProtocolError:
+            self.close()
+            return
+        if self._trailing.ended:
+            surplus = self._trailing.surplus
+            self._trailing = None
+            if surplus:
+                self.close()
+            else:
+                self._fleet.keep(self)
+
+    def _ended(self) -> None:
+        attempt, self.attempt, self.take = self.attempt, None, None
+        self._trailing = None
+        if attempt is not None:
+            attempt.host_ended(monotonic_ns())

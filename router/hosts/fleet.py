@@ -1,0 +1,161 @@
+"""The connections to all hosts: taken, kept warm, given up. Runs on the loop's thread; nothing here waits on the path."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from router.errors import ErrorKind
+from router.hosts.connection import HostConnection
+from router.telemetry.counters import Counter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ringbuffer import CountersWriter
+    from router.attempt import Attempt
+    from router.hosts.host import Host
+    from router.loop import Loop
+
+_NS: Final = 1_000_000_000
+_TRAILING_NS: Final = _NS
+"""How long a host may take from its last event to the end of the body before the connection is given up."""
+
+
+class Fleet:
+    """Connections by host. An attempt without one waits in ``queues``; whichever connection comes first serves it."""
+
+    def __init__(self, hosts: Sequence[Host], counters: CountersWriter, connect_timeout_s: float) -> None:
+        self.hosts = hosts
+        self.loop: Loop
+        self._counters = counters
+        self._connect_timeout_s = connect_timeout_s
+        self._queues: dict[int, list[Attempt]] = {host.host_id: [] for host in hosts}
+        self._trailing: set[HostConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # ------------------------------------------------------------ the path
+    def take(self, host: Host, now: int) -> HostConnection | None:
+        """Return an idle connection, the youngest first; those past their age are closed."""
+        idle = host.idle
+        if not idle:
+            return None
+        connection = idle.pop()
+        if now - connection.idle_since > host.facts.idle_close_s * _NS:
+            self._close_all(idle)  # the youngest is too old: all are
+            connection.close()
+            return None
+        return connection
+
+    def request(self, attempt: Attempt) -> None:
+        """Have a connection made for an attempt that found none."""
+        self._queues[attempt.host.host_id].append(attempt)
+        self._connect(attempt.host)
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """The attempt no longer waits for a connection."""
+        queue = self._queues[attempt.host.host_id]
+        if attempt in queue:
+            queue.remove(attempt)
+
+    def keep(self, connection: HostConnection) -> None:
+        """Take a connection whose answer is complete: for a waiting attempt, or as a spare."""
+        self._trailing.discard(connection)
+        host = connection.host
+        if self._closed or connection.transport is None or connection.transport.is_closing():
+            connection.close()
+            return
+        now = monotonic_ns()
+        queue = self._queues[host.host_id]
+        if queue:
+            self.loop.connected(queue.pop(0), connection, now)
+            return
+        connection.idle_since = now
+        host.idle.append(connection)
+
+    def wait_for_end(self, connection: HostConnection) -> None:
+        """Keep a connection aside until the end of its last body is in."""
+        self._trailing.add(connection)
+
+    def forget(self, connection: HostConnection) -> None:
+        """A connection is gone."""
+        self._trailing.discard(connection)
+        if connection in connection.host.idle:
+            connection.host.idle.remove(connection)
+
+    # ------------------------------------------------------------ spares
+    def top_up(self, host: Host, now: int) -> None:
+        """Open spares until there are as many as the recent bursts ask for."""
+        if not host.healthy or self._closed:
+            return
+        target = host.spares.target(now, max(host.free_slots, 0))
+        missing = target + len(self._queues[host.host_id]) - len(host.idle) - host.connecting
+        for _ in range(missing):
+            self._connect(host)
+
+    def prune(self, now: int) -> None:
+        """Close idle connections past their age and those whose body never ended; refill the spares."""
+        for connection in [c for c in self._trailing if now - c.idle_since > _TRAILING_NS]:
+            connection.close()
+        for host in self.hosts:
+            age_ns = host.facts.idle_close_s * _NS
+            old = [c for c in host.idle if now - c.idle_since > age_ns]
+            if old:
+                host.idle = [c for c in host.idle if now - c.idle_since <= age_ns]
+                self._close_all(old)
+            self.top_up(host, now)
+
+    @staticmethod
+    def _close_all(connections: list[HostConnection]) -> None:
+        for connection in connections:
+            connection.close()
+        connections.clear()
+
+    # ------------------------------------------------------------ connecting
+    def _connect(self, host: Host) -> None:
+        host.connecting += 1
+        self._counters.add(Counter.CONNECTS)
+        task = asyncio.get_running_loop().create_task(self._connect_now(host))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect_now(self, host: Host) -> None:
+        loop = asyncio.get_running_loop()
+        kind, text = ErrorKind.CONNECT_FAILED, ""
+        connection: HostConnection | None = None
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                address = host.resolved
+                if address is None:
+                    raise OSError(f"the name of host {host.name} is not resolved")
+                if isinstance(address, str):
+                    _, connection = await loop.create_unix_connection(lambda: HostConnection(self, host), address)
+                else:
+                    _, connection = await loop.create_connection(lambda: HostConnection(self, host), *address)
+        except TimeoutError:
+            kind, text = ErrorKind.CONNECT_TIMEOUT, f"host {host.name} did not accept a connection in time"
+        except OSError as error:
+            text = f"host {host.name} cannot be reached: {error.strerror or error}"
+        finally:
+            host.connecting -= 1
+        if connection is not None:
+            self.keep(connection)
+            return
+        now = monotonic_ns()
+        queue = self._queues[host.host_id]
+        self.loop.host_failed(host, text, now)
+        if queue:
+            self.loop.attempt_failed(queue.pop(0), kind, text, now)
+
+    async def close(self) -> None:
+        """Close every connection and wait for what is being connected."""
+        self._closed = True
+        for host in self.hosts:
+            self._close_all(host.idle)
+        for connection in list(self._trailing):
+            connection.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,138 @@
+"""Asking a host what it is and whether it can serve: small GETs off the token path."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+
+from router.hosts.host import Host
+from router.hosts.kinds import facts_of, kind_of_owner
+from router.http1 import HEAD_END, EofDecoder, ProtocolError, parse_response_head, response_decoder
+
+_ANSWER_BYTES_MAX: Final = 4 << 20
+
+
+class ProbeError(Exception):
+    """A host did not answer a probe; the text says how."""
+
+
+async def get(host: Host, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """GET a path of a host on a connection of its own; raises :class:`ProbeError`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _get(host, path)
+    except TimeoutError:
+        raise ProbeError(f"no answer to GET {path} within {timeout_s:g} s") from None
+    except ProtocolError as error:
+        raise ProbeError(f"GET {path}: not HTTP: {error}") from None
+    except OSError as error:
+        raise ProbeError(f"cannot connect: {error.strerror or error}") from None
+
+
+async def _get(host: Host, path: str) -> tuple[int, bytes]:
+    address = host.address
+    if isinstance(address, str):
+        reader, writer = await asyncio.open_unix_connection(address)
+        name = "localhost"
+    else:
+        if host.resolved is None:
+            await resolve(host)
+        assert isinstance(host.resolved, tuple)
+        reader, writer = await asyncio.open_connection(*host.resolved)
+        name = f"{address[0]}:{address[1]}"
+    try:
+        auth = host.authorization().decode()
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: {name}\r\n{auth}connection: close\r\n\r\n".encode())
+        data = b""
+        while HEAD_END not in data:
+            more = await reader.read(65536)
+            if not more:
+                raise ProtocolError("the connection closed before the head was complete")
+            data += more
+            _bound(data)
+        head_bytes, _, rest = data.partition(HEAD_END)
+        head = parse_response_head(head_bytes + HEAD_END)
+        decoder = response_decoder(head)
+        body = decoder.feed(rest)
+        while not decoder.ended:
+            more = await reader.read(65536)
+            if not more:
+                if isinstance(decoder, EofDecoder):
+                    break
+                raise ProtocolError("the connection closed in the middle of the answer")
+            body += decoder.feed(more)
+            _bound(body)
+        return head.status, body
+    finally:
+        writer.close()
+
+
+def _bound(data: bytes) -> None:
+    if len(data) > _ANSWER_BYTES_MAX:
+        raise ProtocolError(f"an answer over {_ANSWER_BYTES_MAX} bytes")
+
+
+async def resolve(host: Host) -> None:
+    """Resolve a host's name, off the path; unix sockets have nothing to resolve. Raises ``OSError``."""
+    if isinstance(host.address, str):
+        return
+    name, port = host.address
+    found = await asyncio.get_running_loop().getaddrinfo(name, port, type=1)  # SOCK_STREAM
+    sockaddr = found[0][4]
+    host.resolved = (str(sockaddr[0]), int(sockaddr[1]))
+
+
+async def check_health(host: Host, timeout_s: float) -> None:
+    """Ask the health path; raises :class:`ProbeError` unless it answers 200."""
+    path = host.facts.health_path
+    status, body = await get(host, path, timeout_s)
+    if status != 200:
+        text = body[:200].decode("utf-8", "replace").strip()
+        raise ProbeError(f"GET {path} answered {status}{': ' + text if text else ''}")
+
+
+async def interview(host: Host, timeout_s: float) -> None:
+    """Ask a host for its kind, models and slots and take them over; raises :class:`ProbeError`."""
+    config = host.config
+    kind = config.kind
+    names: list[str] = []
+    if kind == "auto" or not config.models:
+        status, body = await get(host, "/v1/models", timeout_s)
+        if status != 200:
+            raise ProbeError(f"GET /v1/models answered {status}")
+        names, owner = _read_models(body)
+        if kind == "auto":
+            kind = kind_of_owner(owner)  # type: ignore[assignment]
+    host.kind = kind
+    host.facts = facts_of(kind, config)
+    models = config.models or names
+    if not models:
+        raise ProbeError("GET /v1/models names no model")
+    host.models = dict(models) if isinstance(models, dict) else {name: name for name in models}
+    if config.slots is None and host.facts.slots_path:
+        await _ask_slots(host, timeout_s)
+    host.probed = True
+
+
+def _read_models(body: bytes) -> tuple[list[str], str]:
+    """Return the ids in a model list and the owner of the first."""
+    try:
+        decoded: Any = msgspec.json.decode(body)
+        data = decoded["data"]
+        return [str(entry["id"]) for entry in data], str(data[0].get("owned_by", "")) if data else ""
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+        raise ProbeError("GET /v1/models: not a list of models") from None
+
+
+async def _ask_slots(host: Host, timeout_s: float) -> None:
+    status, body = await get(host, host.facts.slots_path, timeout_s)
+    if status != 200:
+        return
+    try:
+        slots = msgspec.json.decode(body).get("total_slots")
+    except (msgspec.MsgspecError, AttributeError):
+        return
+    if isinstance(slots, int) and slots > 0:
+        host.facts = msgspec.structs.replace(host.facts, slot_count=slots)

@@ -1,0 +1,403 @@
+"""The stream scanner, sans I/O: a host's response bytes in, whole server-sent events and what they are out.
+
+One pass per read. The bytes that come out are the bytes that went in, with their chunk framing, as long as a read
+begins and ends at an event boundary and has nothing to remove; else the whole events of the read are framed anew and
+what is incomplete waits. So the client only ever sees whole events, and an error or a comment can be put between any
+two writes.
+
+No JSON is decoded for most tokens. Consecutive token events of a stream differ only in the text itself, so the scanner
+keeps the bytes before and after the text of the last decoded one. An event that begins and ends with exactly these
+bytes and has no quotation mark between is the same JSON with another text, whatever the host and its spacing; any
+other event is decoded.
+
+Format of the events: https://html.spec.whatwg.org/multipage/server-sent-events.html §9.2.6, with OpenAI's objects as
+data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from router.http1 import BodyDecoder, ChunkedDecoder, chunk
+from router.telemetry.records import Kind, TokenFlag
+
+CONTENT_KINDS: Final = frozenset({Kind.TEXT, Kind.REASONING, Kind.TOOL_CALL})
+
+_EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
+_EVENT_END_BYTES_MAX: Final = 4
+_TEXT_VALUE: Final = re.compile(rb'"(?:content|text|reasoning|reasoning_content)" ?: ?"((?:[^"\\]++|\\.)++)"')
+_MISSES_MAX: Final = 16
+"""Consecutive events that did not fit the template after which no new one is learned: learning costs about 1 µs, and
+streams whose every event differs (log probabilities, running timings, several choices) never repay it."""
+_DONE: Final = b"[DONE]"
+_CHUNK_LINE_SEARCH: Final = 18
+_CHUNK_SIZES: Final = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
+"""Size lines as hosts write them. A look-up costs less than ``int(line, 16)`` and takes no sign, no underscore and no
+``0x``, which would be passed on to the client."""
+
+_HOST_EVENT: Final = int(TokenFlag.HOST_EVENT) << 8
+
+
+class StreamError(Exception):
+    """The host's stream cannot be taken further; the text says why."""
+
+
+_ABSENT: Final = msgspec.Raw(b"")
+_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: the last two for text that is not UTF-8 and for a thousand nested brackets."""
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _ABSENT
+    timings: msgspec.Raw = _ABSENT
+    metrics: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    prompt_progress: msgspec.Raw = _ABSENT
+
+
+_decode_event: Final = msgspec.json.Decoder(_Event).decode
+_NULL: Final = b"null"
+
+
+def _given(raw: msgspec.Raw) -> bytes | None:
+    """Return the JSON of a field, ``None`` where it is absent or null."""
+    data = bytes(raw)
+    return None if not data or data == _NULL else data
+
+
+def event_code(kind: int, flags: int = 0, choice: int = 0) -> int:
+    """Return the third word of a token record for a host's event, without the host (bits 16 to 31)."""
+    return kind | flags << 8 | _HOST_EVENT | choice << 32
+
+
+def split_lines(event: bytes) -> tuple[bytes, bytes, bool]:
+    """Split one event into ``(data, event name, has any field)``; several data lines are joined by LF."""
+    data: list[bytes] = []
+    name = b""
+    fields = False
+    for line in event.splitlines():
+        if not line or line.startswith(b":"):
+            continue
+        fields = True
+        key, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if key == b"data":
+            data.append(value)
+        elif key == b"event":
+            name = value
+    return b"\n".join(data), name, fields
+
+
+def _is_whole(event: bytes) -> bool:
+    """Return whether an event that the end of the body left open is complete but for its blank line."""
+    data = split_lines(event)[0]
+    if data == _DONE:
+        return True
+    try:
+        msgspec.json.decode(data)
+    except _UNDECODABLE:
+        return False
+    return True
+
+
+class StreamScanner:
+    """Scans one response body.
+
+    After each :meth:`feed` the caller reads and clears ``events``: a list of ``(code, bytes)``, one for each event of
+    the host, ``code`` as :func:`event_code` makes it. ``raw`` keeps chunk framing in what :meth:`feed` returns;
+    without it the return value is the bare events. ``[DONE]`` is never in the return value: it waits in ``sentinel``,
+    because what is written at the end is the caller's decision.
+    """
+
+    __slots__ = (
+        "_aligned",
+        "_code",
+        "_decoder",
+        "_drop_progress",
+        "_drop_usage",
+        "_event_bytes_max",
+        "_finished",
+        "_misses",
+        "_prefix",
+        "_prefix_bytes",
+        "_raw",
+        "_suffix",
+        "_suffix_bytes",
+        "_tail",
+        "choice_count",
+        "content_count",
+        "error",
+        "event_count",
+        "events",
+        "finish_count",
+        "first_choices",
+        "metrics",
+        "payloads",
+        "sentinel",
+        "timings",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        decoder: BodyDecoder,
+        *,
+        raw: bool = True,
+        drop_usage: bool = False,
+        drop_progress: bool = False,
+        keep_payloads: bool = False,
+        event_bytes_max: int = 4 << 20,
+    ) -> None:
+        self._decoder = decoder
+        self._raw = raw
+        self._drop_usage = drop_usage
+        self._drop_progress = drop_progress
+        self._event_bytes_max = event_bytes_max
+        self._aligned = isinstance(decoder, ChunkedDecoder)
+        self._tail = b""
+        self._misses = 0
+        self._prefix = b"\0"  # fits no event until one was learned
+        self._suffix = b"\0"
+        self._prefix_bytes = self._suffix_bytes = 1
+        self._code = 0
+        self._finished: set[int] = set()
+        self.events: list[tuple[int, int]] = []
+        self.payloads: list[bytes] | None = [] if keep_payloads else None
+        """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
+        self.event_count = 0
+        self.content_count = 0
+        self.finish_count = 0
+        self.choice_count = 0
+        self.first_choices = False
+        self.usage: bytes | None = None
+        self.timings: bytes | None = None
+        self.metrics: bytes | None = None
+        self.error: bytes | None = None
+        self.sentinel: bytes | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the body's framing says that it is complete."""
+        return self._decoder.ended
+
+    @property
+    def surplus(self) -> bytes:
+        """Bytes behind the end of the body: the connection cannot be used again."""
+        return self._decoder.surplus
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every choice that began has a finish_reason and no error came."""
+        return self.error is None and 0 < self.finish_count >= self.choice_count
+
+    def feed(self, data: bytes) -> bytes:
+        """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
+        if not self._aligned or self.payloads is not None:
+            return self._feed_slowly(data, 0)
+        position, size_of_data = 0, len(data)
+        prefix, suffix, code = self._prefix, self._suffix, self._code
+        prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
+        events, sizes = self.events, _CHUNK_SIZES
+        hits = 0
+        while position < size_of_data:
+            line_end = data.find(b"\r\n", position, position + _CHUNK_LINE_SEARCH)
+            start = line_end + 2
+            text = start + prefix_bytes
+            if line_end < 0 or not data.startswith(prefix, start):
+                break
+            size = sizes.get(data[position:line_end])
+            if size is None:
+                break
+            end = start + size + 2
+            text_end = end - suffix_bytes
+            if (
+                end > size_of_data
+                or text_end <= text
+                or not data.endswith(suffix, text, end)
+                or data.find(b'"', text, text_end) >= 0
+            ):
+                break
+            events.append((code, size))
+            hits += 1
+            position = end
+        if hits:
+            self.event_count += hits
+            self.content_count += hits
+            self._misses = 0
+        if position == size_of_data and self._raw:
+            return data
+        return self._feed_slowly(data, position)
+
+    def finish(self) -> bytes:
+        """Take the end of the body: an event that lacks only its blank line gets it and is returned.
+
+        One that was cut off within is dropped, as §9.2.6 has it: passed on, it would swallow what comes behind it.
+        """
+        event, self._tail = self._tail.rstrip(b"\r\n") + b"\n\n", b""
+        if not _is_whole(event):
+            return b""
+        forwarded: list[bytes] = []
+        self._take_event(event, forwarded)
+        payload = b"".join(forwarded)
+        return chunk(payload) if payload and self._raw else payload
+
+    # ------------------------------------------------------------ everything that is not the same token again
+    def _feed_slowly(self, data: bytes, position: int) -> bytes:
+        done = data[:position]
+        was_aligned = self._aligned
+        events, kept_all = self._split(self._decoder.feed(data[position:] if position else data))
+        self._aligned = not self._tail and self._decoder.at_boundary
+        if self._raw and kept_all and was_aligned and self._aligned:
+            return data
+        out = b"".join(events)
+        if not self._raw:
+            return self._bare(done) + out if done else out
+        return done + chunk(out) if out else done
+
+    @staticmethod
+    def _bare(framed: bytes) -> bytes:
+        """Take the framing off whole chunks that the fast loop has counted already."""
+        return ChunkedDecoder().feed(framed)
+
+    def _split(self, payload: bytes) -> tuple[list[bytes], bool]:
+        """Cut whole events off; return those to forward and whether these are all of ``payload``."""
+        # An event's end may lie across two reads; what is before it was searched already.
+        searched = max(0, len(self._tail) - _EVENT_END_BYTES_MAX + 1)
+        if self._tail:
+            payload = self._tail + payload
+        forwarded: list[bytes] = []
+        start = 0
+        kept_all = True
+        for boundary in _EVENT_END.finditer(payload, searched):
+            end = boundary.end()
+            kept_all = self._take_event(payload[start:end], forwarded) and kept_all
+            start = end
+        self._tail = payload[start:]
+        if len(self._tail) > self._event_bytes_max:
+            raise StreamError(f"an event of the host exceeds {self._event_bytes_max} bytes")
+        return forwarded, kept_all
+
+    def _take_event(self, event: bytes, forwarded: list[bytes]) -> bool:
+        code, keep = self._classify(event)
+        self.events.append((code if keep else code | TokenFlag.REMOVED << 8, len(event)))
+        self.event_count += 1
+        if code & 0xFF == Kind.SENTINEL:
+            self.sentinel = event
+            return False
+        if keep:
+            forwarded.append(event)
+        return keep
+
+    def _classify(self, event: bytes) -> tuple[int, bool]:
+        """Return the event's code and whether the client gets it."""
+        data, name, has_fields = split_lines(event)
+        if not has_fields:
+            return event_code(Kind.KEEPALIVE), True
+        if data == _DONE:
+            return event_code(Kind.SENTINEL), True
+        try:
+            decoded = _decode_event(data)
+        except _UNDECODABLE:
+            return self._classify_foreign(data, name)
+        error = _given(decoded.error)
+        if error is not None or name == b"error":
+            self.error = error or data
+            return event_code(Kind.ERROR), True
+        if self.payloads is not None:
+            self.payloads.append(data)
+        return self._classify_answer(event, decoded)
+
+    def _classify_foreign(self, data: bytes, name: bytes) -> tuple[int, bool]:
+        """An event that is no chunk of OpenAI's shape: passed on, not understood."""
+        if name == b"error":
+            self.error = data
+            return event_code(Kind.ERROR), True
+        return event_code(Kind.HEAD), True
+
+    def _classify_answer(self, event: bytes, decoded: _Event) -> tuple[int, bool]:
+        flags = 0
+        usage = _given(decoded.usage)
+        if usage is not None:
+            self.usage = usage
+            flags = int(TokenFlag.USAGE)
+        self.timings = _given(decoded.timings) or self.timings
+        self.metrics = _given(decoded.metrics) or self.metrics
+        choices = decoded.choices
+        if not choices:
+            if usage is None:
+                return event_code(Kind.HEAD), not (self._drop_progress and _given(decoded.prompt_progress) is not None)
+            # The usage event that was asked for has an empty list of choices; one without the list is something else.
+            return event_code(Kind.USAGE, flags), choices is None or not self._drop_usage
+        kind, choice = self._content(choices)
+        finished = self._note_finished(choices)
+        if finished:
+            flags |= int(TokenFlag.FINISH)
+        if kind:
+            self.content_count += 1
+            code = event_code(kind, flags, choice)
+            if len(choices) == 1 and not flags and kind != Kind.TOOL_CALL:
+                self._learn(event, code)
+            return code, True
+        progress = self._drop_progress and not finished and _given(decoded.prompt_progress) is not None
+        return event_code(Kind.FINISH if finished else Kind.HEAD, flags, choice), not progress
+
+    def _note_finished(self, choices: list[_Choice]) -> bool:
+        """Return whether a choice ended; a host that says so twice has still ended it once."""
+        finished = [c.index for c in choices if c.finish_reason]
+        if finished:
+            self._finished.update(finished)
+            self.finish_count = len(self._finished)
+        return bool(finished)
+
+    def _content(self, choices: list[_Choice]) -> tuple[int, int]:
+        """Return kind (0: no content) and index of the choice that has it, and count the choices."""
+        self.first_choices = True
+        for c in choices:
+            self.choice_count = max(self.choice_count, (c.index & 0xFFFF) + 1)
+        for c in choices:
+            delta = c.delta
+            if c.text:
+                return Kind.TEXT, c.index & 0xFFFF
+            if delta is None:
+                continue
+            if delta.content or delta.refusal:
+                return Kind.TEXT, c.index & 0xFFFF
+            if delta.reasoning or delta.reasoning_content:
+                return Kind.REASONING, c.index & 0xFFFF
+            if delta.tool_calls or delta.function_call:
+                return Kind.TOOL_CALL, c.index & 0xFFFF
+        return 0, choices[0].index & 0xFFFF
+
+    def _learn(self, event: bytes, code: int) -> None:
+        """Keep what surrounds the text of this event as the template of the next."""
+        self._misses += 1
+        if self._misses > _MISSES_MAX:
+            return
+        found = _TEXT_VALUE.search(event)
+        if found is None or _TEXT_VALUE.search(event, found.end()) is not None:
+            return
+        start, end = found.span(1)
+        self._prefix = event[:start]
+        self._suffix = event[end:] + b"\r\n"  # the chunk's own end
+        self._prefix_bytes, self._suffix_bytes = len(self._prefix), len(self._suffix)
+        self._code = code

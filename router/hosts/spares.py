@@ -1,0 +1,40 @@
+"""How many idle connections a host should have, pure: the most requests that began in any 50 ms of the last 10 s."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+_BUCKET_NS: Final = 50_000_000
+_WINDOW_BUCKETS: Final = 200
+
+
+class SpareTarget:
+    """Counts starts in buckets of 50 ms and keeps the largest of the last 10 s. Explicit time."""
+
+    __slots__ = ("_bucket", "_count", "_peaks")
+
+    def __init__(self) -> None:
+        self._bucket = 0
+        self._count = 0
+        # Buckets in order with falling counts: the first is the largest of the window, later ones wait for it to age.
+        self._peaks: deque[tuple[int, int]] = deque()
+
+    def start(self, now_ns: int) -> None:
+        """Count one request that takes a connection."""
+        bucket = now_ns // _BUCKET_NS
+        if bucket != self._bucket:
+            self._bucket, self._count = bucket, 0
+        self._count += 1
+        peaks = self._peaks
+        while peaks and peaks[-1][1] <= self._count:
+            peaks.pop()
+        peaks.append((bucket, self._count))
+
+    def target(self, now_ns: int, free_slots: int) -> int:
+        """Return how many idle connections to hold, between 1 and ``free_slots`` (0 when no slot is free)."""
+        oldest = now_ns // _BUCKET_NS - _WINDOW_BUCKETS
+        peaks = self._peaks
+        while peaks and peaks[0][0] < oldest:
+            peaks.popleft()
+        return min(max(peaks[0][1] if peaks else 1, 1), free_slots)

@@ -1,0 +1,258 @@
+"""HTTP/1.1 message framing, sans I/O: heads by llhttp, bodies by length, by chunks or to the end of the connection.
+
+Heads go through httptools (llhttp, strict), so that an ambiguous one (two lengths, length and chunks) is refused
+rather than guessed at. Bodies are cut here because the token path needs to know where chunks lie.
+Format: RFC 9112.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import httptools
+
+HEAD_END: Final = b"\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+_CHUNK_LINE_BYTES_MAX: Final = 4096
+"""Longest size line of a chunk, extensions included; also the bound of the trailer section's lines."""
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
+
+
+class ProtocolError(Exception):
+    """Bytes that are not the HTTP/1.1 they should be."""
+
+
+class Head:
+    """A parsed request or response head.
+
+    ``headers`` holds lower-case names; of repeated names the last stands (those that matter for framing may not be
+    repeated). ``length`` is the declared body length, ``None`` without one.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_parser",
+        "chunked",
+        "headers",
+        "keep_alive",
+        "length",
+        "method",
+        "minor",
+        "reason",
+        "status",
+        "url",
+    )
+
+    def __init__(self) -> None:
+        self._parser: httptools.HttpRequestParser | httptools.HttpResponseParser | None = None
+        self._complete = False
+        self.headers: dict[bytes, bytes] = {}
+        self.url = b""
+        self.method = b""
+        self.status = 0
+        self.reason = b""
+        self.minor = 1
+        self.keep_alive = False
+        self.chunked = False
+        self.length: int | None = None
+
+    # callbacks of httptools
+    def on_url(self, url: bytes) -> None:
+        """Collect the request target; called in pieces."""
+        self.url += url
+
+    def on_status(self, status: bytes) -> None:
+        """Collect the reason phrase; called in pieces."""
+        self.reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep one header."""
+        self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Keep what llhttp forgets at the end of the message, which for one without a body is the end of the head."""
+        assert self._parser is not None
+        self._complete = True
+        self.keep_alive = self._parser.should_keep_alive()
+
+    def parse(self, parser: httptools.HttpRequestParser | httptools.HttpResponseParser, data: bytes) -> None:
+        """Parse a head whose callbacks are this object's; raises :class:`ProtocolError`."""
+        self._parser = parser
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an Upgrade header is ignored, as RFC 9110 §7.8 allows
+        except httptools.HttpParserError as error:
+            raise ProtocolError(str(error) or type(error).__name__) from None
+        finally:
+            self._parser = None  # it holds this object: a circle would wait for the garbage collector
+        if not self._complete:
+            raise ProtocolError("the head is not complete")
+        version = parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            raise ProtocolError(f"HTTP version {version} is not supported, use 1.1")
+        self.minor = 0 if version == "1.0" else 1
+        self._settle_framing()
+
+    def _settle_framing(self) -> None:
+        headers = self.headers
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None:
+            self.chunked = coding.rpartition(b",")[2].strip().lower() == b"chunked"
+            if not self.chunked:
+                raise ProtocolError("transfer-encoding must end in chunked")
+        length = headers.get(b"content-length")
+        if length is not None and not self.chunked:
+            if not length.strip().isdigit():
+                raise ProtocolError(f"content-length {length[:40]!r} is not a number")
+            self.length = int(length)
+
+
+def parse_request_head(data: bytes) -> Head:
+    """Parse a request head, the blank line included; raises :class:`ProtocolError`."""
+    head = Head()
+    parser = httptools.HttpRequestParser(head)
+    head.parse(parser, data)
+    head.method = parser.get_method()
+    return head
+
+
+def parse_response_head(data: bytes) -> Head:
+    """Parse a response head, the blank line included; raises :class:`ProtocolError`."""
+    head = Head()
+    parser = httptools.HttpResponseParser(head)
+    head.parse(parser, data)
+    head.status = parser.get_status_code()
+    return head
+
+
+class ChunkedDecoder:
+    """Takes the chunk framing off a body, fed in pieces cut anywhere.
+
+    ``at_boundary`` tells that the next byte begins a size line; ``ended`` that the last chunk and its trailers are in;
+    ``surplus`` are the bytes behind it; ``length_is_framed``
+    is false only where the end of the connection is the end of the body.
+    """
+
+    __slots__ = ("_left", "_line", "_state", "ended", "surplus")
+    length_is_framed = True
+    _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
+
+    def __init__(self) -> None:
+        self._state = self._SIZE
+        self._left = 0
+        self._line = b""
+        self.ended = False
+        self.surplus = b""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the decoder stands between two chunks with nothing pending."""
+        return self._state == self._SIZE and not self._line
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the payload in ``data``; raises :class:`ProtocolError`."""
+        parts: list[bytes] = []
+        position, n = 0, len(data)
+        while position < n and not self.ended:
+            if self._state == self._DATA:
+                take = min(self._left, n - position)
+                parts.append(data[position : position + take])
+                position += take
+                self._left -= take
+                if not self._left:
+                    self._state = self._DATA_END
+                continue
+            position = self._take_line(data, position)
+        if position < n:
+            self.surplus += data[position:]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _take_line(self, data: bytes, position: int) -> int:
+        end = data.find(b"\n", position)
+        if end < 0:
+            self._line += data[position:]
+            self._bound()
+            return len(data)
+        self._line += data[position : end + 1]
+        self._bound()
+        line, self._line = self._line, b""
+        if not line.endswith(b"\r\n"):
+            raise ProtocolError("a line of the chunk framing does not end in CRLF")
+        self._on_line(line[:-2])
+        return end + 1
+
+    def _bound(self) -> None:
+        if len(self._line) > _CHUNK_LINE_BYTES_MAX:
+            raise ProtocolError(f"a line of the chunk framing exceeds {_CHUNK_LINE_BYTES_MAX} bytes")
+
+    def _on_line(self, line: bytes) -> None:
+        if self._state == self._DATA_END:
+            if line:
+                raise ProtocolError("a chunk is longer than its size")
+            self._state = self._SIZE
+        elif self._state == self._TRAILER:
+            self.ended = not line  # trailers are dropped: nothing here uses them
+        else:
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None:
+                raise ProtocolError(f"chunk size {line[:40]!r} is not hexadecimal")
+            self._left = int(size[1], 16)
+            self._state = self._DATA if self._left else self._TRAILER
+
+
+class LengthDecoder:
+    """A body of a declared length; the same interface as :class:`ChunkedDecoder`."""
+
+    __slots__ = ("_left", "ended", "surplus")
+    at_boundary = False
+    length_is_framed = True
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.ended = length == 0
+        self.surplus = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the part of ``data`` that belongs to the body."""
+        if len(data) > self._left:
+            data, self.surplus = data[: self._left], self.surplus + data[self._left :]
+        self._left -= len(data)
+        self.ended = not self._left
+        return data
+
+
+class EofDecoder:
+    """A body that ends with the connection; the same interface as :class:`ChunkedDecoder`."""
+
+    __slots__ = ("ended",)
+    at_boundary = False
+    length_is_framed = False
+    surplus = b""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return all of ``data``: the end is the caller's to see."""
+        return data
+
+
+BodyDecoder = ChunkedDecoder | LengthDecoder | EofDecoder
+
+
+def response_decoder(head: Head) -> BodyDecoder:
+    """Return the decoder of a response's body, as RFC 9112 §6.3 settles it."""
+    if head.status in {204, 304} or 100 <= head.status < 200:
+        return LengthDecoder(0)
+    if head.chunked:
+        return ChunkedDecoder()
+    if head.length is not None:
+        return LengthDecoder(head.length)
+    return EofDecoder()
+
+
+def chunk(payload: bytes) -> bytes:
+    """Return ``payload`` as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)

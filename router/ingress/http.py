@@ -1,0 +1,336 @@
+"""The HTTP ingress: one client connection, from the first byte of a request to the last of its answer.
+
+Requests come one after another on a connection; while one is answered, what the client sends ahead is kept (bounded),
+and the socket is always read, so that a client that leaves is noticed in every phase. The end of the client's bytes
+during its answer means that it has left: half-closed connections are not supported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final, cast
+
+from router.errors import WIRE, ErrorKind, error_object
+from router.http1 import HEAD_END, LAST_CHUNK, ChunkedDecoder, Head, ProtocolError, chunk, parse_request_head
+from router.ingress import heads
+from router.telemetry.tcp import TcpInfo, read_tcp_info
+
+if TYPE_CHECKING:
+    from router.ingress.server import HttpServer
+    from router.request import Request
+
+_JSON: Final = b"application/json"
+_STREAM_HEADERS: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client. Also the egress of its requests (:class:`router.request.Egress`)."""
+
+    __slots__ = (
+        "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_server",
+        "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns",
+    )  # fmt: skip
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._head: Head | None = None
+        self._body = bytearray()
+        self._body_left = 0
+        self._chunks: ChunkedDecoder | None = None
+        self._close_after = False
+        self._flooded = False
+        self._advancing = False
+        self.request: Request | None = None
+        self.request_id = ""
+        self.recv_ns = 0
+        self.since_ns = 0
+        """When the request now being read began, 0 between requests (then ``recv_ns`` is not in use)."""
+        self.raw = True
+        self.blocked = False
+
+    # ------------------------------------------------------------ callbacks of the event loop
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accept, or refuse over the limit."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class, only by what it does
+        self._transport.set_write_buffer_limits(0, 0)  # whatever a write leaves over is reported at once
+        if not self._server.accept(self):
+            self._refuse(ErrorKind.TOO_MANY_CONNECTIONS, "too many connections (limits.connections)")
+
+    def data_received(self, data: bytes) -> None:
+        """Collect requests; while one is answered, keep what is sent ahead."""
+        if self.request is not None:
+            self._send_ahead(data)
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """The client has left, or ends its side: both cancel what runs for it."""
+        if self.request is not None:
+            self._server.loop.client_left(self.request, monotonic_ns())
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface of asyncio
+        """The connection is gone."""
+        request, self.request = self.request, None
+        self._transport = None
+        self._server.forget(self)
+        if request is not None:
+            self._server.loop.client_left(request, monotonic_ns())
+
+    def pause_writing(self) -> None:
+        """The client's socket does not take everything."""
+        self.blocked = True
+        if self.request is not None:
+            self._server.loop.client_blocked(self.request)
+
+    def resume_writing(self) -> None:
+        """The client's socket has taken everything."""
+        self.blocked = False
+        if self.request is not None:
+            self._server.loop.client_drained(self.request)
+
+    # ------------------------------------------------------------ a request comes in
+    def _send_ahead(self, data: bytes) -> None:
+        if self._flooded:
+            return
+        if len(self._buffer) + len(data) > self._server.limits.pipelined_bytes:
+            # Reading goes on, because that is how leaving is noticed; the bytes are dropped, so the connection ends
+            # with an error once this answer is complete.
+            self._flooded = True
+            self._buffer = b""
+            return
+        self._buffer += data
+
+    def _advance(self) -> None:
+        """Take as many requests off the buffer as there are, one answer after another."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self.request is None and self._transport is not None and not self._transport.is_closing():
+                if self._flooded:
+                    limit = self._server.limits.pipelined_bytes
+                    self._refuse(
+                        ErrorKind.PIPELINE_TOO_LONG, f"more than {limit} bytes were sent ahead (limits.pipelined_bytes)"
+                    )
+                elif not (self._take_body() if self._head is not None else self._take_head()):
+                    break
+        finally:
+            self._advancing = False
+
+    def _take_head(self) -> bool:
+        """Take a request head off the buffer; false when it is not complete."""
+        buffer = self._buffer
+        if not buffer:
+            return False
+        if not self.since_ns:
+            buffer = self._buffer = buffer.lstrip(b"\r\n")  # RFC 9112 §2.2: blank lines before a request line
+            self._server.reading(self)
+        limit = self._server.limits.head_bytes
+        end = buffer.find(HEAD_END, 0, limit)
+        if end < 0:
+            if len(buffer) >= limit:
+                self._refuse(ErrorKind.HEAD_TOO_LARGE, f"the request head exceeds {limit} bytes (limits.head_bytes)")
+            return False
+        try:
+            head = parse_request_head(buffer[: end + 4])
+        except ProtocolError as error:
+            self._refuse(ErrorKind.BAD_REQUEST, f"not an HTTP request: {error}")
+            return False
+        self.recv_ns = monotonic_ns()
+        self._buffer = buffer[end + 4 :]
+        return self._begin_body(head)
+
+    def _begin_body(self, head: Head) -> bool:
+        self._head = head
+        self._close_after = not head.keep_alive
+        self.raw = head.minor > 0
+        self.request_id = self._server.request_id(head)
+        limit = self._server.limits.body_bytes
+        if head.length is not None and head.length > limit:
+            text = f"the request body has {head.length} bytes, at most {limit} are allowed (limits.body_bytes)"
+            self._refuse(ErrorKind.BODY_TOO_LARGE, text)
+            return False
+        self._chunks = ChunkedDecoder() if head.chunked else None
+        self._body_left = head.length or 0
+        if head.minor and (head.chunked or self._body_left > len(self._buffer)):
+            self._answer_expectation(head)
+        return True
+
+    def _answer_expectation(self, head: Head) -> None:
+        if head.headers.get(b"expect", b"").lower() == b"100-continue":
+            self.write(heads.CONTINUE)
+
+    def _take_body(self) -> bool:
+        """Take body bytes off the buffer; false when it is not complete."""
+        body = self._take_chunked() if self._chunks is not None else self._take_length()
+        if body is None:
+            return False
+        head, self._head = self._head, None
+        assert head is not None
+        self.since_ns = 0
+        self._server.read_done(self)
+        self._server.handle(self, head, body, monotonic_ns())
+        return True
+
+    def _take_length(self) -> bytes | None:
+        buffer, left = self._buffer, self._body_left
+        if not self._body and len(buffer) >= left:  # the usual case: all of it is here
+            self._buffer = buffer[left:]
+            return buffer[:left]
+        take = buffer[: left - len(self._body)]
+        self._body += take
+        self._buffer = buffer[len(take) :]
+        return self._whole_body() if len(self._body) == left else None
+
+    def _take_chunked(self) -> bytes | None:
+        assert self._chunks is not None
+        data, self._buffer = self._buffer, b""
+        try:
+            self._body += self._chunks.feed(data)
+        except ProtocolError as error:
+            self._refuse(ErrorKind.BAD_REQUEST, f"the chunked body is broken: {error}")
+            return None
+        limit = self._server.limits.body_bytes
+        if len(self._body) > limit:
+            self._refuse(ErrorKind.BODY_TOO_LARGE, f"the request body exceeds {limit} bytes (limits.body_bytes)")
+            return None
+        if not self._chunks.ended:
+            return None
+        self._buffer = self._chunks.surplus
+        return self._whole_body()
+
+    def _whole_body(self) -> bytes:
+        body = bytes(self._body)
+        self._body.clear()
+        return body
+
+    def refuse_slow_head(self, text: str) -> None:
+        """The request did not come in in time."""
+        self._refuse(ErrorKind.HEAD_TIMEOUT, text)
+
+    def close_idle(self) -> None:
+        """Close between two requests."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _refuse(self, kind: ErrorKind, message: str) -> None:
+        """Answer bytes that are no request (or one too large) and close: where the next one begins is unknown."""
+        self._server.refused()
+        self._close_after = True
+        self._buffer = b""
+        self.error(kind, message)
+        self.end()
+
+    # ------------------------------------------------------------ answers without a host
+    def error(self, kind: ErrorKind, message: str, param: str | None = None, *, retry_after_s: int = 0) -> None:
+        """Write an error answer in OpenAI's shape."""
+        extra = b"retry-after: %d\r\n" % retry_after_s if retry_after_s else b""
+        self.answer(WIRE[kind].status, _JSON, error_object(kind, message, param), extra)
+
+    def answer(
+        self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", *, head_only: bool = False
+    ) -> None:
+        """Write a whole answer; ``extra`` are further header lines."""
+        request_id = b"x-request-id: %b\r\n" % self.request_id.encode("latin-1") if self.request_id else b""
+        head = b"%bcontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
+            heads.status_line(status),
+            content_type,
+            request_id,
+            extra,
+            self._connection_header(),
+            len(body),
+        )
+        self.write(head if head_only else head + body)
+
+    def end(self) -> None:
+        """The answer is written: close if that was the last one."""
+        self.request_id = ""
+        if self._close_after and self._transport is not None:
+            self._transport.close()
+
+    def _connection_header(self) -> bytes:
+        return heads.connection_header(1 if self.raw else 0, keep_alive=not self._close_after)
+
+    # ------------------------------------------------------------ egress
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
+        """Write the head of a streamed answer and its first bytes at once."""
+        if not self.raw:
+            self._close_after = True  # HTTP/1.0 has no chunks: the end of the connection ends the answer
+        framing = b"transfer-encoding: chunked\r\n" if self.raw else b""
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b%b%b%b\r\n" % (
+            content_type,
+            _STREAM_HEADERS,
+            heads.request_headers(request, self._server.host_name(request)),
+            self._connection_header(),
+            framing,
+        )
+        request.bytes_out += len(head) + len(data)
+        self.write(head + data)
+
+    def write_comment(self, text: bytes) -> None:
+        """Write an SSE comment."""
+        comment = b": %b\n\n" % text
+        self.write(chunk(comment) if self.raw else comment)
+
+    def end_stream(self, request: Request, data: bytes, sentinel: bytes) -> None:
+        """Write the last bytes, the timing comment if it was asked for, the sentinel, and the end."""
+        if request.timing_asked:
+            sentinel = self._server.timing_comment(request) + sentinel
+        if self.raw:
+            data = b"%b%b%b" % (data, chunk(sentinel) if sentinel else b"", LAST_CHUNK)
+        else:
+            data += sentinel
+        self.write(data)
+
+    def break_stream(self, event: bytes) -> None:
+        """Write an error event and close without the last chunk."""
+        self.write(chunk(event) if self.raw else event)
+        self._close_after = True
+
+    def whole(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
+        """Write a whole answer of a host."""
+        head = b"%bcontent-type: %b\r\n%b%bcontent-length: %d\r\n\r\n" % (
+            heads.status_line(status),
+            content_type,
+            heads.request_headers(request, self._server.host_name(request)),
+            self._connection_header(),
+            len(body),
+        )
+        request.bytes_out += len(head) + len(body)
+        self.write(head + body)
+
+    def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:
+        """Write an error answer to a request."""
+        self.request_id = request.request_id
+        self.error(kind, message, retry_after_s=retry_after_s)
+
+    def finished(self) -> None:
+        """The request is over: close, or take the next one."""
+        self.request = None
+        self.end()
+        self._server.answered(self)
+        if not self._close_after:
+            self._advance()
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait in the transport."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def tcp_info(self) -> TcpInfo:
+        """Return the kernel's view of the client's connection."""
+        return read_tcp_info(self._transport.get_extra_info("socket") if self._transport is not None else None)
+
+    def abort(self) -> None:
+        """Drop the client."""
+        if self._transport is not None:
+            self._transport.abort()

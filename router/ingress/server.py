@@ -1,0 +1,279 @@
+"""The HTTP API: which path does what, and the set of all client connections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from time import monotonic_ns, time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+import msgspec
+
+from router.errors import ErrorKind, RequestError
+from router.ingress.http import ClientConnection
+from router.ingress.tags import TagReader
+from router.messages import decode_body
+from router.request import Request
+from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
+from router.telemetry.counters import Counter
+from router.telemetry.host_report import read_report
+from router.telemetry.records import Endpoint
+
+if TYPE_CHECKING:
+    from router.config import Config
+    from router.http1 import Head
+    from router.loop import Loop
+
+_JSON: Final = b"application/json"
+_NS: Final = 1_000_000_000
+_MS_NS: Final = 1_000_000
+_REQUEST_ID_BYTES_MAX: Final = 128
+_IDLE_CHECK_NS: Final = _NS
+_API: Final = {
+    b"/v1/chat/completions": Endpoint.CHAT,
+    b"/v1/completions": Endpoint.COMPLETION,
+    b"/v1/embeddings": Endpoint.EMBEDDINGS,
+}
+_U32: Final = 0xFFFFFFFF
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class HttpServer:
+    """Owns the client connections of this router and answers what needs no host."""
+
+    def __init__(self, config: Config, loop: Loop) -> None:
+        self.loop = loop
+        self.limits = config.limits
+        self.ready: Callable[[], bool] = lambda: False
+        self.wake: Callable[[], None] = lambda: None
+        self.connections: set[ClientConnection] = set()
+        self._config = config
+        self._counters = loop.counters
+        self._tags = TagReader(config.tags.own)
+        self._reading: set[ClientConnection] = set()
+        self._idle: dict[ClientConnection, int] = {}
+        self._idle_check_ns = 0
+        self._head_ns = int(config.timeouts.head_s * _NS)
+        self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
+        self._id_prefix = f"rr-{os.urandom(4).hex()}-"
+        self._id_count = 0
+        self._created = int(time())
+        self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
+            b"/health": self._health,
+            b"/ready": self._ready_page,
+            b"/v1/models": self._models,
+            b"/models": self._models,
+            b"/metrics": self._metrics,
+        }
+
+    # ------------------------------------------------------------ connections
+    def accept(self, connection: ClientConnection) -> bool:
+        """Count a new connection; false when there are too many."""
+        self.connections.add(connection)
+        full = len(self.connections) > self.limits.connections
+        self._counters.add(Counter.CONNECTIONS_REFUSED if full else Counter.CONNECTIONS_ACCEPTED)
+        self._counters.set(Counter.CONNECTIONS_OPEN, len(self.connections))
+        self._idle[connection] = monotonic_ns()
+        return not full
+
+    def forget(self, connection: ClientConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self._reading.discard(connection)
+        self._idle.pop(connection, None)
+        self._counters.set(Counter.CONNECTIONS_OPEN, len(self.connections))
+
+    def reading(self, connection: ClientConnection) -> None:
+        """The first bytes of a request are in: its time-out runs."""
+        connection.since_ns = monotonic_ns()
+        self._idle.pop(connection, None)
+        self._reading.add(connection)
+        self.wake()
+
+    def read_done(self, connection: ClientConnection) -> None:
+        """A request is in."""
+        self._reading.discard(connection)
+
+    def answered(self, connection: ClientConnection) -> None:
+        """An answer is out and nothing of the next request is in."""
+        if connection in self.connections:
+            self._idle[connection] = monotonic_ns()
+
+    def refused(self) -> None:
+        """Bytes came that are no request."""
+        self._counters.add(Counter.REQUESTS_BAD)
+
+    def check(self, now: int) -> bool:
+        """End requests that come in too slowly and connections idle for too long; return whether any is being read."""
+        limit = self._config.timeouts.head_s
+        for connection in [c for c in self._reading if now - c.since_ns >= self._head_ns]:
+            self._reading.discard(connection)
+            connection.refuse_slow_head(f"the request was not complete after {limit:g} s (timeouts.head_s)")
+        if now >= self._idle_check_ns:
+            self._idle_check_ns = now + _IDLE_CHECK_NS
+            for connection in [c for c, since in self._idle.items() if now - since >= self._keep_alive_ns]:
+                connection.close_idle()
+        return bool(self._reading)
+
+    def close_idle(self) -> None:
+        """Close all connections that are between two requests: the router is stopping."""
+        for connection in list(self._idle):
+            connection.close_idle()
+
+    # ------------------------------------------------------------ requests
+    def request_id(self, head: Head) -> str:
+        """Return the client's own request id if it is usable, else a new one."""
+        given = head.headers.get(b"x-request-id", b"")
+        if given and len(given) <= _REQUEST_ID_BYTES_MAX and given.isascii() and given.decode("ascii").isprintable():
+            return given.decode("ascii")
+        self._id_count += 1
+        return f"{self._id_prefix}{self._id_count:x}"
+
+    def handle(self, connection: ClientConnection, head: Head, body: bytes, body_ns: int) -> None:
+        """Answer one request or hand it to the loop."""
+        path, _, _ = head.url.partition(b"?")
+        endpoint = _API.get(path)
+        try:
+            if endpoint is not None:
+                if head.method != b"POST":
+                    raise RequestError(
+                        ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes POST, not {_show(head.method)}"
+                    )
+                self._submit(connection, endpoint, head, body, body_ns)
+                return
+            page = self._pages.get(path) or self._one_model(path)
+            if page is None:
+                raise RequestError(ErrorKind.NOT_FOUND, f"there is nothing at {_show(path)}")
+            if head.method not in {b"GET", b"HEAD"}:
+                raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes GET, not {_show(head.method)}")
+            page(connection, head.method == b"HEAD")
+        except RequestError as error:
+            self._refuse(connection, error)
+            return
+        connection.end()
+        self.answered(connection)
+
+    def _refuse(self, connection: ClientConnection, error: RequestError) -> None:
+        refused = error.kind in {ErrorKind.OVERLOADED, ErrorKind.SHUTTING_DOWN, ErrorKind.NO_HOST}
+        self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.REQUESTS_BAD)
+        connection.request = None
+        connection.error(error.kind, error.message, error.param, retry_after_s=1 if refused else 0)
+        connection.end()
+        self.answered(connection)
+
+    def _submit(self, connection: ClientConnection, endpoint: Endpoint, head: Head, body: bytes, body_ns: int) -> None:
+        fields = decode_body(endpoint, body)
+        model = self.loop.models.get(fields.model)
+        if model is None:
+            raise self._unknown_model(fields.model)
+        request = Request(connection, endpoint, connection.request_id, body, fields)
+        request.recv = connection.recv_ns
+        request.body_ns = body_ns
+        request.model = model
+        request.model_id = model.model_id
+        if endpoint is not Endpoint.EMBEDDINGS:
+            stream = fields.stream
+            request.stream = model.config.stream_by_default if not isinstance(stream, bool) else stream
+            request.fold = not request.stream and _folds(model)
+        max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
+        request.max_tokens = min(max(int(max_tokens or 0), 0), _U32)
+        request.temperature = float(fields.temperature or 0.0)
+        headers = head.headers
+        request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
+        tags = self._tags.read(headers, model.name, request.request_id, fields.user, fields.metadata)
+        request.identity = self.loop.telemetry.identity(*tags)
+        if b"traceparent" in headers:
+            request.trace_headers = _trace_headers(headers)
+        self._counters.add(Counter.REQUESTS)
+        connection.request = request
+        w4 = model.model_id | endpoint << 16 | request.stream << 24
+        self.loop.submit(
+            request, w4, len(body) | request.max_tokens << 32, hash(request.request_id) & 0xFFFFFFFFFFFFFFFF
+        )
+        self.wake()
+
+    def _unknown_model(self, name: str) -> RequestError:
+        waiting = [h.name for h in self.loop.hosts if not h.probed]
+        if waiting:
+            text = f"model {name!r} is not known yet: no answer from {', '.join(waiting)} so far"
+            return RequestError(ErrorKind.NO_HOST, text, "model")
+        known = ", ".join(sorted(self.loop.models)[:20]) or "none"
+        return RequestError(
+            ErrorKind.MODEL_NOT_FOUND, f"model {name[:200]!r} is not served here (models: {known})", "model"
+        )
+
+    # ------------------------------------------------------------ answers about a request
+    def host_name(self, request: Request) -> str:
+        """Return the name of the host that answers, empty while there is none."""
+        return self.loop.hosts[request.host - 1].name if request.host else ""
+
+    def timing_comment(self, request: Request) -> bytes:
+        """Return the comment that ``x-ringrouter-timing: 1`` asks for: what is known before the last byte is out."""
+        now = monotonic_ns()
+        values = (
+            request.recv, request.body_ns, request.pub, request.deq, request.admitted, request.routed1, request.routed,
+            request.conn_ns, request.sent_ns, request.hfb, request.tok1, request.out1, request.tok_n,
+            request.out_n or now, now,
+        )  # fmt: skip
+        assert len(values) == len(STAMPS)
+        stage_ns = stages(values)
+        report = read_report(request.usage, None, None)
+        n_out = report.n_out or request.content_count
+        timing: dict[str, Any] = {f"{name}_ms": ns / _MS_NS for name, ns in stage_ns.items()}
+        timing["ttft_ms"] = ttft_ns(stage_ns) / _MS_NS
+        per_token = tpot_ns(request.tok1, request.tok_n, n_out, 1)
+        timing["tpot_ms"] = per_token / _MS_NS if per_token is not None else None
+        timing["tokens"] = n_out
+        timing["host"] = self.host_name(request)
+        return b": ringrouter %b\n\n" % _encode(timing)
+
+    # ------------------------------------------------------------ pages
+    def _health(self, connection: ClientConnection, head_only: bool) -> None:
+        connection.answer(200, _JSON, b'{"status":"ok"}', head_only=head_only)
+
+    def _ready_page(self, connection: ClientConnection, head_only: bool) -> None:
+        hosts = {h.name: "healthy" if h.healthy else h.last_error or "not probed yet" for h in self.loop.hosts}
+        ready = self.ready()
+        body = _encode({"status": "ready" if ready else "not ready", "hosts": hosts})
+        connection.answer(200 if ready else 503, _JSON, body, head_only=head_only)
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "ringrouter"}
+
+    def _one_model(self, path: bytes) -> Callable[[ClientConnection, bool], None] | None:
+        name = unquote(path.removeprefix(b"/v1/models/").decode("utf-8", "replace"))
+        if not path.startswith(b"/v1/models/"):
+            return None
+        if name not in self.loop.models:
+            raise self._unknown_model(name)
+        return lambda connection, head_only: connection.answer(
+            200, _JSON, _encode(self._model(name)), head_only=head_only
+        )
+
+    def _models(self, connection: ClientConnection, head_only: bool) -> None:
+        data = [self._model(name) for name in sorted(self.loop.models)]
+        connection.answer(200, _JSON, _encode({"object": "list", "data": data}), head_only=head_only)
+
+    def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
+        text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
+        connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
+
+
+def _folds(model: Any) -> bool:
+    """Return whether a not-streamed answer of this model is folded from a stream."""
+    fold: str = model.config.fold
+    if fold != "auto":
+        return fold == "always"
+    return any(not host.facts.cancels_whole_answers for host in model.hosts)
+
+
+def _trace_headers(headers: dict[bytes, bytes]) -> bytes:
+    lines = b"traceparent: %b\r\n" % headers[b"traceparent"][:512]
+    if b"tracestate" in headers:
+        lines += b"tracestate: %b\r\n" % headers[b"tracestate"][:512]
+    return lines
+
+
+def _show(raw: bytes) -> str:
+    return raw[:100].decode("ascii", "backslashreplace")

@@ -1,0 +1,506 @@
+"""The duty cycle: requests off the ring, through the waiting room, to a host, and their end. The only writer of routing
+state.
+
+Everything happens in the callback that brought it about: the ingress publishes into the request ring and drains it in
+the same turn; a freed slot starts the next waiting request at once. Time-outs are the tick's (:mod:`router.watch`).
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from router import outbound
+from router.admission import Admission, admit
+from router.attempt import Attempt
+from router.errors import WIRE, ErrorKind, RequestError, error_object
+from router.models import Model
+from router.routing import NO_HOST, Candidate, choose, explain
+from router.telemetry.counters import Counter
+from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from router.config import Config
+    from router.hosts.connection import HostConnection
+    from router.hosts.fleet import Fleet
+    from router.hosts.host import Host
+    from router.request import Request
+    from router.telemetry.writer import Telemetry
+
+_DRAIN_MAX: Final = 64
+"""Requests taken off the ring in one turn."""
+_MS_NS: Final = 1_000_000
+_RETRY_AFTER_S: Final = 1
+_STALE_RETRIES_MAX: Final = 2
+_RETRIED_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
+_RETRIED_ERRORS: Final = frozenset({
+    ErrorKind.CONNECT_FAILED,
+    ErrorKind.CONNECT_TIMEOUT,
+    ErrorKind.HOST_CLOSED,
+    ErrorKind.HOST_PROTOCOL,
+    ErrorKind.HOST_ERROR_EVENT,
+    ErrorKind.HOST_STATUS,
+    ErrorKind.NO_FINISH,
+})  # fmt: skip
+_TIMEOUT_ERRORS: Final = frozenset({
+    ErrorKind.QUEUE_TIMEOUT,
+    ErrorKind.CONNECT_TIMEOUT,
+    ErrorKind.FIRST_TOKEN_TIMEOUT,
+    ErrorKind.IDLE_TIMEOUT,
+    ErrorKind.TOTAL_TIMEOUT,
+})  # fmt: skip
+# Errors that say something about the host's health; a status or an error event is an answer, and no time-out of the
+# whole request is the host's alone.
+_UNHEALTHY_ERRORS: Final = frozenset({
+    ErrorKind.CONNECT_TIMEOUT,
+    ErrorKind.HOST_CLOSED,
+    ErrorKind.HOST_PROTOCOL,
+    ErrorKind.FIRST_TOKEN_TIMEOUT,
+    ErrorKind.IDLE_TIMEOUT,
+})  # fmt: skip
+
+
+class Loop:
+    """Owns requests, models, and the slots of hosts."""
+
+    def __init__(self, config: Config, hosts: Sequence[Host], fleet: Fleet, telemetry: Telemetry) -> None:
+        self.config = config
+        self.limits = config.limits
+        self.hosts = hosts
+        self.fleet = fleet
+        self.telemetry = telemetry
+        self.counters = telemetry.counters
+        self.models: dict[str, Model] = {}
+        self.in_flight: dict[int, Request] = {}
+        self.waiting_count = 0
+        self.stopping = False
+        self._published: dict[int, Request] = {}
+        self._pumping = False
+        self._fail_after = config.health.fail_after
+
+    # ------------------------------------------------------------ in
+    def submit(self, request: Request, w4: int, w5: int, w6: int) -> None:
+        """Publish a request into the ring and drain it in this turn; raises :class:`RequestError` when there is no room.
+
+        The words are those of the request record behind its three stamps.
+        """
+        if self.stopping:
+            raise RequestError(ErrorKind.SHUTTING_DOWN, "the router is shutting down; ask again in a moment")
+        if len(self.in_flight) >= self.limits.in_flight:
+            raise RequestError(
+                ErrorKind.OVERLOADED, f"{self.limits.in_flight} requests are in flight (limits.in_flight)"
+            )
+        request.pub = monotonic_ns()
+        sequence = self.telemetry.requests.try_publish(request.recv, request.body_ns, request.pub, w4, w5, w6, 0)
+        if sequence < 0:
+            raise RequestError(ErrorKind.OVERLOADED, "the request ring is full (rings.requests)")
+        request.seq = sequence
+        self._published[sequence] = request
+        self.drain()
+
+    def drain(self) -> None:
+        """Take what was published off the ring, in order, in one batch."""
+        reader = self.telemetry.loop_reader
+        first, end = reader.poll(_DRAIN_MAX)
+        for sequence in range(first, end):
+            self._admit(self._published.pop(sequence))
+        reader.release(end)
+
+    def _admit(self, request: Request) -> None:
+        request.deq = monotonic_ns()
+        model = request.model
+        self.in_flight[request.seq] = request
+        request.row = self.telemetry.take_row()
+        self.telemetry.event(request.deq, request, Kind.OPEN)
+        healthy = free = 0
+        for host in model.hosts:
+            if host.healthy:
+                healthy += 1
+                free += max(host.free_slots, 0)
+        decision = admit(
+            waiting=len(model.waiting), waiting_max=self.limits.waiting, healthy_hosts=healthy, free_slots=free
+        )
+        if decision == Admission.RUN:
+            self._run(request, request.deq)
+        elif decision == Admission.WAIT:
+            self._wait(request)
+        elif decision == Admission.REFUSE_FULL:
+            self.fail(
+                request,
+                ErrorKind.OVERLOADED,
+                f"{self.limits.waiting} requests wait for {model.name!r} (limits.waiting)",
+                request.deq,
+            )
+        else:
+            self.fail(request, ErrorKind.NO_HOST, self._no_host_text(model), request.deq)
+
+    def _no_host_text(self, model: Model) -> str:
+        reasons = "; ".join(f"{h.name}: {h.last_error or 'not healthy'}" for h in model.hosts) or "none is configured"
+        return f"no host can serve {model.name!r} now ({reasons})"
+
+    def _wait(self, request: Request, *, first: bool = False) -> None:
+        waiting = request.model.waiting
+        request.phase = Phase.WAITING
+        request.check_ns = 0
+        if first:
+            waiting.appendleft(request)
+        else:
+            request.waiting_ahead = len(waiting)
+            waiting.append(request)
+        self.waiting_count += 1
+        self.telemetry.write_row(request)
+
+    # ------------------------------------------------------------ to a host
+    def _run(self, request: Request, now: int) -> bool:
+        """Route a request and start an attempt; false when no host has a free slot for it."""
+        model = request.model
+        tried = request.tried
+        candidates = [
+            Candidate(h.host_id, h.running + len(h.draining), h.facts.slot_count, h.healthy, h.host_id in tried)
+            for h in model.hosts
+        ]
+        chosen = choose(candidates, model.turn)
+        if chosen == NO_HOST:
+            return False
+        model.turn = chosen + 1
+        if not request.admitted:
+            request.admitted = now
+        host = model.hosts[chosen]
+        request.candidates = explain(candidates, chosen)
+        request.host = host.host_id
+        request.routed = monotonic_ns()
+        if not request.routed1:
+            request.routed1 = request.routed
+        self._start(request, host)
+        return True
+
+    def _start(self, request: Request, host: Host) -> None:
+        request.attempt_count += 1
+        host.running += 1
+        host.spares.start(request.routed)
+        self._connect(request, host)
+
+    def _connect(self, request: Request, host: Host) -> None:
+        attempt = Attempt(self, request, host)
+        request.attempt = attempt
+        request.phase = Phase.CONNECTING
+        request.check_ns = 0
+        connection = self.fleet.take(host, request.routed)
+        if connection is None:
+            self.fleet.request(attempt)
+        else:
+            self.connected(attempt, connection, monotonic_ns())
+            self.fleet.top_up(host, request.routed)
+
+    def connected(self, attempt: Attempt, connection: HostConnection, now: int) -> None:
+        """An attempt has its connection: send the request."""
+        attempt.start(connection, outbound.build(attempt), now)
+
+    def closed_before_answer(self, attempt: Attempt, now: int) -> None:
+        """A host closed before the first byte of an answer.
+
+        On a kept connection that is no failure of the request: the host gave the connection up at the same moment. It
+        goes out again on another connection to the same host, which the client never sees.
+        """
+        request = attempt.request
+        if attempt.on_kept_connection and request.stale_retries < _STALE_RETRIES_MAX:
+            request.stale_retries += 1
+            self.counters.add(Counter.RETRIES_STALE)
+            attempt.over = True
+            request.sent_ns = 0
+            self._connect(request, attempt.host)
+            return
+        self.attempt_failed(attempt, ErrorKind.HOST_CLOSED, f"host {attempt.host.name} closed before it answered", now)
+
+    # ------------------------------------------------------------ slots
+    def release_slot(self, host: Host, now: int) -> None:
+        """A request no longer runs at a host: the next waiting one takes its place in this turn."""
+        host.running -= 1
+        self.pump(host, now)
+
+    def pump(self, host: Host, now: int) -> None:
+        """Start waiting requests while the host has free slots, the longest waiting first."""
+        if self._pumping or not self.waiting_count:
+            return
+        self._pumping = True
+        try:
+            while host.healthy and host.free_slots > 0:
+                request = self._longest_waiting(host)
+                if request is None:
+                    break
+                request.model.waiting.popleft()
+                self.waiting_count -= 1
+                if not self._run(request, now):
+                    self._wait(request, first=True)
+                    break
+        finally:
+            self._pumping = False
+
+    def _longest_waiting(self, host: Host) -> Request | None:
+        best: Request | None = None
+        for name in host.models:
+            model = self.models[name]
+            if model.waiting and (best is None or model.waiting[0].deq < best.deq):
+                best = model.waiting[0]
+        return best
+
+    # ------------------------------------------------------------ failures
+    def host_failed(self, host: Host, text: str, now: int) -> None:
+        """Count a failure of a host; after several in a row it gets no requests until a probe succeeds."""
+        host.failures += 1
+        host.last_error = text
+        if host.healthy and host.failures >= self._fail_after:
+            self.set_health(host, healthy=False, now=now)
+
+    def set_health(self, host: Host, *, healthy: bool, now: int) -> None:
+        """Mark a host; one that comes back takes waiting requests at once."""
+        if healthy:
+            host.failures = 0
+            host.last_error = ""
+        if host.healthy == healthy:
+            return
+        host.healthy = healthy
+        self.counters.set(Counter.HOSTS_HEALTHY, sum(h.healthy for h in self.hosts))
+        self.on_health(host)
+        if healthy:
+            self.fleet.top_up(host, now)
+            self.pump(host, now)
+
+    def on_health(self, host: Host) -> None:
+        """Called when a host's health has changed; the daemon logs it."""
+
+    def attempt_failed(self, attempt: Attempt, kind: ErrorKind, text: str, now: int) -> None:
+        """An attempt failed: tried elsewhere before the commit point, an error for the client after it."""
+        if attempt.over:
+            return
+        request, host = attempt.request, attempt.host
+        self._end_attempt(attempt, now, host_may_work=kind in _TIMEOUT_ERRORS and bool(request.sent_ns))
+        self._note_failed(request, host, kind, attempt.status, now)
+        if kind in _UNHEALTHY_ERRORS:
+            self.host_failed(host, text, now)
+        if attempt.live or kind not in _RETRIED_ERRORS or not self._retry(request, host, now):
+            self.fail(request, kind, text, now)
+        self.pump(host, now)
+
+    def host_status(self, attempt: Attempt, status: int, content_type: bytes, body: bytes, now: int) -> None:
+        """A host answered with an error status: retried elsewhere if that can help, else passed on as it is."""
+        request, host = attempt.request, attempt.host
+        attempt.host_status_done(now)
+        self._note_failed(request, host, ErrorKind.HOST_STATUS, status, now)
+        others = any(h.healthy and h is not host and h.host_id not in request.tried for h in request.model.hosts)
+        if status in _RETRIED_STATUSES and others and self._retry(request, host, now):
+            return
+        text = outbound.error_text(body) or f"host {host.name} answered {status}"
+        request.error = ErrorKind.HOST_STATUS
+        request.message = text
+        request.status = status
+        outcome = Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR
+        if request.committed:
+            request.egress.break_stream(outbound.error_event(error_object(ErrorKind.HOST_STATUS, f"{status}: {text}")))
+        else:
+            content_type, body = outbound.openai_shaped(status, content_type, body)
+            request.egress.whole(request, status, content_type, body)
+        self._end(request, outcome, now)
+
+    def _note_failed(self, request: Request, host: Host, kind: ErrorKind, status: int, now: int) -> None:
+        self.counters.add(Counter.ATTEMPTS_FAILED)
+        self.telemetry.event(now, request, Kind.ATTEMPT_FAILED)
+        request.failed_attempts.append(
+            (host.host_id, kind, status, request.routed, request.conn_ns, request.sent_ns, request.hfb, now)
+        )
+
+    def _retry(self, request: Request, host: Host, now: int) -> bool:
+        """Send a request to the waiting room's head for another attempt; false when it has none left."""
+        total_ns = request.model.total_ns
+        if request.attempt_count >= self.limits.attempts or now - request.recv >= total_ns or self.stopping:
+            return False
+        request.tried.add(host.host_id)
+        if not any(h.healthy for h in request.model.hosts):
+            return False
+        request.reset_attempt()
+        if not self._run(request, now):
+            self._wait(request, first=True)
+        return True
+
+    def _end_attempt(self, attempt: Attempt, now: int, *, host_may_work: bool) -> None:
+        """Take connection and slot back from an attempt that did not complete; the host learns of it in this call."""
+        connection = attempt.take_connection()
+        request, host = attempt.request, attempt.host
+        request.attempt = None
+        if connection is None:
+            self.fleet.withdraw(attempt)
+        else:
+            connection.kill()
+        host.running -= 1
+        grace_ns = int(host.facts.cancel_grace_ms * _MS_NS)
+        if host_may_work and grace_ns:
+            host.drain_slot(now + grace_ns)
+
+    def fail(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
+        """End a request with an error of the router's own."""
+        request.error = kind
+        request.message = text
+        self._leave_waiting(request)
+        if request.committed:
+            self.telemetry.event(now, request, Kind.ERROR)
+            event = outbound.error_event(error_object(kind, text, delivered=request.content_count))
+            request.egress.break_stream(event)
+        else:
+            request.status = WIRE[kind].status
+            retry_after = _RETRY_AFTER_S if request.status in {429, 503} else 0
+            request.egress.fail(request, kind, text, retry_after)
+        if kind in _TIMEOUT_ERRORS:
+            self.counters.add(Counter.TIMEOUTS)
+            outcome = Outcome.TIMEOUT
+        elif kind in {ErrorKind.OVERLOADED, ErrorKind.NO_HOST}:
+            outcome = Outcome.REJECTED
+        elif kind == ErrorKind.SHUTTING_DOWN:
+            outcome = Outcome.ABORTED
+        else:
+            outcome = Outcome.HOST_ERROR
+        self._end(request, outcome, now)
+
+    def time_out(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
+        """A time-out of the router has come: end the attempt, if there is one, and the request."""
+        attempt = request.attempt
+        if attempt is not None:
+            self.attempt_failed(attempt, kind, text, now)
+        else:
+            self.fail(request, kind, text, now)
+
+    def _leave_waiting(self, request: Request) -> None:
+        if request.phase == Phase.WAITING:
+            request.model.waiting.remove(request)
+            self.waiting_count -= 1
+            request.phase = Phase.NONE
+
+    # ------------------------------------------------------------ the client
+    def client_left(self, request: Request, now: int) -> None:
+        """The client is gone: whatever is done for it stops in this very call."""
+        self._drop_client(request, Outcome.CLIENT_GONE, ErrorKind.CLIENT_GONE, now)
+
+    def client_stalled(self, request: Request, now: int) -> None:
+        """The client has taken no byte for too long: its own fault."""
+        egress = request.egress
+        self._drop_client(request, Outcome.CLIENT_STALLED, ErrorKind.CLIENT_STALLED, now)
+        egress.abort()
+
+    def _drop_client(self, request: Request, outcome: Outcome, kind: ErrorKind, now: int) -> None:
+        if request.phase == Phase.DONE:
+            return
+        request.left_ns = now
+        self._leave_waiting(request)
+        attempt = request.attempt
+        if attempt is not None and not attempt.over:
+            host = attempt.host
+            self._end_attempt(attempt, now, host_may_work=bool(request.sent_ns))
+            request.cancel_latency_ns = monotonic_ns() - now
+            request.tokens_saved = max(0, request.max_tokens - request.content_count)
+            self.telemetry.event(now, request, Kind.CANCEL)
+            self._finish(request, outcome, kind, now)
+            self.pump(host, now)
+            return
+        self._finish(request, outcome, kind, now)
+
+    def client_blocked(self, request: Request) -> None:
+        """The client's socket does not take everything."""
+        now = monotonic_ns()
+        request.blocked_ns = now
+        request.blocked_bytes = request.egress.unsent_bytes()
+        request.check_ns = 0
+        self.telemetry.event(now, request, Kind.BLOCKED)
+
+    def client_drained(self, request: Request) -> None:
+        """The client's socket has taken everything that was written."""
+        now = monotonic_ns()
+        self.telemetry.event(now, request, Kind.DRAINED)
+        request.blocked_ns = 0
+        if request.tok1:
+            request.out_n = now
+            if not request.out1:
+                request.out1 = now
+        self.resume_host(request)
+        if request.ending:
+            self._finish(request, request.ending, request.error, now)
+
+    def pause_host(self, request: Request) -> None:
+        """Read a host no further: its client is too far behind."""
+        if request.attempt is not None and request.attempt.connection is not None:
+            request.host_paused = True
+            request.attempt.connection.pause(paused=True)
+
+    def heartbeat(self, request: Request, text: bytes) -> None:
+        """Tell the client of a silent stream that it is still being served."""
+        if not request.committed:
+            request.committed = True
+            request.status = 200
+            request.flags |= DoneFlag.HEARTBEAT
+            request.egress.begin_stream(request, b"", b"text/event-stream")
+        request.egress.write_comment(text)
+        self.counters.add(Counter.HEARTBEATS)
+
+    def resume_host(self, request: Request) -> None:
+        """Read a host again that was paused for its client."""
+        if request.host_paused:
+            request.host_paused = False
+            if request.attempt is not None and request.attempt.connection is not None:
+                request.attempt.connection.pause(paused=False)
+
+    # ------------------------------------------------------------ the end
+    def end_ok(self, request: Request, now: int) -> None:
+        """The answer is written and complete."""
+        if request.attempt is not None:
+            request.attempt.host.failures = 0
+        self._end(request, Outcome.OK, now)
+
+    def end_with_host_error(self, request: Request, text: str, now: int) -> None:
+        """The host ended its stream with an error event, which the client has got."""
+        request.error = ErrorKind.HOST_ERROR_EVENT
+        request.message = text
+        self._end(request, Outcome.HOST_ERROR, now)
+
+    def _end(self, request: Request, outcome: Outcome, now: int) -> None:
+        """Everything is written; wait for the client's socket to take it, then finish."""
+        request.attempt = None
+        if request.egress.blocked:
+            request.ending = outcome
+            request.phase = Phase.DECODE
+            request.check_ns = 0
+            return
+        if request.tok1 and (request.folded or not request.stream):
+            request.out1 = request.out_n = monotonic_ns()
+        self._finish(request, outcome, request.error, now)
+
+    def _finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
+        if request.phase == Phase.DONE:
+            return
+        request.phase = Phase.DONE
+        request.attempt = None
+        request.outcome = outcome
+        request.error = error
+        request.done_ns = max(now, request.out_n)
+        request.flags |= (DoneFlag.STREAM if request.stream else 0) | (DoneFlag.FOLDED if request.folded else 0)
+        self.in_flight.pop(request.seq, None)
+        self.telemetry.done(request, request.egress.tcp_info())
+        self._count(request)
+        request.egress.finished()
+
+    def _count(self, request: Request) -> None:
+        counters = self.counters
+        counters.add(_OUTCOME_COUNTERS[request.outcome])
+        counters.add(Counter.TOKEN_EVENTS, request.event_index)
+        counters.add(Counter.BYTES_TO_CLIENTS, request.bytes_out)
+
+
+_OUTCOME_COUNTERS: Final = {
+    Outcome.OK: Counter.REQUESTS_OK,
+    Outcome.REJECTED: Counter.REQUESTS_REFUSED,
+    Outcome.HOST_ERROR: Counter.REQUESTS_FAILED,
+    Outcome.TIMEOUT: Counter.REQUESTS_FAILED,
+    Outcome.ABORTED: Counter.REQUESTS_FAILED,
+    Outcome.BAD_REQUEST: Counter.REQUESTS_BAD,
+    Outcome.CLIENT_GONE: Counter.CLIENTS_GONE,
+    Outcome.CLIENT_STALLED: Counter.CLIENTS_STALLED,
+}

@@ -1,0 +1,122 @@
+"""What clients send: decoded as far as the router must know it, everything else passed on untouched.
+
+Only the fields below are looked at; messages, tools and whatever else a body holds go to the host byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from router.errors import ErrorKind, RequestError
+from router.telemetry.records import Endpoint
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Body(msgspec.Struct):
+    """The fields of a request that the router reads; UNSET where the client did not give one."""
+
+    model: str
+    stream: bool | UnsetType | None = UNSET
+    stream_options: _StreamOptions | UnsetType | None = UNSET
+    max_tokens: int | float | None = None
+    max_completion_tokens: int | float | None = None
+    temperature: int | float | None = None
+    n: int | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    return_progress: bool | UnsetType | None = UNSET
+
+
+class _Chat(_Body):
+    messages: Raw = Raw(b"")
+
+
+class _Completion(_Body):
+    prompt: Raw = Raw(b"")
+
+
+class _Embeddings(_Body):
+    input: Raw = Raw(b"")
+
+
+_DECODERS: Final = {
+    Endpoint.CHAT: (msgspec.json.Decoder(_Chat).decode, "messages"),
+    Endpoint.COMPLETION: (msgspec.json.Decoder(_Completion).decode, "prompt"),
+    Endpoint.EMBEDDINGS: (msgspec.json.Decoder(_Embeddings).decode, "input"),
+}
+_decode_fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode: Final = msgspec.json.Encoder().encode
+_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
+
+RequestBody = _Chat | _Completion | _Embeddings
+
+
+def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
+    """Decode a request body; raises :class:`RequestError` that names the field, what it is and what it should be."""
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(ErrorKind.BAD_REQUEST, f"the body is not UTF-8: byte {error.start} is invalid") from None
+    decode, content = _DECODERS[endpoint]
+    try:
+        decoded = decode(body)
+    except msgspec.ValidationError as error:
+        raise _field_error(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise RequestError(
+            ErrorKind.BAD_REQUEST, f"the body is not JSON: {error}" if body else "the body is empty"
+        ) from None
+    given = bytes(getattr(decoded, content))
+    if not given or given == b"null":
+        raise RequestError(ErrorKind.BAD_REQUEST, f"{content} is missing", content)
+    if endpoint is Endpoint.CHAT and given[:1] != b"[":
+        raise RequestError(
+            ErrorKind.BAD_REQUEST, f"messages must be an array, not {given[:20].decode(errors='replace')}", content
+        )
+    return decoded
+
+
+def _field_error(message: str) -> RequestError:
+    """Turn msgspec's ``Expected `str`, got `int` - at `$.model``` into an error that names the field."""
+    found = _PATH.search(message)
+    field = found[1] if found else None
+    text = _PATH.sub("", message).replace("`", "")
+    missing = re.search(r"missing required field (\w+)", text)
+    if missing:
+        return RequestError(ErrorKind.BAD_REQUEST, f"{missing[1]} is missing", missing[1])
+    return RequestError(ErrorKind.BAD_REQUEST, f"{field or 'the body'}: {text[:1].lower()}{text[1:]}", field or None)
+
+
+def edit_body(body: bytes, add: dict[str, bytes], replace: dict[str, bytes]) -> bytes:
+    """Return a JSON object with fields added (that are not in it) and replaced (that are); values are JSON.
+
+    Added fields are spliced in behind the opening brace, so that a long prompt is not parsed again; a replacement
+    decodes the object one level deep.
+    """
+    if replace:
+        fields = _decode_fields(body)
+        for name, value in (*replace.items(), *add.items()):
+            fields[name] = Raw(value)
+        return _encode(fields)
+    brace = body.index(b"{") + 1
+    extra = b",".join(b'"%b":%b' % (name.encode(), value) for name, value in add.items())
+    return b"%b%b,%b" % (body[:brace], extra, body[brace:])
+
+
+TRUE: Final = b"true"
+USAGE_OPTIONS: Final = b'{"include_usage":true}'
+
+
+def with_usage(body: bytes) -> bytes:
+    """Return the client's own ``stream_options`` with ``include_usage`` set to true."""
+    options = _decode_fields(_decode_fields(body)["stream_options"])
+    options["include_usage"] = Raw(TRUE)
+    return _encode(options)

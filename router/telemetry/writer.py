@@ -1,0 +1,201 @@
+"""The router's side of shared memory: every segment it writes, and how a request becomes records.
+
+The router is the only writer of all of them. Layouts: :mod:`router.telemetry.records`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringbuffer import (
+    AppendWriter,
+    BroadcastWriter,
+    CountersWriter,
+    GatingConsumer,
+    GatingProducer,
+    Generation,
+    TableWriter,
+)
+from router.config import Config
+from router.telemetry import records as rec
+from router.telemetry.counters import CATALOGUE, Counter
+from router.telemetry.host_report import HostReport, read_report
+from router.telemetry.tcp import TcpInfo
+
+if TYPE_CHECKING:
+    from router.request import Request
+
+
+def cut_utf8(text: str, limit: int) -> tuple[bytes, bool]:
+    """Return ``text`` in at most ``limit`` bytes of UTF-8, never cutting a character, and whether it was cut."""
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= limit:
+        return raw, False
+    return raw[:limit].decode("utf-8", "ignore").encode(), True
+
+
+class Names:
+    """Interns values of tags, hosts and models into ids and appends each new one to ``names.tab``."""
+
+    def __init__(self, table: AppendWriter, counters: CountersWriter) -> None:
+        self._table = table
+        self._counters = counters
+        self._ids: dict[tuple[int, str], int] = {}
+        self._counts: dict[int, int] = {}
+
+    def intern(self, kind: int, text: str) -> int:
+        """Return the id of a value, 1 to 4,096; :data:`records.OTHER_ID` when the bound or the table is reached."""
+        found = self._ids.get((kind, text))
+        if found is not None:
+            return found
+        count = self._counts.get(kind, 0) + 1
+        raw, cut = cut_utf8(text, rec.NAME_TEXT_BYTES if kind >= rec.NAME_HOST else rec.TEXT_BYTES)
+        if cut:
+            self._counters.add(Counter.TAGS_CUT)
+            return self.intern(kind, raw.decode())
+        full = count > rec.VALUES_PER_TAG_MAX
+        if full or self._table.append(rec.NAME.pack(kind, count, len(raw), raw)) < 0:
+            self._counters.add(Counter.TAGS_CUT)
+            return rec.OTHER_ID  # not remembered: the dictionary stays bounded
+        self._counts[kind] = count
+        self._ids[kind, text] = count
+        return count
+
+
+class Telemetry:
+    """Creates the segments of one generation and writes them."""
+
+    def __init__(self, instance_dir: Path, config: Config) -> None:
+        self.generation = Generation.create(instance_dir)
+        path = self.generation.path
+        rings = config.rings
+        schema = rec.RECORD_SCHEMA
+        self.requests = GatingProducer.create(
+            path / "requests.ring", slot_count=rings.requests, slot_size=64, record_schema=schema, name="requests"
+        )
+        self.loop_reader = GatingConsumer.register(path / "requests.ring", "loop")
+        self.tokens = BroadcastWriter.create(
+            path / "tokens.ring",
+            slot_count=rings.tokens,
+            slot_size=rec.TOKENS_SLOT_BYTES,
+            record_schema=schema,
+            name="tokens",
+        )
+        self.done_ring = BroadcastWriter.create(
+            path / "done.ring", slot_count=rings.done, slot_size=rec.DONE_SLOT_BYTES, record_schema=schema, name="done"
+        )
+        self.inflight = TableWriter.create(
+            path / "inflight.tab",
+            row_count=config.limits.in_flight,
+            row_size=rec.DONE_SLOT_BYTES,
+            record_schema=schema,
+            name="inflight",
+        )
+        names = AppendWriter.create(
+            path / "names.tab", row_count=rings.names, row_size=rec.NAME_ROW_BYTES, record_schema=schema, name="names"
+        )
+        self.counters = CountersWriter.create(path / "counters", CATALOGUE)
+        self.names = Names(names, self.counters)
+        self._segments = (self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters)
+        self._free_rows = list(range(config.limits.in_flight - 1, -1, -1))
+        for position, own in enumerate(config.tags.own):
+            self.names.intern(rec.NAME_OWN_TAG, own)
+            assert position < rec.OWN_TAG_COUNT
+        self.publish_token = self.tokens.publish
+        self.beat(time.monotonic_ns())
+        self.generation.activate()
+
+    def beat(self, now_ns: int) -> None:
+        """Store the heartbeat of every segment: the loop is making progress."""
+        for segment in self._segments:
+            segment.beat(now_ns)
+
+    def close(self) -> None:
+        """Release the segments; the files stay for readers and for the post-mortem."""
+        self.loop_reader.close()
+        for segment in self._segments:
+            segment.close()
+        self.generation.close()
+
+    # ------------------------------------------------------------ one request
+    def identity(self, tags: Mapping[int, str], texts: Sequence[str], trace: tuple[bytes, bytes, int]) -> bytes:
+        """Pack what never changes of a request: tag ids by position, the four text tags, the caller's trace."""
+        ids = [0] * rec.TAG_SLOT_COUNT
+        for position, value in tags.items():
+            ids[position] = self.names.intern(position, value)
+        raw = []
+        for text in texts:
+            value, cut = cut_utf8(text, rec.TEXT_BYTES)
+            if cut:
+                self.counters.add(Counter.TAGS_CUT)
+            raw.append(value)
+        return rec.IDENTITY.pack(*ids, *raw, *trace)
+
+    def take_row(self) -> int:
+        """Return a free row of the in-flight table; the caller has checked that there is one."""
+        return self._free_rows.pop()
+
+    def write_row(self, request: Request) -> None:
+        """Show where a request is in the in-flight table."""
+        self.inflight.write(request.row, self._head(request) + rec.INFLIGHT_GAP + request.identity)
+
+    def event(self, now: int, request: Request, kind: int, gap_ns: int = 0) -> None:
+        """Publish a token record of the request's life (not of a host's event)."""
+        self.publish_token(now, request.seq, kind | request.host << 16, request.event_index, gap_ns, 0, 0)
+
+    def done(self, request: Request, tcp: TcpInfo) -> None:
+        """Publish the done record and clear the in-flight row."""
+        self.event(request.done_ns, request, rec.Kind.DONE)
+        self.done_ring.publish_record(self._done_payload(request, tcp))
+        if request.row >= 0:
+            self.inflight.clear(request.row)
+            self._free_rows.append(request.row)
+            request.row = -1
+
+    @staticmethod
+    def _head(r: Request) -> bytes:
+        return rec.HEAD.pack(
+            r.seq,
+            r.recv, r.body_ns, r.pub, r.deq, r.admitted, r.routed1, r.routed, r.conn_ns, r.sent_ns, r.hfb,
+            r.tok1, r.out1, r.tok_n, r.out_n, r.done_ns,
+            r.ttfc, r.ttfo, r.stall_max_ns, r.early_tokens, r.visible_tokens,
+            r.outcome, r.error, r.status, r.flags, r.host, r.model_id, r.endpoint, r.policy,
+            min(r.attempt_count, 255), r.phase,
+        )  # fmt: skip
+
+    def _done_payload(self, r: Request, tcp: TcpInfo) -> bytes:
+        report = read_report(r.usage, r.timings, r.metrics)
+        n_out = report.n_out
+        if not report.has_usage:
+            n_out = r.content_count
+            r.flags |= rec.DoneFlag.N_OUT_ESTIMATED
+        rest = self._rest(r, report, n_out, tcp)
+        flat: list[float] = []
+        for host, reason, score in r.candidates[: rec.CANDIDATE_COUNT]:
+            flat += (host, reason, score)
+        flat += [0] * (3 * rec.CANDIDATE_COUNT - len(flat))
+        attempts = b"".join(rec.FAILED_ATTEMPT.pack(*a) for a in r.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :])
+        return b"".join((
+            self._head(r),
+            rest,
+            rec.CANDIDATES.pack(*flat),
+            attempts.ljust(rec.FAILED_ATTEMPT_COUNT * rec.FAILED_ATTEMPT.size, b"\0"),
+            rec.MESSAGE.pack(cut_utf8(r.message, rec.MESSAGE_BYTES)[0]),
+            r.identity,
+        ))  # fmt: skip
+
+    @staticmethod
+    def _rest(r: Request, report: HostReport, n_out: int, tcp: TcpInfo) -> bytes:
+        return rec.REST.pack(
+            report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0,
+            r.event_index & 0xFFFFFFFF, r.content_count, r.choice_count,
+            len(r.body), r.bytes_out,
+            r.max_tokens, r.temperature, r.waiting_ahead, r.tokens_saved,
+            r.left_ns, r.cancel_latency_ns,
+            report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
+            report.cache_n, report.prompt_n, report.predicted_n, report.source,
+            *tcp,
+        )  # fmt: skip

@@ -1,0 +1,178 @@
+"""The tick: time-outs, heartbeats, draining slots, spares. One timer for all requests, none per request.
+
+Every deadline is compared with the clock, so none fires early; the tick comes every 40 ms while anything is under way,
+so none is more than 50 ms late even when the loop is busy for a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from router.errors import ErrorKind
+from router.telemetry.counters import Counter
+from router.telemetry.records import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.loop import Loop
+    from router.request import Request
+
+TICK_S: Final = 0.040
+IDLE_TICK_S: Final = 0.250
+"""Between ticks while nothing is under way: a heartbeat and the age of idle connections need no more."""
+_SLOW_NS: Final = 1_000_000_000
+_NS: Final = 1_000_000_000
+_HEARTBEAT_TEXT: Final = b"waiting for the model"
+_FAR_NS: Final = 1 << 62
+
+
+class Watch:
+    """Owns the one timer of the router."""
+
+    def __init__(self, loop: Loop, *, threshold_ns: int, clients_under_way: Callable[[int], bool]) -> None:
+        self._loop = loop
+        self._threshold_ns = threshold_ns
+        self._clients_under_way = clients_under_way
+        self._event_loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_ns = 0
+        self._slow_ns = 0
+        self._cycle_max_ns = 0
+
+    def start(self) -> None:
+        """Begin ticking."""
+        self._arm(TICK_S)
+
+    def stop(self) -> None:
+        """Tick no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def wake(self) -> None:
+        """Something is under way again: the next tick is a short one."""
+        if self._timer is not None and self._due_ns - monotonic_ns() > TICK_S * _NS:
+            self._timer.cancel()
+            self._arm(TICK_S)
+
+    def _arm(self, delay_s: float) -> None:
+        self._due_ns = monotonic_ns() + int(delay_s * _NS)
+        self._timer = self._event_loop.call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        now = monotonic_ns()
+        self._note_cycle(now)
+        loop = self._loop
+        under_way = self._clients_under_way(now)
+        if loop.in_flight:
+            under_way = True
+            for request in list(loop.in_flight.values()):
+                if now >= request.check_ns:
+                    self._check(request, now)
+        for host in loop.hosts:
+            if host.draining:
+                under_way = True
+                if host.expire_draining(now):
+                    loop.pump(host, now)
+        if now >= self._slow_ns:
+            self._slow_ns = now + _SLOW_NS
+            self._second(now)
+        self._arm(TICK_S if under_way else IDLE_TICK_S)
+
+    def _note_cycle(self, now: int) -> None:
+        """A timer that fires late shows how long the loop was busy with something else."""
+        late_ns = now - self._due_ns
+        if late_ns > self._cycle_max_ns:
+            self._cycle_max_ns = late_ns
+            self._loop.counters.set(Counter.CYCLE_NS_MAX, late_ns)
+        if late_ns > self._threshold_ns:
+            self._loop.counters.add(Counter.CYCLES_LONG)
+
+    def _second(self, now: int) -> None:
+        loop = self._loop
+        loop.telemetry.beat(now)
+        loop.fleet.prune(now)
+        loop.counters.set(Counter.IN_FLIGHT, len(loop.in_flight))
+        loop.counters.set(Counter.WAITING, loop.waiting_count)
+
+    # ------------------------------------------------------------ one request
+    def _check(self, request: Request, now: int) -> None:
+        """Fire what is due and note when to look again."""
+        model = request.model
+        egress = request.egress
+        if egress.blocked and self._check_blocked(request, now):
+            return
+        total = request.recv + model.total_ns
+        if request.ending:
+            request.check_ns = now if egress.blocked else total
+            return
+        if now >= total:
+            self._loop.time_out(
+                request, ErrorKind.TOTAL_TIMEOUT, _text("the request took", model.total_ns, "total_s"), now
+            )
+            return
+        due, kind, text = self._phase_deadline(request)
+        if now >= due:
+            self._loop.time_out(request, kind, text, now)
+            return
+        beat = self._beat(request, now)
+        request.check_ns = now if egress.blocked else min(total, due, beat)
+
+    @staticmethod
+    def _phase_deadline(request: Request) -> tuple[int, ErrorKind, str]:
+        model, attempt = request.model, request.attempt
+        if request.phase == Phase.WAITING or attempt is None:
+            start = request.failed_attempts[-1][7] if request.failed_attempts else request.deq
+            return (
+                start + model.queue_ns,
+                ErrorKind.QUEUE_TIMEOUT,
+                _text("no slot was free for", model.queue_ns, "queue_s"),
+            )
+        if request.phase == Phase.CONNECTING:
+            text = _text(f"host {attempt.host.name} did not accept a connection for", model.connect_ns, "connect_s")
+            return request.routed + model.connect_ns, ErrorKind.CONNECT_TIMEOUT, text
+        if request.tok1:
+            if request.host_paused:  # it is silent because we do not read it
+                return _FAR_NS, ErrorKind.IDLE_TIMEOUT, ""
+            text = _text(f"host {attempt.host.name} sent nothing for", model.idle_ns, "idle_s")
+            return attempt.last_read_ns + model.idle_ns, ErrorKind.IDLE_TIMEOUT, text
+        if not (request.stream or request.fold):  # a whole answer comes when it is finished: only total_s bounds it
+            return _FAR_NS, ErrorKind.FIRST_TOKEN_TIMEOUT, ""
+        text = _text(f"host {attempt.host.name} sent no content for", model.first_token_ns, "first_token_s")
+        return (request.sent_ns or request.conn_ns) + model.first_token_ns, ErrorKind.FIRST_TOKEN_TIMEOUT, text
+
+    def _beat(self, request: Request, now: int) -> int:
+        """Send a comment into a stream that has been silent for too long; return when the next one is due."""
+        beat_ns = request.model.heartbeat_ns
+        if not beat_ns or not request.stream:
+            return _FAR_NS
+        attempt = request.attempt
+        last = max(
+            request.body_ns, request.last_out_ns, attempt.last_read_ns if attempt is not None and request.tok1 else 0
+        )
+        if now < last + beat_ns:
+            return last + beat_ns
+        request.last_out_ns = now
+        self._loop.heartbeat(request, _HEARTBEAT_TEXT)
+        return now + beat_ns
+
+    def _check_blocked(self, request: Request, now: int) -> bool:
+        """Watch a client that does not take its bytes; return whether it was dropped."""
+        loop, limits = self._loop, self._loop.limits
+        unsent = request.egress.unsent_bytes()
+        if unsent < request.blocked_bytes or not request.blocked_ns:
+            request.blocked_ns = now
+        request.blocked_bytes = unsent
+        if now - request.blocked_ns >= request.model.stall_ns:
+            loop.client_stalled(request, now)
+            return True
+        if request.host_paused and unsent <= limits.client_resume_bytes:
+            loop.resume_host(request)
+        return False
+
+
+def _text(what: str, limit_ns: int, key: str) -> str:
+    return f"{what} {limit_ns / _NS:g} s (timeouts.{key})"
