@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _EVENT_STREAM: Final = b"text/event-stream"
 _CONTENT_FIRST: Final = int(Kind.TEXT)
 _CONTENT_LAST: Final = int(Kind.TOOL_CALL)
+_REASONING: Final = int(Kind.REASONING)
 assert Kind.REASONING == Kind.TEXT + 1
 assert Kind.TOOL_CALL == Kind.TEXT + 2
 
@@ -175,7 +176,7 @@ class Attempt:
                 elif not request.tok1:
                     self._first_content(now)
                 last = now
-                if not request.ttfo and code & 0xFF != Kind.REASONING:
+                if not request.ttfo and code & 0xFF != _REASONING:
                     request.ttfo = now
             publish(now, seq, code | bits, index | size << 32, gap, unsent, 0)
             index += 1
@@ -200,7 +201,6 @@ class Attempt:
         request.tok1 = now
         request.phase = Phase.DECODE
         request.check_ns = 0  # another time-out holds from here on
-        self._loop.telemetry.write_row(request)
 
     def _count_early(self, now: int, written: int, count: int) -> None:
         request = self.request

@@ -16,6 +16,9 @@ HEAD_END: Final = b"\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 _CHUNK_LINE_BYTES_MAX: Final = 4096
 """Longest size line of a chunk, extensions included; also the bound of the trailer section's lines."""
+_CHUNK_LINE_SEARCH: Final = 18
+CHUNK_SIZES: Final = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
+"""Sizes of the usual chunks by their hexadecimal form: a look-up is a third of ``int(…, 16)``, and strict."""
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
@@ -67,8 +70,8 @@ class Head:
         self.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep one header."""
-        self.headers[name.lower()] = value
+        """Keep one header; llhttp takes white space off in front of the value only."""
+        self.headers[name.lower()] = value.rstrip(b" \t")
 
     def on_headers_complete(self) -> None:
         """Keep what llhttp forgets at the end of the message, which for one without a body is the end of the head."""
@@ -154,7 +157,8 @@ class ChunkedDecoder:
     def feed(self, data: bytes) -> bytes:
         """Return the payload in ``data``; raises :class:`ProtocolError`."""
         parts: list[bytes] = []
-        position, n = 0, len(data)
+        n = len(data)
+        position = self._take_whole_chunks(data, parts) if self._state == self._SIZE and not self._line else 0
         while position < n and not self.ended:
             if self._state == self._DATA:
                 take = min(self._left, n - position)
@@ -168,6 +172,23 @@ class ChunkedDecoder:
         if position < n:
             self.surplus += data[position:]
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @staticmethod
+    def _take_whole_chunks(data: bytes, parts: list[bytes]) -> int:
+        """Take the chunks that lie whole at the beginning of ``data``, as nearly all do; return where they end."""
+        position, n = 0, len(data)
+        while position < n:
+            line_end = data.find(b"\r\n", position, position + _CHUNK_LINE_SEARCH)
+            size = CHUNK_SIZES.get(data[position:line_end]) if line_end > 0 else None
+            if size is None:
+                break
+            start = line_end + 2
+            end = start + size
+            if not data.startswith(b"\r\n", end):
+                break
+            parts.append(data[start:end])
+            position = end + 2
+        return position
 
     def _take_line(self, data: bytes, position: int) -> int:
         end = data.find(b"\n", position)

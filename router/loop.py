@@ -15,7 +15,7 @@ from router.admission import Admission, admit
 from router.attempt import Attempt
 from router.errors import WIRE, ErrorKind, RequestError, error_object
 from router.models import Model
-from router.routing import NO_HOST, Candidate, choose, explain
+from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from router.request import Request
     from router.telemetry.writer import Telemetry
 
+_FLAG_STREAM, _FLAG_FOLDED = int(DoneFlag.STREAM), int(DoneFlag.FOLDED)
 _DRAIN_MAX: Final = 64
 """Requests taken off the ring in one turn."""
 _MS_NS: Final = 1_000_000
@@ -168,7 +169,8 @@ class Loop:
         if not request.admitted:
             request.admitted = now
         host = model.hosts[chosen]
-        request.candidates = explain(candidates, chosen)
+        request.candidates = candidates
+        request.chosen = chosen
         request.host = host.host_id
         request.routed = monotonic_ns()
         if not request.routed1:
@@ -436,7 +438,7 @@ class Loop:
         if not request.committed:
             request.committed = True
             request.status = 200
-            request.flags |= DoneFlag.HEARTBEAT
+            request.flags |= int(DoneFlag.HEARTBEAT)
             request.egress.begin_stream(request, b"", b"text/event-stream")
         request.egress.write_comment(text)
         self.counters.add(Counter.HEARTBEATS)
@@ -481,7 +483,10 @@ class Loop:
         request.outcome = outcome
         request.error = error
         request.done_ns = max(now, request.out_n)
-        request.flags |= (DoneFlag.STREAM if request.stream else 0) | (DoneFlag.FOLDED if request.folded else 0)
+        if request.stream:
+            request.flags |= _FLAG_STREAM
+        if request.folded:
+            request.flags |= _FLAG_FOLDED
         self.in_flight.pop(request.seq, None)
         self.telemetry.done(request, request.egress.tcp_info())
         self._count(request)

@@ -15,7 +15,9 @@ from router.errors import ErrorKind, RequestError
 from router.telemetry.records import Endpoint
 
 
-class _StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct):
+    """What the router reads of ``stream_options``."""
+
     include_usage: bool | None = None
 
 
@@ -24,7 +26,7 @@ class _Body(msgspec.Struct):
 
     model: str
     stream: bool | UnsetType | None = UNSET
-    stream_options: _StreamOptions | UnsetType | None = UNSET
+    stream_options: StreamOptions | UnsetType | None = UNSET
     max_tokens: int | float | None = None
     max_completion_tokens: int | float | None = None
     temperature: int | float | None = None

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import UNSET
 
-from router.messages import TRUE, USAGE_OPTIONS, edit_body, with_usage
+from router.messages import TRUE, USAGE_OPTIONS, StreamOptions, edit_body, with_usage
 from router.telemetry.records import DoneFlag, Endpoint
 
 if TYPE_CHECKING:
     from router.attempt import Attempt
+    from router.messages import RequestBody
 
 PATHS: Final = {
     Endpoint.CHAT: "/v1/chat/completions",
@@ -42,7 +43,7 @@ def _body(attempt: Attempt) -> bytes:
     usage and prefill progress are asked for where the client did not, and then taken out of its answer.
     """
     request, host = attempt.request, attempt.host
-    fields = request.fields
+    fields: RequestBody = request.fields
     add: dict[str, bytes] = {}
     replace: dict[str, bytes] = {}
 
@@ -55,12 +56,12 @@ def _body(attempt: Attempt) -> bytes:
     if request.stream or request.fold:
         if fields.stream is not True:
             put("stream", TRUE, fields.stream)
-        asked = isinstance(fields.stream_options, msgspec.Struct) and fields.stream_options.include_usage
+        own = isinstance(fields.stream_options, StreamOptions)
+        asked = isinstance(fields.stream_options, StreamOptions) and fields.stream_options.include_usage
         if host.facts.include_usage and not asked:
-            own = isinstance(fields.stream_options, msgspec.Struct)
             put("stream_options", with_usage(request.body) if own else USAGE_OPTIONS, fields.stream_options)
             attempt.drop_usage = not request.fold
-            request.flags |= DoneFlag.USAGE_ADDED
+            request.flags |= int(DoneFlag.USAGE_ADDED)
         if host.facts.progress and not fields.return_progress:
             put("return_progress", TRUE, fields.return_progress)
             attempt.drop_progress = True

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from router.errors import ErrorKind
-from router.routing import Policy
+from router.routing import Candidate, Policy
 from router.telemetry.records import Endpoint, Outcome, Phase
 
 if TYPE_CHECKING:
-    from router.attempt import Attempt
-    from router.messages import RequestBody
-    from router.models import Model
     from router.telemetry.tcp import TcpInfo
 
 
@@ -59,72 +59,98 @@ class Egress(Protocol):
         """Drop the client at once."""
 
 
-class Request:
-    """One request. Times are nanoseconds of the one clock, 0 = has not happened."""
+class Request(msgspec.Struct, eq=False):
+    """One request. Times are nanoseconds of the one clock, 0 = has not happened.
 
-    __slots__ = (
-        "admitted", "attempt", "attempt_count", "blocked_bytes", "blocked_ns", "body", "body_ns", "bytes_out",
-        "cancel_latency_ns", "candidates", "check_ns", "choice_count", "committed", "conn_ns", "content_count", "deq",
-        "done_ns", "early_tokens", "egress", "ending", "endpoint", "error", "event_index", "failed_attempts", "fields",
-        "flags", "fold", "folded", "hfb", "host", "host_paused", "identity", "last_content_ns", "last_out_ns",
-        "left_ns", "max_tokens", "message", "metrics", "model", "model_id", "out1", "out_n", "outcome", "phase",
-        "policy", "pub", "recv", "request_id", "routed", "routed1", "row", "sent_ns", "seq", "stale_retries",
-        "stall_max_ns", "status", "stream", "temperature", "timing_asked", "timings", "tok1", "tok_n", "tokens_saved",
-        "trace_headers", "tried", "ttfc", "ttfo", "usage", "visible_tokens", "waiting_ahead",
-    )  # fmt: skip
+    A msgspec struct because it is made for every request: its seventy fields are set in C (0.4 µs; a plain
+    ``__init__`` takes 3 µs, and several times that when the core has just woken up).
+    """
 
-    def __init__(self, egress: Egress, endpoint: Endpoint, request_id: str, body: bytes, fields: RequestBody) -> None:
-        self.egress = egress
-        self.endpoint = endpoint
-        self.request_id = request_id
-        self.body = body
-        self.fields = fields
-        self.identity = b""
-        self.trace_headers = b""
-        self.model: Model
-        self.model_id = 0
-        self.stream = False
-        self.fold = False
-        self.timing_asked = False
-        self.max_tokens = 0
-        self.temperature = 0.0
-        self.policy = Policy.LEAST_OUTSTANDING
-        self.seq = 0
-        self.row = -1
-        self.phase = Phase.NONE
-        self.attempt: Attempt | None = None
-        self.attempt_count = 0
-        self.stale_retries = 0
-        self.tried: set[int] = set()
-        self.failed_attempts: list[tuple[int, int, int, int, int, int, int, int]] = []
-        self.candidates: list[tuple[int, int, float]] = []
-        self.host = 0
-        self.committed = False
-        """The client has the head of a stream: an error must now be an event in it."""
-        self.ending = Outcome.NONE
-        """Set when everything is written and only the client's socket is still to take it."""
-        self.host_paused = False
-        self.check_ns = 0
-        """Before this time no time-out can be due: the tick looks no further."""
-        self.last_out_ns = 0
-        self.blocked_ns = self.blocked_bytes = 0
-        self.left_ns = self.cancel_latency_ns = 0
-        self.recv = self.body_ns = self.pub = self.deq = self.admitted = self.routed1 = self.done_ns = 0
-        self.waiting_ahead = self.tokens_saved = self.bytes_out = self.flags = self.status = 0
-        self.event_index = 0
-        self.outcome = Outcome.NONE
-        self.error = ErrorKind.NONE
-        self.message = ""
-        self.reset_attempt()
+    egress: Egress
+    endpoint: Endpoint
+    request_id: str
+    body: bytes
+    fields: Any
+    """The decoded body, a :data:`router.messages.RequestBody`."""
+    headers: Mapping[bytes, bytes]
+    model: Any
+    """A :class:`router.models.Model`."""
+    recv: int
+    body_ns: int
+    identity: bytes = b""
+    trace_headers: bytes = b""
+    stream: bool = False
+    fold: bool = False
+    timing_asked: bool = False
+    max_tokens: int = 0
+    temperature: float = 0.0
+    policy: Policy = Policy.LEAST_OUTSTANDING
+    seq: int = 0
+    row: int = -1
+    phase: Phase = Phase.NONE
+    attempt: Any = None
+    """The :class:`router.attempt.Attempt` under way, ``None`` between two and while waiting."""
+    attempt_count: int = 0
+    stale_retries: int = 0
+    tried: set[int] = set()
+    failed_attempts: list[tuple[int, int, int, int, int, int, int, int]] = []
+    candidates: Sequence[Candidate] = ()
+    chosen: int = -1
+    """Which of ``candidates`` got the request."""
+    host: int = 0
+    committed: bool = False
+    """The client has the head of a stream: an error must now be an event in it."""
+    ending: Outcome = Outcome.NONE
+    """Set when everything is written and only the client's socket is still to take it."""
+    host_paused: bool = False
+    check_ns: int = 0
+    """Before this time no time-out can be due: the tick looks no further."""
+    last_out_ns: int = 0
+    blocked_ns: int = 0
+    blocked_bytes: int = 0
+    left_ns: int = 0
+    cancel_latency_ns: int = 0
+    pub: int = 0
+    deq: int = 0
+    admitted: int = 0
+    routed1: int = 0
+    routed: int = 0
+    conn_ns: int = 0
+    sent_ns: int = 0
+    hfb: int = 0
+    tok1: int = 0
+    out1: int = 0
+    tok_n: int = 0
+    out_n: int = 0
+    done_ns: int = 0
+    ttfc: int = 0
+    ttfo: int = 0
+    last_content_ns: int = 0
+    stall_max_ns: int = 0
+    content_count: int = 0
+    early_tokens: int = 0
+    visible_tokens: int = 0
+    choice_count: int = 0
+    waiting_ahead: int = 0
+    tokens_saved: int = 0
+    bytes_out: int = 0
+    flags: int = 0
+    status: int = 0
+    event_index: int = 0
+    outcome: Outcome = Outcome.NONE
+    error: ErrorKind = ErrorKind.NONE
+    message: str = ""
+    folded: bool = False
+    usage: bytes | None = None
+    timings: bytes | None = None
+    metrics: bytes | None = None
 
     def reset_attempt(self) -> None:
-        """Forget what belongs to one attempt, before the first and before each further one."""
+        """Forget what belongs to one attempt, before a further one."""
         self.routed = self.conn_ns = self.sent_ns = self.hfb = 0
         self.tok1 = self.out1 = self.tok_n = self.out_n = self.ttfc = self.ttfo = 0
         self.last_content_ns = self.stall_max_ns = 0
         self.content_count = self.early_tokens = self.visible_tokens = 0
         self.choice_count = 0
         self.folded = False
-        self.usage: bytes | None = None
-        self.timings: bytes | None = None
-        self.metrics: bytes | None = None
+        self.usage = self.timings = self.metrics = None

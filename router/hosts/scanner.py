@@ -21,22 +21,26 @@ from typing import Any, Final
 
 import msgspec
 
-from router.http1 import BodyDecoder, ChunkedDecoder, chunk
+from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
 from router.telemetry.records import Kind, TokenFlag
 
 CONTENT_KINDS: Final = frozenset({Kind.TEXT, Kind.REASONING, Kind.TOOL_CALL})
+# As plain integers: reading a member of an enum costs more than the comparison it is for.
+_TEXT, _REASONING, _TOOL_CALL = int(Kind.TEXT), int(Kind.REASONING), int(Kind.TOOL_CALL)
+_HEAD, _FINISH, _USAGE = int(Kind.HEAD), int(Kind.FINISH), int(Kind.USAGE)
+_SENTINEL: Final = int(Kind.SENTINEL)
+_FLAG_FINISH, _FLAG_USAGE = int(TokenFlag.FINISH), int(TokenFlag.USAGE)
+_FLAG_REMOVED: Final = int(TokenFlag.REMOVED) << 8
 
-_EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
-_EVENT_END_BYTES_MAX: Final = 4
+_EVENT_END: Final = re.compile(rb"\n\r?\n")
+"""A carriage return in front belongs to the event either way; not to ask for it lets the search skip to line ends."""
+_EVENT_END_BYTES_MAX: Final = 3
 _TEXT_VALUE: Final = re.compile(rb'"(?:content|text|reasoning|reasoning_content)" ?: ?"((?:[^"\\]++|\\.)++)"')
 _MISSES_MAX: Final = 16
 """Consecutive events that did not fit the template after which no new one is learned: learning costs about 1 µs, and
 streams whose every event differs (log probabilities, running timings, several choices) never repay it."""
 _DONE: Final = b"[DONE]"
 _CHUNK_LINE_SEARCH: Final = 18
-_CHUNK_SIZES: Final = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
-"""Size lines as hosts write them. A look-up costs less than ``int(line, 16)`` and takes no sign, no underscore and no
-``0x``, which would be passed on to the client."""
 
 _HOST_EVENT: Final = int(TokenFlag.HOST_EVENT) << 8
 
@@ -81,6 +85,8 @@ _NULL: Final = b"null"
 
 def _given(raw: msgspec.Raw) -> bytes | None:
     """Return the JSON of a field, ``None`` where it is absent or null."""
+    if raw is _ABSENT:
+        return None
     data = bytes(raw)
     return None if not data or data == _NULL else data
 
@@ -90,8 +96,16 @@ def event_code(kind: int, flags: int = 0, choice: int = 0) -> int:
     return kind | flags << 8 | _HOST_EVENT | choice << 32
 
 
+_HEAD_CODE: Final = event_code(_HEAD)
+_KEEPALIVE_CODE: Final = event_code(Kind.KEEPALIVE)
+_SENTINEL_CODE: Final = event_code(_SENTINEL)
+_ERROR_CODE: Final = event_code(Kind.ERROR)
+
+
 def split_lines(event: bytes) -> tuple[bytes, bytes, bool]:
     """Split one event into ``(data, event name, has any field)``; several data lines are joined by LF."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
+        return event[6:-2], b"", True  # as nearly all are
     data: list[bytes] = []
     name = b""
     fields = False
@@ -217,7 +231,7 @@ class StreamScanner:
         position, size_of_data = 0, len(data)
         prefix, suffix, code = self._prefix, self._suffix, self._code
         prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
-        events, sizes = self.events, _CHUNK_SIZES
+        events, sizes = self.events, CHUNK_SIZES
         hits = 0
         while position < size_of_data:
             line_end = data.find(b"\r\n", position, position + _CHUNK_LINE_SEARCH)
@@ -299,9 +313,9 @@ class StreamScanner:
 
     def _take_event(self, event: bytes, forwarded: list[bytes]) -> bool:
         code, keep = self._classify(event)
-        self.events.append((code if keep else code | TokenFlag.REMOVED << 8, len(event)))
+        self.events.append((code if keep else code | _FLAG_REMOVED, len(event)))
         self.event_count += 1
-        if code & 0xFF == Kind.SENTINEL:
+        if code & 0xFF == _SENTINEL:
             self.sentinel = event
             return False
         if keep:
@@ -312,9 +326,9 @@ class StreamScanner:
         """Return the event's code and whether the client gets it."""
         data, name, has_fields = split_lines(event)
         if not has_fields:
-            return event_code(Kind.KEEPALIVE), True
+            return _KEEPALIVE_CODE, True
         if data == _DONE:
-            return event_code(Kind.SENTINEL), True
+            return _SENTINEL_CODE, True
         try:
             decoded = _decode_event(data)
         except _UNDECODABLE:
@@ -322,7 +336,7 @@ class StreamScanner:
         error = _given(decoded.error)
         if error is not None or name == b"error":
             self.error = error or data
-            return event_code(Kind.ERROR), True
+            return _ERROR_CODE, True
         if self.payloads is not None:
             self.payloads.append(data)
         return self._classify_answer(event, decoded)
@@ -331,35 +345,35 @@ class StreamScanner:
         """An event that is no chunk of OpenAI's shape: passed on, not understood."""
         if name == b"error":
             self.error = data
-            return event_code(Kind.ERROR), True
-        return event_code(Kind.HEAD), True
+            return _ERROR_CODE, True
+        return _HEAD_CODE, True
 
     def _classify_answer(self, event: bytes, decoded: _Event) -> tuple[int, bool]:
         flags = 0
         usage = _given(decoded.usage)
         if usage is not None:
             self.usage = usage
-            flags = int(TokenFlag.USAGE)
+            flags = _FLAG_USAGE
         self.timings = _given(decoded.timings) or self.timings
         self.metrics = _given(decoded.metrics) or self.metrics
         choices = decoded.choices
         if not choices:
             if usage is None:
-                return event_code(Kind.HEAD), not (self._drop_progress and _given(decoded.prompt_progress) is not None)
+                return _HEAD_CODE, not (self._drop_progress and _given(decoded.prompt_progress) is not None)
             # The usage event that was asked for has an empty list of choices; one without the list is something else.
-            return event_code(Kind.USAGE, flags), choices is None or not self._drop_usage
+            return event_code(_USAGE, flags), choices is None or not self._drop_usage
         kind, choice = self._content(choices)
         finished = self._note_finished(choices)
         if finished:
-            flags |= int(TokenFlag.FINISH)
+            flags |= _FLAG_FINISH
         if kind:
             self.content_count += 1
             code = event_code(kind, flags, choice)
-            if len(choices) == 1 and not flags and kind != Kind.TOOL_CALL:
+            if len(choices) == 1 and not flags and kind != _TOOL_CALL:
                 self._learn(event, code)
             return code, True
         progress = self._drop_progress and not finished and _given(decoded.prompt_progress) is not None
-        return event_code(Kind.FINISH if finished else Kind.HEAD, flags, choice), not progress
+        return event_code(_FINISH if finished else _HEAD, flags, choice), not progress
 
     def _note_finished(self, choices: list[_Choice]) -> bool:
         """Return whether a choice ended; a host that says so twice has still ended it once."""
@@ -377,15 +391,15 @@ class StreamScanner:
         for c in choices:
             delta = c.delta
             if c.text:
-                return Kind.TEXT, c.index & 0xFFFF
+                return _TEXT, c.index & 0xFFFF
             if delta is None:
                 continue
             if delta.content or delta.refusal:
-                return Kind.TEXT, c.index & 0xFFFF
+                return _TEXT, c.index & 0xFFFF
             if delta.reasoning or delta.reasoning_content:
-                return Kind.REASONING, c.index & 0xFFFF
+                return _REASONING, c.index & 0xFFFF
             if delta.tool_calls or delta.function_call:
-                return Kind.TOOL_CALL, c.index & 0xFFFF
+                return _TOOL_CALL, c.index & 0xFFFF
         return 0, choices[0].index & 0xFFFF
 
     def _learn(self, event: bytes, code: int) -> None:

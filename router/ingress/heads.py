@@ -40,6 +40,14 @@ def server_timing(request: Request) -> bytes:
     """Return the stages so far in milliseconds (https://www.w3.org/TR/server-timing/)."""
     deq, admitted, routed = request.deq, request.admitted, request.routed
     conn, sent, hfb = request.conn_ns, request.sent_ns, request.hfb
+    if hfb and sent:  # all stages happened, as for nearly every request
+        return b"ingress;dur=%.3f, queue;dur=%.3f, route;dur=%.3f, connect;dur=%.3f, host;dur=%.3f" % (
+            (deq - request.recv) / _MS_NS,
+            (admitted - deq) / _MS_NS,
+            (routed - admitted) / _MS_NS,
+            (conn - routed) / _MS_NS,
+            (max(request.tok1, request.tok_n, hfb) - sent) / _MS_NS,
+        )
     parts = [b"ingress;dur=%.3f" % ((deq - request.recv) / _MS_NS)] if deq else []
     if admitted:
         parts.append(b"queue;dur=%.3f" % ((admitted - deq) / _MS_NS))

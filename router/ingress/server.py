@@ -12,7 +12,6 @@ import msgspec
 
 from router.errors import ErrorKind, RequestError
 from router.ingress.http import ClientConnection
-from router.ingress.tags import TagReader
 from router.messages import decode_body
 from router.request import Request
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
@@ -50,7 +49,6 @@ class HttpServer:
         self.connections: set[ClientConnection] = set()
         self._config = config
         self._counters = loop.counters
-        self._tags = TagReader(config.tags.own)
         self._reading: set[ClientConnection] = set()
         self._idle: dict[ClientConnection, int] = {}
         self._idle_check_ns = 0
@@ -167,22 +165,19 @@ class HttpServer:
         model = self.loop.models.get(fields.model)
         if model is None:
             raise self._unknown_model(fields.model)
-        request = Request(connection, endpoint, connection.request_id, body, fields)
-        request.recv = connection.recv_ns
-        request.body_ns = body_ns
-        request.model = model
-        request.model_id = model.model_id
+        headers = head.headers
+        request = Request(
+            connection, endpoint, connection.request_id, body, fields, headers, model, connection.recv_ns, body_ns
+        )
         if endpoint is not Endpoint.EMBEDDINGS:
             stream = fields.stream
             request.stream = model.config.stream_by_default if not isinstance(stream, bool) else stream
             request.fold = not request.stream and _folds(model)
         max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
-        request.max_tokens = min(max(int(max_tokens or 0), 0), _U32)
-        request.temperature = float(fields.temperature or 0.0)
-        headers = head.headers
+        if max_tokens:
+            request.max_tokens = min(max(int(max_tokens), 0), _U32)
+        request.temperature = fields.temperature or 0.0
         request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
-        tags = self._tags.read(headers, model.name, request.request_id, fields.user, fields.metadata)
-        request.identity = self.loop.telemetry.identity(*tags)
         if b"traceparent" in headers:
             request.trace_headers = _trace_headers(headers)
         self._counters.add(Counter.REQUESTS)

@@ -34,6 +34,24 @@ class HostReport(msgspec.Struct):
     source: int = 0
 
 
+class _InDetails(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class _OutDetails(msgspec.Struct):
+    reasoning_tokens: int = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: _InDetails | None = None
+    completion_tokens_details: _OutDetails | None = None
+
+
+_decode_usage: Final = msgspec.json.Decoder(_Usage).decode
+
+
 def _object(raw: bytes | None) -> dict[str, Any]:
     if not raw:
         return {}
@@ -56,10 +74,28 @@ def _ms(value: Any) -> float:
     return 0.0
 
 
+def _read_usage(report: HostReport, raw: bytes) -> bool:
+    """Read usage of the usual shape; false where it is another, which is then read field by field."""
+    try:
+        usage = _decode_usage(raw)
+    except msgspec.MsgspecError:
+        return False
+    if not (0 <= usage.prompt_tokens <= _COUNT_MAX and 0 <= usage.completion_tokens <= _COUNT_MAX):
+        return False
+    report.has_usage = True
+    report.n_in, report.n_out = usage.prompt_tokens, usage.completion_tokens
+    if usage.prompt_tokens_details is not None:
+        report.n_cached = _count(usage.prompt_tokens_details.cached_tokens)
+    if usage.completion_tokens_details is not None:
+        report.n_reasoning = _count(usage.completion_tokens_details.reasoning_tokens)
+    return True
+
+
 def read_report(usage: bytes | None, timings: bytes | None, metrics: bytes | None) -> HostReport:
     """Decode the JSON of the three objects, each ``None`` where the host did not send it."""
     report = HostReport()
-    if given := _object(usage):
+    if usage and not _read_usage(report, usage):
+        given = _object(usage)
         report.has_usage = "completion_tokens" in given or "total_tokens" in given or "prompt_tokens" in given
         report.n_in = _count(given.get("prompt_tokens"))
         report.n_out = _count(given.get("completion_tokens"))

@@ -275,6 +275,17 @@ assert MESSAGE_OFFSET == 496
 assert IDENTITY_OFFSET == 624
 assert IDENTITY_OFFSET + IDENTITY.size == DONE_PAYLOAD_BYTES
 
+DONE: Final = struct.Struct(
+    HEAD.format
+    + REST.format[1:]
+    + CANDIDATES.format[1:]
+    + f"{FAILED_ATTEMPT_COUNT * FAILED_ATTEMPT.size}s"
+    + MESSAGE.format[1:]
+    + f"{IDENTITY.size}s"
+)
+"""The whole payload in one call: head, rest, candidates, then failed attempts, message and identity as bytes."""
+assert DONE.size == DONE_PAYLOAD_BYTES
+
 INFLIGHT_GAP: Final = bytes(IDENTITY_OFFSET - HEAD.size)
 """What stands between the head and the identity in an in-flight row: nothing is known of it yet."""
 

@@ -6,6 +6,7 @@ import socket
 import struct
 from typing import Any, Final, NamedTuple
 
+_TCP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _U32_MAX: Final = 0xFFFFFFFF
 # struct tcp_info of linux/tcp.h: 8 bytes of small fields, then u32 fields by index, then 64-bit ones from byte 104.
 _U32S: Final = struct.Struct("<8x24I")
@@ -31,13 +32,18 @@ NO_TCP_INFO: Final = TcpInfo(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def read_tcp_info(sock: Any) -> TcpInfo:
-    """Read TCP_INFO of a connected socket; one system call. A unix socket, or one that is gone, has none."""
-    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+    """Read TCP_INFO of a transport's socket; one system call. A unix socket, or one that is gone, has none."""
+    if sock is None or sock.family not in _TCP_FAMILIES or (fd := sock.fileno()) < 0:
         return NO_TCP_INFO
+    # uvloop's own getsockopt() duplicates the descriptor each time (five system calls). With family, type and protocol
+    # given, a second object on the same descriptor asks the kernel nothing.
+    twin = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
     try:
-        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        raw = twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
     except OSError:
         return NO_TCP_INFO
+    finally:
+        twin.detach()
     if len(raw) < _U32S.size:
         return NO_TCP_INFO
     u = _U32S.unpack_from(raw)

@@ -6,9 +6,8 @@ The router is the only writer of all of them. Layouts: :mod:`router.telemetry.re
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ringbuffer import (
     AppendWriter,
@@ -20,13 +19,16 @@ from ringbuffer import (
     TableWriter,
 )
 from router.config import Config
+from router.routing import explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
-from router.telemetry.host_report import HostReport, read_report
+from router.telemetry.host_report import read_report
+from router.telemetry.tags import TagReader
 from router.telemetry.tcp import TcpInfo
 
 if TYPE_CHECKING:
     from router.request import Request
+    from router.telemetry.tcp import TcpInfo
 
 
 def cut_utf8(text: str, limit: int) -> tuple[bytes, bool]:
@@ -97,6 +99,7 @@ class Telemetry:
         names = AppendWriter.create(
             path / "names.tab", row_count=rings.names, row_size=rec.NAME_ROW_BYTES, record_schema=schema, name="names"
         )
+        self._tags = TagReader(config.tags.own)
         self.counters = CountersWriter.create(path / "counters", CATALOGUE)
         self.names = Names(names, self.counters)
         self._segments = (self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters)
@@ -121,18 +124,21 @@ class Telemetry:
         self.generation.close()
 
     # ------------------------------------------------------------ one request
-    def identity(self, tags: Mapping[int, str], texts: Sequence[str], trace: tuple[bytes, bytes, int]) -> bytes:
+    def identify(self, request: Request) -> bytes:
         """Pack what never changes of a request: tag ids by position, the four text tags, the caller's trace."""
+        fields = request.fields
+        tags = self._tags.read(request.headers, request.model.name, request.request_id, fields.user, fields.metadata)
         ids = [0] * rec.TAG_SLOT_COUNT
-        for position, value in tags.items():
+        for position, value in tags.ids.items():
             ids[position] = self.names.intern(position, value)
-        raw = []
-        for text in texts:
-            value, cut = cut_utf8(text, rec.TEXT_BYTES)
+        texts = []
+        for text in tags.texts:
+            value_bytes, cut = cut_utf8(text, rec.TEXT_BYTES)
             if cut:
                 self.counters.add(Counter.TAGS_CUT)
-            raw.append(value)
-        return rec.IDENTITY.pack(*ids, *raw, *trace)
+            texts.append(value_bytes)
+        request.identity = rec.IDENTITY.pack(*ids, *texts, *tags.trace)
+        return request.identity
 
     def take_row(self) -> int:
         """Return a free row of the in-flight table; the caller has checked that there is one."""
@@ -140,7 +146,8 @@ class Telemetry:
 
     def write_row(self, request: Request) -> None:
         """Show where a request is in the in-flight table."""
-        self.inflight.write(request.row, self._head(request) + rec.INFLIGHT_GAP + request.identity)
+        identity = request.identity or self.identify(request)
+        self.inflight.write(request.row, rec.HEAD.pack(*_head(request)) + rec.INFLIGHT_GAP + identity)
 
     def event(self, now: int, request: Request, kind: int, gap_ns: int = 0) -> None:
         """Publish a token record of the request's life (not of a host's event)."""
@@ -155,41 +162,24 @@ class Telemetry:
             self._free_rows.append(request.row)
             request.row = -1
 
-    @staticmethod
-    def _head(r: Request) -> bytes:
-        return rec.HEAD.pack(
-            r.seq,
-            r.recv, r.body_ns, r.pub, r.deq, r.admitted, r.routed1, r.routed, r.conn_ns, r.sent_ns, r.hfb,
-            r.tok1, r.out1, r.tok_n, r.out_n, r.done_ns,
-            r.ttfc, r.ttfo, r.stall_max_ns, r.early_tokens, r.visible_tokens,
-            r.outcome, r.error, r.status, r.flags, r.host, r.model_id, r.endpoint, r.policy,
-            min(r.attempt_count, 255), r.phase,
-        )  # fmt: skip
-
     def _done_payload(self, r: Request, tcp: TcpInfo) -> bytes:
         report = read_report(r.usage, r.timings, r.metrics)
         n_out = report.n_out
         if not report.has_usage:
             n_out = r.content_count
-            r.flags |= rec.DoneFlag.N_OUT_ESTIMATED
-        rest = self._rest(r, report, n_out, tcp)
-        flat: list[float] = []
-        for host, reason, score in r.candidates[: rec.CANDIDATE_COUNT]:
-            flat += (host, reason, score)
-        flat += [0] * (3 * rec.CANDIDATE_COUNT - len(flat))
-        attempts = b"".join(rec.FAILED_ATTEMPT.pack(*a) for a in r.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :])
-        return b"".join((
-            self._head(r),
-            rest,
-            rec.CANDIDATES.pack(*flat),
-            attempts.ljust(rec.FAILED_ATTEMPT_COUNT * rec.FAILED_ATTEMPT.size, b"\0"),
-            rec.MESSAGE.pack(cut_utf8(r.message, rec.MESSAGE_BYTES)[0]),
-            r.identity,
-        ))  # fmt: skip
-
-    @staticmethod
-    def _rest(r: Request, report: HostReport, n_out: int, tcp: TcpInfo) -> bytes:
-        return rec.REST.pack(
+            r.flags |= _ESTIMATED
+        candidates: list[float] = []
+        if r.chosen >= 0:
+            for candidate in explain(r.candidates, r.chosen)[: rec.CANDIDATE_COUNT]:
+                candidates += candidate
+        candidates += _ZEROS[len(candidates) : 3 * rec.CANDIDATE_COUNT]
+        failed = _NO_FAILED_ATTEMPTS
+        if r.failed_attempts:
+            packed = [rec.FAILED_ATTEMPT.pack(*a) for a in r.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :]]
+            failed = b"".join(packed).ljust(len(_NO_FAILED_ATTEMPTS), b"\0")
+        message = cut_utf8(r.message, rec.MESSAGE_BYTES)[0] if r.message else b""
+        return rec.DONE.pack(
+            *_head(r),
             report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0,
             r.event_index & 0xFFFFFFFF, r.content_count, r.choice_count,
             len(r.body), r.bytes_out,
@@ -198,4 +188,25 @@ class Telemetry:
             report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
             report.cache_n, report.prompt_n, report.predicted_n, report.source,
             *tcp,
+            *candidates,
+            failed,
+            message,
+            r.identity or self.identify(r),
         )  # fmt: skip
+
+
+_ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
+_ZEROS: Final = [0] * (3 * rec.CANDIDATE_COUNT)
+_NO_FAILED_ATTEMPTS: Final = bytes(rec.FAILED_ATTEMPT_COUNT * rec.FAILED_ATTEMPT.size)
+
+
+def _head(r: Request) -> tuple[int, ...]:
+    """Return the fields of the head in their order."""
+    return (
+        r.seq,
+        r.recv, r.body_ns, r.pub, r.deq, r.admitted, r.routed1, r.routed, r.conn_ns, r.sent_ns, r.hfb,
+        r.tok1, r.out1, r.tok_n, r.out_n, r.done_ns,
+        r.ttfc, r.ttfo, r.stall_max_ns, r.early_tokens, r.visible_tokens,
+        r.outcome, r.error, r.status, r.flags, r.host, r.model.model_id, r.endpoint, r.policy,
+        min(r.attempt_count, 255), r.phase,
+    )  # fmt: skip

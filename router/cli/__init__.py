@@ -1,0 +1,119 @@
+"""The ``ringrouter`` command: arguments here, one module for each command.
+
+A command's module is imported when the command is run, so that ``stats`` starts without the event loop of ``serve``.
+Exit codes: 0 ok, 1 no ring, 2 usage or configuration, 3 router dead, 4 router hung, 5 layout version, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import router
+
+EXIT_OK: Final = 0
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        status: int = importlib.import_module(f"router.cli.{args.command}").run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. The interpreter must not fail at its last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return status
+
+
+def fail(message: object) -> int:
+    """Print an error on standard error and return :data:`EXIT_USAGE`."""
+    print(f"ringrouter: {message}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def fail_to_read(error: Exception) -> int:
+    """Print why a router's segments cannot be read and return the exit code that says so."""
+    from ringbuffer import VersionMismatch, WrongEndianness, stats  # noqa: PLC0415 - serve and check start without
+
+    fail(f"no router to look at: {error}")
+    is_version = isinstance(error, VersionMismatch | WrongEndianness)
+    return stats.EXIT_VERSION if is_version else stats.EXIT_NO_RING
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ringrouter", description="A router in front of language-model hosts.")
+    parser.add_argument("--version", action="version", version=f"ringrouter {router.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_starters(commands)
+    _add_observers(commands)
+    check = commands.add_parser("check", help="check a configuration file and print what it would serve")
+    check.add_argument("file", type=Path, metavar="FILE")
+    return parser
+
+
+def _add_starters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser("serve", help="run the router")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="configuration (docs/configuration.md)")
+    run = commands.add_parser("run", help="run the router with embedded models, to try it out")
+    run.add_argument("--config", type=Path, metavar="FILE", help="serve the hosts of this configuration instead")
+    run.add_argument("--port", type=_port, metavar="N", help="HTTP port in front of the embedded models; 0 = any")
+
+
+def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    stats = commands.add_parser("stats", help="show rings, latencies and counters of a router")
+    _add_location(stats)
+    stats.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=1.0,
+        metavar="SECONDS",
+        help="again and again, by default each second",
+    )
+    tail = commands.add_parser("tail", help="show finished requests as they end")
+    _add_location(tail)
+    tail.add_argument("-n", type=_count, default=10, metavar="N", dest="last", help="begin with the last N (10)")
+    tail.add_argument("--no-follow", action="store_false", dest="follow", help="print those and end")
+
+
+def _add_location(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
+    where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the rings")
+    parser.add_argument("--instance", metavar="NAME", help="name of the router below that directory")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.05 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds between 0.05 and 3600")
+    return seconds

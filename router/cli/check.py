@@ -1,0 +1,74 @@
+"""``ringrouter check FILE``: is it a good configuration, and what would it serve?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from router import config
+from router.cli import EXIT_OK, fail
+from router.config import Config, HostConfig
+from router.errors import ConfigError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the file would serve; 2 and the first error when it would serve nothing."""
+    try:
+        settings = config.load(args.file)
+    except ConfigError as error:
+        return fail(error)
+    print(f"{args.file}: ok")
+    for line in describe(settings):
+        print(line)
+    return EXIT_OK
+
+
+def describe(settings: Config) -> Iterator[str]:
+    """Yield lines that say where the router would listen, which hosts it would use and which models it would serve."""
+    yield from _labelled("listens at", [_listen_address(address) for address in settings.listen.http])
+    yield from _labelled("rings in", [str(config.run_dir(settings) / settings.listen.instance)])
+    yield from _labelled(
+        "hosts", _columns([_host_row(host) for host in settings.hosts]) or ["none: every request is refused"]
+    )
+    yield from _labelled("models", _columns([_model_row(settings, name) for name in _model_names(settings)]))
+    asked = [host.name for host in settings.hosts if not host.models]
+    if asked:
+        yield from _labelled("", [f"and what {', '.join(asked)} will name when asked"])
+    unserved = [] if asked else sorted(set(settings.models) - set(_model_names(settings)))
+    for name in unserved:
+        yield f"warning: [models.{name}]: no host has this model"
+
+
+def _labelled(label: str, lines: list[str]) -> Iterator[str]:
+    for index, line in enumerate(lines):
+        yield f"  {'' if index else label:<12}{line}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _listen_address(address: str) -> str:
+    return address if address.startswith("unix:") else f"http://{address}"
+
+
+def _host_row(host: HostConfig) -> tuple[str, ...]:
+    slots = "slots as probed" if host.slots is None else f"{host.slots} slots"
+    kind = "kind as probed" if host.kind == "auto" else host.kind
+    return host.name, kind, host.url, slots
+
+
+def _model_names(settings: Config) -> list[str]:
+    return list(dict.fromkeys(name for host in settings.hosts for name in host.models))
+
+
+def _model_row(settings: Config, name: str) -> tuple[str, ...]:
+    at = [_model_at(host, name) for host in settings.hosts if name in host.models]
+    return name, f"at {', '.join(at)}"
+
+
+def _model_at(host: HostConfig, name: str) -> str:
+    """Name the host, and the model's name there where it has another."""
+    theirs = host.models[name] if isinstance(host.models, dict) else name
+    return host.name if theirs == name else f"{host.name} as {theirs}"

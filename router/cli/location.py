@@ -1,0 +1,34 @@
+"""Where the rings of the router are that ``stats`` and ``tail`` look at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Final
+
+from ringbuffer import Missing, find_current
+from router import config
+
+DEFAULT_INSTANCE: Final = "main"
+
+
+def instance_dir(args: argparse.Namespace) -> Path:
+    """Return ``RUN/INSTANCE`` as the options, the configuration or the defaults say; raises :class:`ConfigError`."""
+    name = args.instance
+    if args.run_dir is not None:
+        return Path(args.run_dir) / (name or DEFAULT_INSTANCE)
+    if args.config is None:
+        return _used(config.default_run_dir() / (name or DEFAULT_INSTANCE))
+    settings = config.load(args.config, need_keys=False)
+    return _used(config.run_dir(settings) / (name or settings.listen.instance))
+
+
+def _used(path: Path) -> Path:
+    """Return the directory, or the one in /dev/shm that a router takes where this one is not on tmpfs."""
+    other = Path("/dev/shm") / f"ringrouter-{os.getuid()}" / path.name  # noqa: S108 - as the router does
+    try:
+        find_current(path)
+    except Missing:
+        return other if (other / "current").is_symlink() else path
+    return path

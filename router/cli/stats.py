@@ -1,0 +1,252 @@
+"""``ringrouter stats``: is the router well, how fast is it, and what runs where? Read-only.
+
+Exit codes: 0 ok, 1 no ring, 2 usage, 3 router dead, 4 hung, 5 layout version. What a dead router left behind is shown
+all the same: the rings are the flight recorder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ringbuffer import Missing, RingError, find_current, sample
+from ringbuffer import stats as ring_stats
+from ringbuffer.cli import CLEAR_SCREEN, RATE_WINDOW_S, format_age, format_report
+from ringbuffer.sample import Sample
+from ringbuffer.stats import CounterRow
+from router.cli import EXIT_OK, fail, fail_to_read
+from router.cli.location import instance_dir
+from router.errors import ConfigError
+from router.telemetry.counters import Counter
+from router.telemetry.reader import DoneReader, InflightReader
+from router.telemetry.summary import Group, Percentiles, Summary, summarise
+from router.telemetry.units import ABSENT, duration, rate, span
+
+SCHEMA: Final = "ringrouter.stats/1"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is shown. ``rings`` is the part that knows nothing of the router."""
+
+    instance: str
+    uptime_ns: int
+    """From the start to the last heartbeat."""
+    rings: ring_stats.Report
+    router: Summary
+    token_events_per_s: float | None
+    """Events of host streams, between two looks a moment apart."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the router."""
+        return self.rings.segments[0].pid
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the last heartbeat."""
+        return min(segment.heartbeat_age_s for segment in self.rings.segments)
+
+
+class Source:
+    """Looks at one router again and again, keeping what it has read; follows it into a new generation."""
+
+    def __init__(self, instance: Path) -> None:
+        self._instance = instance
+        self._before: Sample | None = None
+        self._directory: Path | None = None
+        self._done: deque[dict[str, Any]] = deque()
+        self._done_reader: DoneReader | None = None
+        self._inflight_reader: InflightReader | None = None
+
+    def look(self) -> Report:
+        """Return what the router shows now, with rates since the last look; raises :class:`RingError`."""
+        directory = find_current(self._instance)
+        now = sample.take(directory)
+        if not now.segments:
+            raise now.errors[0][1] if now.errors else Missing(f"there is no segment in {directory}")
+        reader, inflight_reader = self._readers(directory)
+        while batch := reader.poll():
+            self._done.extend(batch)
+        before, self._before = self._before, now
+        now_ns = time.monotonic_ns()
+        return Report(
+            instance=self._instance.name,
+            uptime_ns=_uptime_ns(now),
+            rings=ring_stats.build_report(before, now),
+            router=summarise(self._done, inflight_reader.read(), published_count=reader.published_count, now_ns=now_ns),
+            token_events_per_s=_counter_rate(before, now, Counter.TOKEN_EVENTS),
+        )
+
+    def _readers(self, directory: Path) -> tuple[DoneReader, InflightReader]:
+        """Return readers of a generation, new ones when it is not the one of the last look."""
+        if directory != self._directory or self._done_reader is None or self._inflight_reader is None:
+            self.close()
+            self._done_reader = DoneReader(directory, "oldest")
+            self._inflight_reader = InflightReader(directory, self._done_reader.names)
+            self._done = deque(maxlen=self._done_reader.slot_count)
+            self._directory = directory
+        return self._done_reader, self._inflight_reader
+
+    def close(self) -> None:
+        """Unmap everything."""
+        for reader in (self._inflight_reader, self._done_reader):
+            if reader is not None:
+                reader.close()
+        self._inflight_reader = self._done_reader = None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a report, or one every so many seconds."""
+    try:
+        source = Source(instance_dir(args))
+    except ConfigError as error:
+        return fail(error)
+    exit_code = EXIT_OK
+    try:
+        for report in _reports(source, args.watch):
+            _show(report, as_json=args.json, watching=args.watch is not None)
+            exit_code = report.rings.exit_code
+    except RingError as error:
+        return fail_to_read(error)
+    finally:
+        source.close()
+    return exit_code
+
+
+def _reports(source: Source, watch_s: float | None) -> Iterator[Report]:
+    """Yield one report, or one every ``watch_s`` seconds for ever; a look before the first gives it its rates."""
+    source.look()
+    time.sleep(RATE_WINDOW_S)
+    yield source.look()
+    while watch_s is not None:
+        time.sleep(watch_s)
+        yield source.look()
+
+
+def _uptime_ns(taken: Sample) -> int:
+    heartbeat_ns = max(segment.heartbeat_ns for segment in taken.segments)
+    return max(0, heartbeat_ns - taken.segments[0].header.created_mono_ns)
+
+
+def _counter_rate(before: Sample | None, now: Sample, counter: Counter) -> float | None:
+    if before is None:
+        return None
+    earlier, later = _counter(before, counter), _counter(now, counter)
+    if earlier is None or later is None or later[1] <= earlier[1] or later[0] < earlier[0]:
+        return None
+    return (later[0] - earlier[0]) * 1e9 / (later[1] - earlier[1])
+
+
+def _counter(taken: Sample, counter: Counter) -> tuple[int, int] | None:
+    """Return a counter's value and when it was read."""
+    for segment in taken.segments:
+        for spec, value in segment.counters:
+            if spec.id == counter:
+                return value, segment.taken_ns
+    return None
+
+
+def _show(report: Report, *, as_json: bool, watching: bool) -> None:
+    if as_json:
+        print(msgspec.json.encode(as_plain(report)).decode(), flush=True)
+        return
+    if watching:
+        print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
+    print("\n".join(format_stats(report)), flush=True)
+
+
+def as_plain(report: Report) -> dict[str, Any]:
+    """Return a report as plain values, with the ``schema`` that names their shape."""
+    return {
+        "schema": SCHEMA,
+        "instance": report.instance,
+        "pid": report.pid,
+        "state": report.rings.state,
+        "heartbeat_age_s": report.heartbeat_age_s,
+        "uptime_ns": report.uptime_ns,
+        "token_events_per_s": report.token_events_per_s,
+        "router": msgspec.to_builtins(report.router),
+        "rings": ring_stats.as_json(report.rings),
+    }
+
+
+def format_stats(report: Report) -> list[str]:
+    """Return a report as lines of text: the rings, what they amount to, the counters."""
+    head = (
+        f"ringrouter {report.instance}: pid {report.pid} {report.rings.state}, "
+        f"heartbeat {format_age(report.heartbeat_age_s)} ago, up {span(report.uptime_ns)}, {report.rings.path}"
+    )
+    return [
+        head,
+        "",
+        *format_report(replace(report.rings, counters=())),
+        "",
+        *_finished(report),
+        "",
+        *_in_flight(report),
+        "",
+        *_counters(report.rings.counters),
+    ]
+
+
+def _counters(counters: tuple[CounterRow, ...]) -> list[str]:
+    return [f"{row.id:>4}: {row.value:>20,} - {row.label} [{row.unit}]" for row in counters]
+
+
+def _finished(report: Report) -> list[str]:
+    summary = report.router
+    window = summary.window
+    if not window.n:
+        return ["finished requests: none yet"]
+    tokens = f"{summary.tokens_out:,} tokens, {rate(summary.tokens_per_s)}/s over that time"
+    overwritten = f", {window.overwritten_count:,} older ones overwritten" if window.overwritten_count else ""
+    outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in summary.outcomes.items())
+    return [
+        f"finished requests: last {span(window.length_ns)}, n={window.n:,} of {window.published_count:,}{overwritten}",
+        f"      {outcomes}",
+        f"      {'of those that were ok':<24}{'p50':>10}{'p95':>10}{'p99':>10}{'n':>9}",
+        _latency("TTFT, streams", summary.ttft_ns),
+        _latency("TPOT", summary.tpot_ns),
+        _latency("E2E", summary.e2e_ns),
+        _latency("router overhead", summary.router_overhead_ns),
+        f"      {tokens}; {rate(report.token_events_per_s)} stream events/s now",
+    ]
+
+
+def _latency(label: str, values: Percentiles) -> str:
+    return f"      {label:<24}{_three(values)}{values.n:>9,}"
+
+
+def _three(values: Percentiles) -> str:
+    return "".join(f"{duration(value):>10}" for value in (values.p50, values.p95, values.p99))
+
+
+def _in_flight(report: Report) -> list[str]:
+    summary = report.router
+    when = "in flight" if report.rings.state in {"alive", "hung"} else "in flight when the router ended"
+    lines = [f"{when}: {summary.running_count:,} running, {summary.waiting_count:,} waiting"]
+    if not summary.groups:
+        return lines
+    host_width = max(4, *(len(group.host) for group in summary.groups))
+    model_width = max(5, *(len(group.model) for group in summary.groups))
+    lines.append(
+        f"      {'host':<{host_width}}  {'model':<{model_width}}{'running':>8}{'waiting':>8}{'ok':>8}{'failed':>8}"
+        f"{'TTFT p50':>10}{'p95':>10}{'p99':>10}{'TPOT p50':>10}{'p95':>10}{'p99':>10}{'tokens/s':>10}"
+    )
+    return lines + [_group(group, host_width, model_width) for group in summary.groups]
+
+
+def _group(group: Group, host_width: int, model_width: int) -> str:
+    return (
+        f"      {group.host or ABSENT:<{host_width}}  {group.model or ABSENT:<{model_width}}"
+        f"{group.running_count:>8,}{group.waiting_count:>8,}{group.ok_count:>8,}{group.failed_count:>8,}"
+        f"{_three(group.ttft_ns)}{_three(group.tpot_ns)}{rate(group.tokens_per_s):>10}"
+    )

@@ -1,0 +1,203 @@
+"""``ringrouter tail``: finished requests as they end, one line each.
+
+Exit codes: 1 when there is no ring to read, 2 usage, 5 when its layout is of another version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ringbuffer import Missing, RingError, find_current, writer_state
+from router.cli import EXIT_OK, fail, fail_to_read
+from router.cli.location import instance_dir
+from router.errors import ConfigError
+from router.telemetry.reader import DoneReader
+from router.telemetry.units import duration
+
+SCHEMA: Final = "ringrouter.tail/1"
+IDLE_S: Final = 0.05
+"""Pause when nothing is new: short for whoever reads the lines, and next to no work."""
+_STATE_CHECK_S: Final = 1.0
+
+_COLUMNS: Final = (
+    ("time", "<12"),
+    ("model", "<20"),
+    ("host", "<12"),
+    ("outcome", "<24"),
+    ("TTFT", ">9"),
+    ("TPOT", ">9"),
+    ("tokens", ">7"),
+    ("E2E", ">9"),
+    (" request id", "<"),
+)
+
+Item = dict[str, Any] | str
+"""A finished request, or a note about the reading itself."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the last requests and then, unless told otherwise, each as it ends, for ever."""
+    try:
+        directory = instance_dir(args)
+    except ConfigError as error:
+        return fail(error)
+    try:
+        find_current(directory)
+        _show(follow(directory, args.last, _pause) if args.follow else latest(directory, args.last), as_json=args.json)
+    except RingError as error:
+        return fail_to_read(error)
+    return EXIT_OK
+
+
+def _show(items: Iterator[Item], *, as_json: bool) -> None:
+    if not as_json:
+        print(_line([name for name, _ in _COLUMNS]))
+    show = _show_json if as_json else _show_text
+    for item in items:
+        show(item)
+
+
+def _pause(seconds: float) -> None:
+    """Hand the lines on before waiting: whoever reads them through a pipe wants them now."""
+    sys.stdout.flush()
+    time.sleep(seconds)
+
+
+def latest(instance: Path, count: int) -> Iterator[Item]:
+    """Yield the last ``count`` requests that finished in the current generation."""
+    with _attach(find_current(instance), count) as reader:
+        yield from _drain(reader)
+
+
+def follow(instance: Path, last_count: int, sleep: Callable[[float], None] = time.sleep) -> Iterator[Item]:
+    """Yield the last requests and then each as it ends, through every restart of the router; never ends by itself.
+
+    A generation is left when a newer one is current and nothing more can come in the old one; then the next one is
+    read from its beginning. The position stands as ``tail-PID`` in ``readers/`` of the generation that is being read.
+    """
+    name = f"tail-{os.getpid()}"
+    directory = find_current(instance)
+    reader = _attach(directory, last_count, name)
+    try:
+        while True:
+            yield from _read_generation(reader, directory, instance, sleep)
+            reader.close()
+            directory, reader = _next_generation(instance, directory, name)
+            yield f"the router was restarted; going on in {directory}"
+    finally:
+        reader.close()
+
+
+def _next_generation(instance: Path, directory: Path, name: str) -> tuple[Path, DoneReader]:
+    """Attach to the oldest generation after this one that can still be read, at its beginning."""
+    current = find_current(instance)
+    between = [path for path in instance.iterdir() if path.name.isdigit() and path.name != current.name]
+    for path in sorted(between, key=lambda path: int(path.name)):
+        if int(path.name) > int(directory.name):
+            with contextlib.suppress(RingError):  # deleted meanwhile, or given up before it was complete
+                return path, DoneReader(path, "oldest", name)
+    return current, DoneReader(current, "oldest", name)
+
+
+def _attach(directory: Path, last_count: int, name: str | None = None) -> DoneReader:
+    """Attach to a generation so many records before its end."""
+    with DoneReader(directory) as at_end:
+        begin = max(0, at_end.position - min(last_count, at_end.slot_count))
+    return DoneReader(directory, begin, name)
+
+
+def _read_generation(
+    reader: DoneReader, directory: Path, instance: Path, sleep: Callable[[float], None]
+) -> Iterator[Item]:
+    """Yield what is in one generation until a newer one is current."""
+    looked_s, known_state = time.monotonic(), "alive"
+    while True:
+        # Looked up before the ring is drained: the writer of a generation is gone before the next one is current, so
+        # what is drained after that is all there ever will be.
+        superseded = _is_superseded(directory, instance)
+        yield from _drain(reader)
+        if superseded:
+            return
+        if time.monotonic() - looked_s >= _STATE_CHECK_S:
+            looked_s, state = time.monotonic(), _state(directory)
+            if state not in {known_state, "restarted"}:
+                yield f"the router is {state}"
+                known_state = state
+        sleep(IDLE_S)
+
+
+def _state(directory: Path) -> str:
+    try:
+        return writer_state(directory)
+    except Missing:  # two restarts later the directory is gone; what is mapped can still be read
+        return "restarted"
+
+
+def _is_superseded(directory: Path, instance: Path) -> bool:
+    try:
+        return find_current(instance) != directory
+    except Missing:
+        return False
+
+
+def _drain(reader: DoneReader) -> Iterator[Item]:
+    """Yield everything there is now, and how much was lost on the way."""
+    lost_count = reader.lost_count
+    while True:
+        before = reader.position
+        for done in reader.poll():
+            yield done | {"ended": _calendar_time(reader.wall_ns(done["stamps"]["done"]))}
+        if reader.lost_count > lost_count:
+            yield _loss(reader.lost_count - lost_count)
+            lost_count = reader.lost_count
+        if reader.position == before:
+            return
+
+
+def _loss(count: int) -> str:
+    if count == 1:
+        return "1 request was overwritten before it was read"
+    return f"{count:,} requests were overwritten before they were read"
+
+
+def _calendar_time(wall_ns: int) -> str:
+    """Return local time with the offset from UTC, to the millisecond."""
+    return datetime.fromtimestamp(wall_ns / 1e9).astimezone().isoformat(timespec="milliseconds")
+
+
+def _show_json(item: Item) -> None:
+    record = {"note": item} if isinstance(item, str) else item
+    sys.stdout.write(msgspec.json.encode({"schema": SCHEMA} | record).decode() + "\n")
+
+
+def _show_text(item: Item) -> None:
+    print(f"-- {item}" if isinstance(item, str) else _line(_cells(item)))
+
+
+def _cells(done: dict[str, Any]) -> list[str]:
+    outcome = done["outcome"] if done["outcome"] == "ok" else f"{done['outcome']}: {done['error']}"
+    return [
+        done["ended"].partition("T")[2][:12],
+        done["model"] or "-",
+        done["host"] or "-",
+        outcome,
+        duration(done["ttft_ns"]),
+        duration(done["tpot_ns"]),
+        f"{done['n_out']:,}",
+        duration(done["e2e_ns"]),
+        f" {done['request_id']}",
+    ]
+
+
+def _line(cells: list[str]) -> str:
+    return " ".join(f"{cell:{form}}" for cell, (_, form) in zip(cells, _COLUMNS, strict=True)).rstrip()
