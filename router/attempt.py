@@ -44,12 +44,14 @@ class Attempt:
         "_content_seen",
         "_content_type",
         "_decoder",
+        "_early_end_ns",
         "_fold",
         "_held",
         "_host_bits",
         "_live",
         "_loop",
         "_publish",
+        "_relaying",
         "connection",
         "drop_progress",
         "drop_usage",
@@ -68,6 +70,8 @@ class Attempt:
         self._host_bits = host.host_id << 16
         self._held = b""
         self._live = False
+        self._relaying = False
+        self._early_end_ns = 0
         self._content_seen = 0
         self._content_type = b""
         self._answer = bytearray()
@@ -138,6 +142,9 @@ class Attempt:
         scanner = self.scanner
         assert scanner is not None
         self.last_read_ns = now
+        if self._relaying and (size := scanner.same(data)):
+            self._relay_token(data, size, now)
+            return
         try:
             out = scanner.feed(data)
         except (StreamError, ProtocolError) as error:
@@ -154,6 +161,35 @@ class Attempt:
         else:
             self._take_early(out, now)
 
+    def _relay_token(self, data: bytes, size: int, now: int) -> None:
+        """Relay a read that is one more token like the last: written, then recorded, in the fewest steps."""
+        request, scanner = self.request, self.scanner
+        egress = request.egress
+        egress.write(data)
+        written = monotonic_ns()
+        gap = now - request.last_content_ns
+        index = request.event_index
+        unsent = self._unsent(request) if egress.blocked else 0
+        self._publish(now, request.seq, scanner.code | self._host_bits, index | size << 32, gap, unsent, 0)  # type: ignore[union-attr]
+        request.event_index = index + 1
+        request.content_count += 1
+        request.bytes_out += len(data)
+        request.last_content_ns = request.tok_n = now
+        if not unsent:
+            request.out_n = written
+        if gap > request.stall_max_ns:  # noqa: PLR1730 - max() is a call, and this runs per token
+            request.stall_max_ns = gap
+        self._content_seen += 1
+        if now <= self._early_end_ns:
+            self._count_early(now, written, 1)
+
+    def _unsent(self, request: Request) -> int:
+        """Return what waits for the client's socket; when it is too much, the host is read no further."""
+        unsent = request.egress.unsent_bytes()
+        if unsent > self._loop.limits.client_buffer_bytes and not request.host_paused:
+            self._loop.pause_host(request)
+        return unsent
+
     def _record(self, now: int, written: int) -> None:
         """Publish one record for each event of a read, after its bytes went to the client."""
         scanner, request = self.scanner, self.request
@@ -161,9 +197,7 @@ class Attempt:
         events = scanner.events
         publish, seq, bits = self._publish, request.seq, self._host_bits
         egress = request.egress
-        unsent = egress.unsent_bytes() if egress.blocked else 0
-        if unsent > self._loop.limits.client_buffer_bytes and not request.host_paused:
-            self._loop.pause_host(request)
+        unsent = self._unsent(request) if egress.blocked else 0
         index = request.event_index
         last = request.last_content_ns
         for code, size in events:
@@ -181,6 +215,7 @@ class Attempt:
             publish(now, seq, code | bits, index | size << 32, gap, unsent, 0)
             index += 1
         events.clear()
+        scanner.learn()
         request.event_index = index
         content = scanner.content_count
         if content == self._content_seen:
@@ -193,12 +228,13 @@ class Attempt:
             request.out_n = written
             if not request.out1:
                 request.out1 = written
-        if now <= request.tok1 + EARLY_WINDOW_NS:
+        if now <= self._early_end_ns:
             self._count_early(now, written, count)
 
     def _first_content(self, now: int) -> None:
         request = self.request
         request.tok1 = now
+        self._early_end_ns = now + EARLY_WINDOW_NS
         request.phase = Phase.DECODE
         request.check_ns = 0  # another time-out holds from here on
 
@@ -232,6 +268,7 @@ class Attempt:
         held, self._held = self._held, b""
         self._live = True
         request = self.request
+        self._relaying = request.egress.raw
         if request.committed:  # a heartbeat has sent the head
             if held:
                 request.egress.write(held)

@@ -83,9 +83,10 @@ class Loop:
 
     # ------------------------------------------------------------ in
     def submit(self, request: Request, w4: int, w5: int, w6: int) -> None:
-        """Publish a request into the ring and drain it in this turn; raises :class:`RequestError` when there is no room.
+        """Publish a request into the ring and drain it in this turn.
 
-        The words are those of the request record behind its three stamps.
+        Raises :class:`RequestError` when there is no room. The words are those of the request record behind its three
+        stamps.
         """
         if self.stopping:
             raise RequestError(ErrorKind.SHUTTING_DOWN, "the router is shutting down; ask again in a moment")

@@ -21,7 +21,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Body(msgspec.Struct):
+class RequestBody(msgspec.Struct):
     """The fields of a request that the router reads; UNSET where the client did not give one."""
 
     model: str
@@ -36,15 +36,15 @@ class _Body(msgspec.Struct):
     return_progress: bool | UnsetType | None = UNSET
 
 
-class _Chat(_Body):
+class _Chat(RequestBody):
     messages: Raw = Raw(b"")
 
 
-class _Completion(_Body):
+class _Completion(RequestBody):
     prompt: Raw = Raw(b"")
 
 
-class _Embeddings(_Body):
+class _Embeddings(RequestBody):
     input: Raw = Raw(b"")
 
 
@@ -57,8 +57,6 @@ _decode_fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode: Final = msgspec.json.Encoder().encode
 _PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
-RequestBody = _Chat | _Completion | _Embeddings
-
 
 def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
     """Decode a request body; raises :class:`RequestError` that names the field, what it is and what it should be."""
@@ -69,19 +67,19 @@ def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
             raise RequestError(ErrorKind.BAD_REQUEST, f"the body is not UTF-8: byte {error.start} is invalid") from None
     decode, content = _DECODERS[endpoint]
     try:
-        decoded = decode(body)
+        decoded: RequestBody = decode(body)
     except msgspec.ValidationError as error:
         raise _field_error(str(error)) from None
     except msgspec.DecodeError as error:
         raise RequestError(
             ErrorKind.BAD_REQUEST, f"the body is not JSON: {error}" if body else "the body is empty"
         ) from None
-    given = bytes(getattr(decoded, content))
+    given = bytes(memoryview(getattr(decoded, content))[:20])
     if not given or given == b"null":
         raise RequestError(ErrorKind.BAD_REQUEST, f"{content} is missing", content)
     if endpoint is Endpoint.CHAT and given[:1] != b"[":
         raise RequestError(
-            ErrorKind.BAD_REQUEST, f"messages must be an array, not {given[:20].decode(errors='replace')}", content
+            ErrorKind.BAD_REQUEST, f"messages must be an array, not {given.decode(errors='replace')}", content
         )
     return decoded
 

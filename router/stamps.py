@@ -98,7 +98,7 @@ def normalise(stamps: Sequence[int]) -> list[int]:
 
 
 def stages(stamps: Sequence[int]) -> dict[str, int]:
-    """Return every stage in nanoseconds, by name in the order of :data:`STAGES`, from stamps in that of :data:`STAMPS`."""
+    """Return every stage in nanoseconds by name, from stamps in the order of :data:`STAMPS`."""
     at = dict(zip(STAMPS, normalise(stamps), strict=True))
     out: dict[str, int] = {}
     before = at["recv"]

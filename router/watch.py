@@ -17,6 +17,7 @@ from router.telemetry.records import Phase
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.attempt import Attempt
     from router.loop import Loop
     from router.request import Request
 
@@ -146,13 +147,12 @@ class Watch:
 
     def _beat(self, request: Request, now: int) -> int:
         """Send a comment into a stream that has been silent for too long; return when the next one is due."""
-        beat_ns = request.model.heartbeat_ns
+        beat_ns: int = request.model.heartbeat_ns
         if not beat_ns or not request.stream:
             return _FAR_NS
-        attempt = request.attempt
-        last = max(
-            request.body_ns, request.last_out_ns, attempt.last_read_ns if attempt is not None and request.tok1 else 0
-        )
+        attempt: Attempt | None = request.attempt
+        last_read = attempt.last_read_ns if attempt is not None and request.tok1 else 0
+        last = max(request.body_ns, request.last_out_ns, last_read)
         if now < last + beat_ns:
             return last + beat_ns
         request.last_out_ns = now

@@ -38,7 +38,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     instance: str
     uptime_ns: int
-    """From the start to the last heartbeat."""
+    """From the start until now, or until the last heartbeat of a router that is dead."""
     rings: ring_stats.Report
     router: Summary
     token_events_per_s: float | None
@@ -79,7 +79,7 @@ class Source:
         now_ns = time.monotonic_ns()
         return Report(
             instance=self._instance.name,
-            uptime_ns=_uptime_ns(now),
+            uptime_ns=_uptime_ns(now, now_ns),
             rings=ring_stats.build_report(before, now),
             router=summarise(self._done, inflight_reader.read(), published_count=reader.published_count, now_ns=now_ns),
             token_events_per_s=_counter_rate(before, now, Counter.TOKEN_EVENTS),
@@ -131,9 +131,11 @@ def _reports(source: Source, watch_s: float | None) -> Iterator[Report]:
         yield source.look()
 
 
-def _uptime_ns(taken: Sample) -> int:
-    heartbeat_ns = max(segment.heartbeat_ns for segment in taken.segments)
-    return max(0, heartbeat_ns - taken.segments[0].header.created_mono_ns)
+def _uptime_ns(taken: Sample, now_ns: int) -> int:
+    """Return how long the router has run, or had run at its last heartbeat."""
+    lives = any(segment.state in {"alive", "hung"} for segment in taken.segments)
+    end_ns = now_ns if lives else max(segment.heartbeat_ns for segment in taken.segments)
+    return max(0, end_ns - taken.segments[0].header.created_mono_ns)
 
 
 def _counter_rate(before: Sample | None, now: Sample, counter: Counter) -> float | None:

@@ -1,4 +1,4 @@
-"""The connections to all hosts: taken, kept warm, given up. Runs on the loop's thread; nothing here waits on the path."""
+"""The connections to all hosts: taken, kept warm, given up. Nothing here waits on the path."""
 
 from __future__ import annotations
 

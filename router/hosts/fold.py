@@ -17,6 +17,8 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from router.hosts.scanner import UNDECODABLE
+
 _Object = dict[str, Raw]
 
 _decode_object: Final = msgspec.json.Decoder(_Object).decode
@@ -242,7 +244,7 @@ class Fold:
         """Take one event, without ``data: ``."""
         try:
             size = self._take(_decode_object(data))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise FoldError(f"an event of the host's stream does not have the expected shape: {error}") from None
         self._bytes_left -= size
         if self._bytes_left < 0:

@@ -27,7 +27,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     idle_close_s: float = 4.0
     """Age at which an idle connection is given up: uvicorn and llama.cpp drop it at 5.00 s."""
     cancels_whole_answers: bool = True
-    """It notices that the client of a not-streamed answer has left; where not, such answers are folded from a stream."""
+    """It notices that the client of a not-streamed answer has left; else such answers are folded from a stream."""
     cancel_grace_ms: float = 0.0
     """How long a cancelled request may still hold its slot."""
     progress: bool = False

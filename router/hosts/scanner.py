@@ -50,7 +50,7 @@ class StreamError(Exception):
 
 
 _ABSENT: Final = msgspec.Raw(b"")
-_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises: the last two for text that is not UTF-8 and for a thousand nested brackets."""
 
 
@@ -129,7 +129,7 @@ def _is_whole(event: bytes) -> bool:
         return True
     try:
         msgspec.json.decode(data)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return False
     return True
 
@@ -145,12 +145,12 @@ class StreamScanner:
 
     __slots__ = (
         "_aligned",
-        "_code",
         "_decoder",
         "_drop_progress",
         "_drop_usage",
         "_event_bytes_max",
         "_finished",
+        "_lesson",
         "_misses",
         "_prefix",
         "_prefix_bytes",
@@ -159,6 +159,7 @@ class StreamScanner:
         "_suffix_bytes",
         "_tail",
         "choice_count",
+        "code",
         "content_count",
         "error",
         "event_count",
@@ -190,10 +191,11 @@ class StreamScanner:
         self._aligned = isinstance(decoder, ChunkedDecoder)
         self._tail = b""
         self._misses = 0
+        self._lesson: tuple[bytes, int] | None = None
         self._prefix = b"\0"  # fits no event until one was learned
         self._suffix = b"\0"
         self._prefix_bytes = self._suffix_bytes = 1
-        self._code = 0
+        self.code = 0
         self._finished: set[int] = set()
         self.events: list[tuple[int, int]] = []
         self.payloads: list[bytes] | None = [] if keep_payloads else None
@@ -224,12 +226,40 @@ class StreamScanner:
         """Whether every choice that began has a finish_reason and no error came."""
         return self.error is None and 0 < self.finish_count >= self.choice_count
 
+    def same(self, data: bytes) -> int:
+        """Return the payload's size if a read is one chunk with one event that fits the template, else 0.
+
+        Most reads of most streams are exactly this. Nothing is added to ``events``: the event's code is ``code``. With
+        0 nothing was taken, and the read is to be fed. Only for ``raw`` scanners.
+        """
+        if not self._aligned:
+            return 0
+        line_end = data.find(b"\r\n", 0, _CHUNK_LINE_SEARCH)
+        start = line_end + 2
+        size = len(data) - start - 2
+        text = start + self._prefix_bytes
+        text_end = start + size + 2 - self._suffix_bytes
+        if (
+            text_end <= text
+            or CHUNK_SIZES.get(data[:line_end]) != size
+            or not data.startswith(self._prefix, start)
+            or not data.endswith(self._suffix)
+            or data.find(b'"', text, text_end) >= 0
+        ):
+            return 0
+        self.event_count += 1
+        self.content_count += 1
+        self._misses = 0
+        return size
+
     def feed(self, data: bytes) -> bytes:
         """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
+        if self._lesson is not None:
+            self.learn()
         if not self._aligned or self.payloads is not None:
             return self._feed_slowly(data, 0)
         position, size_of_data = 0, len(data)
-        prefix, suffix, code = self._prefix, self._suffix, self._code
+        prefix, suffix, code = self._prefix, self._suffix, self.code
         prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
         events, sizes = self.events, CHUNK_SIZES
         hits = 0
@@ -331,7 +361,7 @@ class StreamScanner:
             return _SENTINEL_CODE, True
         try:
             decoded = _decode_event(data)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             return self._classify_foreign(data, name)
         error = _given(decoded.error)
         if error is not None or name == b"error":
@@ -370,7 +400,7 @@ class StreamScanner:
             self.content_count += 1
             code = event_code(kind, flags, choice)
             if len(choices) == 1 and not flags and kind != _TOOL_CALL:
-                self._learn(event, code)
+                self._lesson = (event, code)
             return code, True
         progress = self._drop_progress and not finished and _given(decoded.prompt_progress) is not None
         return event_code(_FINISH if finished else _HEAD, flags, choice), not progress
@@ -402,8 +432,14 @@ class StreamScanner:
                 return _TOOL_CALL, c.index & 0xFFFF
         return 0, choices[0].index & 0xFFFF
 
-    def _learn(self, event: bytes, code: int) -> None:
-        """Keep what surrounds the text of this event as the template of the next."""
+    def learn(self) -> None:
+        """Keep what surrounds the text of the last decoded event as the template of the next.
+
+        :meth:`feed` does so by itself before the next read; who calls it after the write keeps it off the token's time.
+        """
+        if self._lesson is None:
+            return
+        (event, code), self._lesson = self._lesson, None
         self._misses += 1
         if self._misses > _MISSES_MAX:
             return
@@ -414,4 +450,4 @@ class StreamScanner:
         self._prefix = event[:start]
         self._suffix = event[end:] + b"\r\n"  # the chunk's own end
         self._prefix_bytes, self._suffix_bytes = len(self._prefix), len(self._suffix)
-        self._code = code
+        self.code = code

@@ -17,6 +17,8 @@ from router.ingress import heads
 from router.telemetry.tcp import TcpInfo, read_tcp_info
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.ingress.server import HttpServer
     from router.request import Request
 
@@ -24,12 +26,16 @@ _JSON: Final = b"application/json"
 _STREAM_HEADERS: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
+def _drop(data: bytes) -> None:
+    """Stand in for the write of a transport that is gone."""
+
+
 class ClientConnection(asyncio.Protocol):
     """One client. Also the egress of its requests (:class:`router.request.Egress`)."""
 
     __slots__ = (
         "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_server",
-        "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns",
+        "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns", "write",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -50,11 +56,14 @@ class ClientConnection(asyncio.Protocol):
         """When the request now being read began, 0 between requests (then ``recv_ns`` is not in use)."""
         self.raw = True
         self.blocked = False
+        self.write: Callable[[bytes], None] = _drop
+        """The transport's own write, called without a frame between: this runs per token."""
 
     # ------------------------------------------------------------ callbacks of the event loop
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept, or refuse over the limit."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class, only by what it does
+        self.write = self._transport.write
         self._transport.set_write_buffer_limits(0, 0)  # whatever a write leaves over is reported at once
         if not self._server.accept(self):
             self._refuse(ErrorKind.TOO_MANY_CONNECTIONS, "too many connections (limits.connections)")
@@ -77,6 +86,7 @@ class ClientConnection(asyncio.Protocol):
         """The connection is gone."""
         request, self.request = self.request, None
         self._transport = None
+        self.write = _drop
         self._server.forget(self)
         if request is not None:
             self._server.loop.client_left(request, monotonic_ns())
@@ -257,11 +267,6 @@ class ClientConnection(asyncio.Protocol):
         return heads.connection_header(1 if self.raw else 0, keep_alive=not self._close_after)
 
     # ------------------------------------------------------------ egress
-    def write(self, data: bytes) -> None:
-        """Write bytes as they are."""
-        if self._transport is not None:
-            self._transport.write(data)
-
     def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
         """Write the head of a streamed answer and its first bytes at once."""
         if not self.raw:

@@ -56,7 +56,7 @@ def choose(candidates: Sequence[Candidate], turn: int) -> int:
 
 def explain(candidates: Sequence[Candidate], chosen: int) -> list[tuple[int, int, float]]:
     """Return ``(host_id, reason, load)`` for each candidate, the chosen one first."""
-    out = []
+    out: list[tuple[int, int, float]] = []
     for index, c in enumerate(candidates):
         load = c.busy / c.slots
         if index == chosen:

@@ -30,7 +30,9 @@ def _decimals(value: float) -> int:
 
 
 def span(ns: float) -> str:
-    """Write a length of time in whole seconds and the two largest units: ``4m 12s``, ``2h 05m``, ``3d 04h``."""
+    """Write a length of time in its two largest units: ``0.4s``, ``59s``, ``4m 12s``, ``2h 05m``, ``3d 04h``."""
+    if ns < 9.95e9:
+        return f"{ns / 1e9:.1f}s"
     seconds = round(ns / 1e9)
     if seconds < 60:
         return f"{seconds}s"
