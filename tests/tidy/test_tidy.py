@@ -1,0 +1,186 @@
+"""The shape of the code: layers, what the router process loads, sizes, and words that must not stand where."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("ringbuffer", "router")
+SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+# Modules on the path of a token or a request: what they call is paid for by every user.
+PATH_MODULES = [
+    ROOT / "router" / name
+    for name in (
+        "admission.py",
+        "attempt.py",
+        "http1.py",
+        "loop.py",
+        "messages.py",
+        "outbound.py",
+        "request.py",
+        "routing/least_outstanding.py",
+        "hosts/connection.py",
+        "hosts/fleet.py",
+        "hosts/scanner.py",
+        "hosts/spares.py",
+        "ingress/heads.py",
+        "ingress/http.py",
+        "ingress/server.py",
+    )
+]
+PURE_MODULES = [
+    "router.admission",
+    "router.hosts.fold",
+    "router.hosts.scanner",
+    "router.hosts.spares",
+    "router.http1",
+    "router.routing.least_outstanding",
+    "router.stamps",
+    "router.telemetry.records",
+    "router.telemetry.tags",
+]
+# The third-party packages the router process may load, and nothing else but the standard library.
+# (typing_extensions and rich come with structlog, where they are installed.)
+ALLOWED_IN_ROUTER = {"typing_extensions", "rich", "pygments", "attr", "markdown_it", "mdurl"} | {
+    "uvloop", "msgspec", "zmq", "httptools", "structlog", "xxhash", "lmdb", "router", "ringbuffer",
+}  # fmt: skip
+FUNCTION_LINES_MAX = 70
+
+
+def imports_of(path: Path, *, run_time_only: bool = False) -> set[str]:
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    if run_time_only:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                skipped.update(child for statement in node.body for child in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_ringbuffer_needs_nothing_but_the_standard_library() -> None:
+    for path in (ROOT / "ringbuffer").rglob("*.py"):
+        outside = (
+            {m.split(".")[0] for m in imports_of(path, run_time_only=True)}
+            - set(sys.stdlib_module_names)
+            - {"ringbuffer"}
+        )
+        assert not outside, f"{path} imports {outside}"
+
+
+def test_router_uses_only_public_names_of_ringbuffer() -> None:
+    for path in (ROOT / "router").rglob("*.py"):
+        public = {"ringbuffer.stats", "ringbuffer.sample", "ringbuffer.cli"}  # the generic part of `ringrouter stats`
+        private = {m for m in imports_of(path) if m.startswith("ringbuffer.") and m not in public}
+        assert not private, f"{path} imports {private}"
+
+
+def layer(module: str) -> int:
+    """Imports point downwards: a module may load only modules of a lower layer, or of its own package."""
+    for prefix, number in (
+        ("router.cli", 9),
+        ("router.supervisor", 8),
+        ("router.embedded", 8),
+        ("router.daemon", 7),
+        ("router.watch", 6),
+        ("router.ingress", 6),
+        ("router.hosts.health", 6),
+        ("router.loop", 5),
+        ("router.attempt", 4),
+        ("router.outbound", 3),
+        ("router.hosts", 3),
+        ("router.request", 2),
+        ("router.models", 2),
+        ("router.messages", 2),
+        ("router.telemetry", 2),
+        ("router.admission", 1),
+        ("router.routing", 1),
+        ("router.http1", 1),
+        ("router.log", 2),
+        ("router.config_reference", 2),
+        ("router.config", 1),
+        ("router.errors", 0),
+        ("router.stamps", 0),
+    ):
+        if module == prefix or module.startswith(prefix + "."):
+            return number
+    return -1
+
+
+def test_imports_point_downwards() -> None:
+    wrong = []
+    for path in (ROOT / "router").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        own = layer(module)
+        for other in imports_of(path, run_time_only=True):
+            if not other.startswith("router.") or other == module or own < 0:
+                continue
+            same_package = other.split(".")[:2] == module.split(".")[:2]
+            if layer(other) > own or (layer(other) == own and not same_package and own not in {2, 3, 6, 8}):
+                wrong.append(f"{module} -> {other}")
+    allowed = {
+        "router.config -> router.telemetry.records",  # the names of the built-in tags
+        "router.config_schema -> router.config",
+    }
+    assert sorted(set(wrong) - allowed) == []
+
+
+def test_the_router_process_loads_nothing_else() -> None:
+    program = (
+        "import sys, router.daemon\n"
+        "from importlib.metadata import packages_distributions\n"
+        "print('\\n'.join(sorted({m.split('.')[0] for m in sys.modules} & set(packages_distributions()))))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    loaded = {name for name in found.split() if not name.startswith(("_", "__editable"))}
+    assert loaded - ALLOWED_IN_ROUTER == set()
+    assert "uvloop" in loaded
+
+
+@pytest.mark.parametrize("module", PURE_MODULES)
+def test_pure_modules_have_no_clock_and_no_io(module: str) -> None:
+    path = ROOT / (module.replace(".", "/") + ".py")
+    assert not imports_of(path) & {"asyncio", "time", "socket", "os", "logging", "structlog", "uvloop"}
+
+
+@pytest.mark.parametrize("path", PATH_MODULES, ids=lambda p: p.name)
+def test_nothing_blocks_or_logs_on_the_path(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    banned = r"\b(structlog|logging|subprocess|time\.time\(|open\(|print\(|getaddrinfo|time\.sleep|threading)"
+    assert not re.search(banned, text), f"{path.name} uses {re.search(banned, text)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_fit_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= FUNCTION_LINES_MAX, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_the_map_names_modules_that_exist() -> None:
+    text = (ROOT / "router" / "__init__.py").read_text(encoding="utf-8")
+    named = re.findall(r":mod:`(router[.\w]*)`", text)
+    assert len(named) > 10
+    for module in named:
+        base = ROOT / module.replace(".", "/")
+        assert base.with_suffix(".py").exists() or (base / "__init__.py").exists(), module
+
+
+def test_struct_packs_no_live_word() -> None:
+    """``pack_into`` zeroes before it writes: a reader would see zeros that were never stored."""
+    for path in SOURCES:
+        assert "pack_into" not in path.read_text(encoding="utf-8"), path
