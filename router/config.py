@@ -431,4 +431,9 @@ def default_run_dir() -> Path:
         return Path(from_systemd.split(":")[0])
     if xdg := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(xdg) / "ringrouter"
-    return Path(f"/dev/shm/ringrouter-{os.getuid()}")  # noqa: S108 - the tmpfs every Linux has; the directory is made 0700
+    return tmpfs_run_dir()
+
+
+def tmpfs_run_dir() -> Path:
+    """Return the directory on the tmpfs that every Linux has, for when the one asked for is not on a tmpfs."""
+    return Path(f"/dev/shm/ringrouter-{os.getuid()}")  # noqa: S108 - the directory is made 0700

@@ -16,7 +16,7 @@ import uvloop
 
 import ringbuffer
 from ringbuffer import RingError
-from router.config import Config, model_timeouts, run_dir, split_address
+from router.config import Config, model_timeouts, run_dir, split_address, tmpfs_run_dir
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
@@ -218,7 +218,7 @@ def _usable_run_dir(path: Path, log: Any) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if _is_tmpfs(path):
         return path
-    other = Path("/dev/shm") / f"ringrouter-{os.getuid()}"  # noqa: S108 - the tmpfs that every Linux has
+    other = tmpfs_run_dir()
     other.mkdir(mode=0o700, parents=True, exist_ok=True)
     log.warning("run_dir is not on tmpfs, using another directory", run_dir=str(path), instead=str(other))
     return other
@@ -252,6 +252,9 @@ async def _run(config: Config, log: Any) -> None:
 def serve(config: Config) -> int:
     """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace."""
     log = set_up(config.log)
+    if not config.hosts:
+        log.error("cannot start", reason="hosts: none is configured, so every request would be refused")
+        return 2
     if ringbuffer.BACKEND == "plain":
         log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
     _raise_descriptor_limit(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +25,7 @@ def instance_dir(args: argparse.Namespace) -> Path:
 
 def _used(path: Path) -> Path:
     """Return the directory, or the one in /dev/shm that a router takes where this one is not on tmpfs."""
-    other = Path("/dev/shm") / f"ringrouter-{os.getuid()}" / path.name  # noqa: S108 - as the router does
+    other = config.tmpfs_run_dir() / path.name
     try:
         find_current(path)
     except Missing:

@@ -28,6 +28,7 @@ QUESTION: Final = "Why is the sky blue? Answer in two sentences."
 ANSWER_TOKENS_MAX: Final = 96
 ANSWER_S: Final = 60.0
 """A slow machine may take this long for the whole answer; after that the demonstration gives up, not the router."""
+TEXT_FIELDS: Final = ("reasoning_content", "reasoning", "content")
 START_S: Final = 30.0
 """The router answers within a second; a busy machine may make it longer."""
 HOSTS_S: Final = 5.0
@@ -119,13 +120,13 @@ def reachable(listen_host: str) -> str:
 
 def content_of(line: bytes) -> list[str]:
     """Return the pieces of text in one line of an event stream; raises :class:`DemonstrationError` at an error."""
-    if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
+    data = line.removeprefix(b"data:").strip()
+    if not line.startswith(b"data:") or data == b"[DONE]":
         return []
-    data = line.removeprefix(b"data:")
     if message := error_message(data):
         raise DemonstrationError(message)
     deltas = (choice.get("delta") or {} for choice in msgspec.json.decode(data).get("choices", []))
-    return [text for delta in deltas if (text := delta.get("reasoning_content") or delta.get("content"))]
+    return [text for delta in deltas for field in TEXT_FIELDS if (text := delta.get(field))]
 
 
 def error_message(body: bytes) -> str:
@@ -169,7 +170,7 @@ async def show(config: Config, readiness: Readiness) -> None:
         try:
             model = preferred_model(await client.models())
             await show_answer(client, model, instance_dir)
-        except (DemonstrationError, aiohttp.ClientError, RingError, TimeoutError) as error:
+        except (DemonstrationError, aiohttp.ClientError, msgspec.DecodeError, RingError, TimeoutError) as error:
             say(f"\nThe request through the router failed: {error}")
             say(f"The router stays up; its log is in {instance_dir.parent}/logs\n")
             return
