@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from router.errors import ErrorKind
+from router.errors import UNDECODABLE, ErrorKind
 from router.hosts.fold import Fold, FoldError
 from router.hosts.scanner import StreamError, StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
@@ -48,6 +48,7 @@ class Attempt:
         "_fold",
         "_held",
         "_host_bits",
+        "_keep_alive",
         "_live",
         "_loop",
         "_publish",
@@ -69,6 +70,7 @@ class Attempt:
         self._publish = loop.telemetry.publish_token
         self._host_bits = host.host_id << 16
         self._held = b""
+        self._keep_alive = True
         self._live = False
         self._relaying = False
         self._early_end_ns = 0
@@ -119,6 +121,7 @@ class Attempt:
     def begin(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
         """Take the response head; return where body bytes go."""
         self.status = head.status
+        self._keep_alive = head.keep_alive
         self._decoder = decoder
         self._content_type = head.headers.get(b"content-type", b"application/json")
         request = self.request
@@ -404,7 +407,8 @@ class Attempt:
         decoder = self._decoder
         streamed = self.scanner is not None
         if connection is not None:
-            connection.release(decoder, reusable=self.host.facts.reuse_after_stream or not streamed)
+            reusable = self._keep_alive and (self.host.facts.reuse_after_stream or not streamed)
+            connection.release(decoder, reusable=reusable)
         self._loop.release_slot(self.host, now)
 
     def take_connection(self) -> HostConnection | None:
@@ -471,7 +475,7 @@ def _whole_report(body: bytes) -> tuple[bytes | None, bytes | None, bytes | None
     """Return usage, timings and metrics of a whole answer as JSON, and the number of its choices."""
     try:
         whole = _decode_whole(body)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return None, None, None, 0
     return bytes(whole.usage) or None, bytes(whole.timings) or None, bytes(whole.metrics) or None, len(whole.choices)
 
@@ -480,7 +484,7 @@ def _error_text(raw: bytes) -> str:
     """Return the message in a host's error object, or the object itself."""
     try:
         decoded = msgspec.json.decode(raw)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return raw[:200].decode("utf-8", "replace")
     if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict):
         decoded = decoded["error"]

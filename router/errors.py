@@ -12,6 +12,9 @@ from typing import Final
 
 import msgspec
 
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: the last two for text that is not UTF-8 and for a thousand nested brackets."""
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message names key, value and what is allowed."""

@@ -34,6 +34,7 @@ class RequestBody(msgspec.Struct):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     return_progress: bool | UnsetType | None = UNSET
+    logprobs: Any = None
 
 
 class _Chat(RequestBody):
@@ -70,6 +71,8 @@ def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
         decoded: RequestBody = decode(body)
     except msgspec.ValidationError as error:
         raise _field_error(str(error)) from None
+    except RecursionError:
+        raise RequestError(ErrorKind.BAD_REQUEST, "the body is nested too deeply") from None
     except msgspec.DecodeError as error:
         raise RequestError(
             ErrorKind.BAD_REQUEST, f"the body is not JSON: {error}" if body else "the body is empty"

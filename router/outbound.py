@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import UNSET
 
+from router.errors import UNDECODABLE
 from router.messages import TRUE, USAGE_OPTIONS, StreamOptions, edit_body, with_usage
 from router.telemetry.records import DoneFlag, Endpoint
 
@@ -79,7 +80,7 @@ def error_text(body: bytes) -> str:
     """Return the message in a host's error body, whatever its shape; at most 200 characters."""
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return body[:200].decode("utf-8", "replace").strip()
     if isinstance(decoded, dict):
         error = decoded.get("error", decoded.get("detail", decoded.get("message")))
@@ -94,7 +95,7 @@ def openai_shaped(status: int, content_type: bytes, body: bytes) -> tuple[bytes,
     """Return content type and body of a host's error: as they are when OpenAI's clients can read them, else wrapped."""
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         decoded = None
     if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict):
         return content_type, body

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from router.hosts.scanner import UNDECODABLE
+from router.errors import UNDECODABLE
 
 _Object = dict[str, Raw]
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from router.errors import UNDECODABLE
 from router.hosts.host import Host
 from router.hosts.kinds import facts_of, kind_of_owner
 from router.http1 import HEAD_END, EofDecoder, ProtocolError, parse_response_head, response_decoder
@@ -122,7 +123,7 @@ def _read_models(body: bytes) -> tuple[list[str], str]:
         decoded: Any = msgspec.json.decode(body)
         data = decoded["data"]
         return [str(entry["id"]) for entry in data], str(data[0].get("owned_by", "")) if data else ""
-    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+    except (*UNDECODABLE, KeyError, TypeError, AttributeError):
         raise ProbeError("GET /v1/models: not a list of models") from None
 
 
@@ -132,7 +133,7 @@ async def _ask_slots(host: Host, timeout_s: float) -> None:
         return
     try:
         slots = msgspec.json.decode(body).get("total_slots")
-    except (msgspec.MsgspecError, AttributeError):
+    except (*UNDECODABLE, AttributeError):
         return
     if isinstance(slots, int) and slots > 0:
         host.facts = msgspec.structs.replace(host.facts, slot_count=slots)

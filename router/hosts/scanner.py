@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from router.errors import UNDECODABLE
 from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
 from router.telemetry.records import Kind, TokenFlag
 
@@ -50,8 +51,6 @@ class StreamError(Exception):
 
 
 _ABSENT: Final = msgspec.Raw(b"")
-UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding raises: the last two for text that is not UTF-8 and for a thousand nested brackets."""
 
 
 class _Delta(msgspec.Struct):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from router.config import Config
     from router.http1 import Head
     from router.loop import Loop
+    from router.models import Model
 
 _JSON: Final = b"application/json"
 _NS: Final = 1_000_000_000
@@ -172,7 +173,7 @@ class HttpServer:
         if endpoint is not Endpoint.EMBEDDINGS:
             stream = fields.stream
             request.stream = model.config.stream_by_default if not isinstance(stream, bool) else stream
-            request.fold = not request.stream and _folds(model)
+            request.fold = not request.stream and _folds(model, log_probabilities=bool(fields.logprobs))
         max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
         if max_tokens:
             request.max_tokens = min(max(int(max_tokens), 0), _U32)
@@ -255,12 +256,15 @@ class HttpServer:
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
 
 
-def _folds(model: Any) -> bool:
-    """Return whether a not-streamed answer of this model is folded from a stream."""
-    fold: str = model.config.fold
-    if fold != "auto":
-        return fold == "always"
-    return any(not host.facts.cancels_whole_answers for host in model.hosts)
+def _folds(model: Model, *, log_probabilities: bool) -> bool:
+    """Return whether a not-streamed answer of this model is folded from a stream.
+
+    One with log probabilities is not: llama.cpp leaves the stop token's out of a stream, so that the plain answer could
+    not be made from it.
+    """
+    if model.config.fold != "auto":
+        return model.config.fold == "always"
+    return not log_probabilities and any(not host.facts.cancels_whole_answers for host in model.hosts)
 
 
 def _trace_headers(headers: dict[bytes, bytes]) -> bytes:

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from router.errors import UNDECODABLE
+
 _COUNT_MAX: Final = 0xFFFFFFFF
 SOURCE_TIMINGS: Final = 1
 """``timings`` of llama.cpp."""
@@ -57,7 +59,7 @@ def _object(raw: bytes | None) -> dict[str, Any]:
         return {}
     try:
         decoded = msgspec.json.decode(raw)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return {}
     return decoded if isinstance(decoded, dict) else {}
 
@@ -78,7 +80,7 @@ def _read_usage(report: HostReport, raw: bytes) -> bool:
     """Read usage of the usual shape; false where it is another, which is then read field by field."""
     try:
         usage = _decode_usage(raw)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return False
     if not (0 <= usage.prompt_tokens <= _COUNT_MAX and 0 <= usage.completion_tokens <= _COUNT_MAX):
         return False
