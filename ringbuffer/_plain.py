@@ -1,0 +1,434 @@
+"""The plain backend: the classes of ``_words.c`` in Python, for x86-64 only.
+
+``memoryview.cast("Q")[i]`` is one aligned 8-byte move in CPython, and x86-64 keeps stores in order among themselves and
+loads likewise: that is release and acquire. Payloads are copied with memmove, which may reorder its own stores; the
+sequence word that covers them is therefore always a store of its own, after the copy.
+Letters name the edges of the table in :mod:`ringbuffer`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from ringbuffer.layout import ROW_IN_USE, ROW_VERSION, ROW_WRITING, WORD_BYTES
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+BACKEND: Final = "plain"
+WORDS_PER_RECORD: Final = 7
+_VALUE_MAX: Final = (1 << 63) - 1
+_WORD_MASK: Final = (1 << 64) - 1
+
+_fence_lock: Final = threading.Lock()
+
+
+def full_fence() -> None:
+    """Let nothing cross, not even a load over an earlier store.
+
+    Taking a free lock is a ``lock cmpxchg``, and every locked instruction of x86-64 is a full fence.
+    """
+    with _fence_lock:
+        pass
+
+
+def _check_below(index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise IndexError(f"index {index} is not below {count}")
+
+
+class Words:
+    """The 8-byte words of a buffer, by index. Stores into a read-only buffer raise TypeError."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        view = memoryview(buffer)
+        self._words = view[: len(view) // WORD_BYTES * WORD_BYTES].cast("Q")
+
+    def load_acquire(self, index: int) -> int:
+        """Return word ``index``; later accesses stay behind it."""
+        _check_below(index, len(self._words))
+        return self._words[index]
+
+    def load_relaxed(self, index: int) -> int:
+        """Return word ``index``."""
+        return self.load_acquire(index)
+
+    def store_release(self, index: int, value: int) -> None:
+        """Store word ``index``; earlier accesses stay before it."""
+        _check_below(index, len(self._words))
+        self._words[index] = value
+
+    def store_relaxed(self, index: int, value: int) -> None:
+        """Store word ``index``."""
+        self.store_release(index, value)
+
+    def fence(self) -> None:
+        """Full fence: nothing crosses it, not even a load over a store."""
+        full_fence()
+
+
+class _Slots:
+    """A view of a buffer as words and as bytes, and the geometry of its slots; all sizes are checked here."""
+
+    def __init__(self, buffer: Buffer, slots: int, slot_count: int, slot_words: int) -> None:
+        view = memoryview(buffer)
+        self._bytes = view
+        self._words = view[: len(view) // WORD_BYTES * WORD_BYTES].cast("Q")
+        if slot_words < 2 or slot_count < 1:
+            raise ValueError("a segment has at least one slot of at least 16 bytes")
+        self._check_fits(slots, slot_count, slot_words)
+        self._slots = slots
+        self._slot_count = slot_count
+        self._slot_words = slot_words
+        self._payload_bytes = (slot_words - 1) * WORD_BYTES
+        self._zeros = bytes(self._payload_bytes)
+
+    def _check_fits(self, first: int, count: int, size: int) -> None:
+        if first < 0 or first + count * size > len(self._words):
+            raise ValueError(
+                f"{count} items of {size} words at word {first} do not fit into a buffer of {len(self._words)} words"
+            )
+
+    def _require_writable(self) -> None:
+        if self._bytes.readonly:
+            raise BufferError("the mapping is read-only")
+
+    def _view_of(self, payload: Buffer) -> memoryview:
+        """Return a payload as bytes, or raise ValueError when it does not fit into a slot."""
+        view = memoryview(payload).cast("B")
+        if len(view) > self._payload_bytes:
+            raise ValueError(f"payload of {len(view)} bytes, at most {self._payload_bytes} fit")
+        return view
+
+    def _store_payload(self, slot: int, payload: memoryview) -> None:
+        first = (slot + 1) * WORD_BYTES
+        end = first + len(payload)
+        self._bytes[first:end] = payload
+        rest = self._payload_bytes - len(payload)
+        if rest:
+            self._bytes[end : end + rest] = self._zeros[:rest]
+
+    def _load_payload(self, slot: int) -> bytes:
+        first = (slot + 1) * WORD_BYTES
+        return bytes(self._bytes[first : first + self._payload_bytes])
+
+
+class _Ring(_Slots):
+    """Slots of a power of two, and the word that counts the published records."""
+
+    def __init__(self, buffer: Buffer, slots: int, slot_count: int, slot_words: int, published: int) -> None:
+        super().__init__(buffer, slots, slot_count, slot_words)
+        if slot_count & (slot_count - 1):
+            raise ValueError("slot_count of a ring is not a power of two")
+        self._check_fits(published, 1, 1)
+        self._published = published
+        self._mask = slot_count - 1
+
+    def _slot_at(self, sequence: int) -> int:
+        return self._slots + (sequence & self._mask) * self._slot_words
+
+    def _check_record(self) -> None:
+        if self._slot_words != WORDS_PER_RECORD + 1:
+            raise ValueError(
+                f"records of seven words need slots of 64 bytes, these have {self._slot_words * WORD_BYTES}"
+            )
+
+    def _store_words(self, slot: int, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int) -> None:
+        words = self._words
+        words[slot] = 0  # SYNC B: the slot is marked before its payload changes
+        words[slot + 1] = w1
+        words[slot + 2] = w2
+        words[slot + 3] = w3
+        words[slot + 4] = w4
+        words[slot + 5] = w5
+        words[slot + 6] = w6
+        words[slot + 7] = w7
+
+
+class LossyWriter(_Ring):
+    """Writer of a broadcast ring. ``next`` is the sequence of the next record."""
+
+    def __init__(self, buffer: Buffer, slots: int, slot_count: int, slot_words: int, published: int) -> None:
+        super().__init__(buffer, slots, slot_count, slot_words, published)
+        self._require_writable()
+        self.next = self._words[published]
+
+    def publish(self, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> int:
+        """Publish seven words; return the sequence."""
+        self._check_record()
+        slot = self._slot_at(self.next)
+        self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
+        return self._close_slot(slot)
+
+    def publish_record(self, payload: Buffer, /) -> int:
+        """Publish a payload, zero padded; return the sequence."""
+        view = self._view_of(payload)
+        slot = self._slot_at(self.next)
+        self._words[slot] = 0  # SYNC B
+        self._store_payload(slot, view)
+        return self._close_slot(slot)
+
+    def _close_slot(self, slot: int) -> int:
+        sequence = self.next
+        self.next = sequence + 1
+        self._words[slot] = sequence + 1  # SYNC C: the payload stands before its sequence word
+        self._words[self._published] = sequence + 1  # SYNC A: the record stands before it counts as published
+        return sequence
+
+
+class LossyReader(_Ring):
+    """Reader of a ring that never gates it: ``position`` is the next sequence, ``lost`` counts what was overwritten."""
+
+    def __init__(
+        self, buffer: Buffer, slots: int, slot_count: int, slot_words: int, published: int, position: int
+    ) -> None:
+        super().__init__(buffer, slots, slot_count, slot_words, published)
+        self.position = position
+        self.lost = 0
+
+    def poll(self, limit: int, /) -> list[tuple[int, bytes]]:
+        """Return up to ``limit`` (sequence, payload) and count what was overwritten."""
+        records: list[tuple[int, bytes]] = []
+        published = self._words[self._published]  # SYNC A
+        for _ in range(limit):
+            if self.position >= published:
+                break
+            oldest = published - self._slot_count
+            if self.position < oldest:
+                self.lost += oldest - self.position
+                self.position = oldest
+            payload = self._copy_record(self.position)
+            if payload is None:
+                self.lost += 1
+                published = self._words[self._published]  # SYNC A: see at once how far ahead the writer is by now
+            else:
+                records.append((self.position, payload))
+            self.position += 1
+        return records
+
+    def _copy_record(self, sequence: int) -> bytes | None:
+        slot = self._slot_at(sequence)
+        if self._words[slot] != sequence + 1:  # SYNC C
+            return None
+        payload = self._load_payload(slot)
+        return payload if self._words[slot] == sequence + 1 else None  # SYNC B
+
+
+class GatingWriter(_Ring):
+    """Producer of a gating ring. ``next`` is the next sequence to claim."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        slots: int,
+        slot_count: int,
+        slot_words: int,
+        published: int,
+        full_count: int,
+        consumers: int,
+        consumers_max: int,
+        consumer_words: int,
+        released_word: int,
+    ) -> None:
+        super().__init__(buffer, slots, slot_count, slot_words, published)
+        self._require_writable()
+        if released_word >= consumer_words:
+            raise ValueError("the released word lies outside its consumer row")
+        self._check_fits(full_count, 1, 1)
+        self._check_fits(consumers, consumers_max, consumer_words)
+        self._full_count = full_count
+        self._states = range(consumers, consumers + consumers_max * consumer_words, consumer_words)
+        self._released_word = released_word
+        self.next = self._words[published]
+        self._cached_min = self.next
+
+    def try_publish(self, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> int:
+        """Publish seven words; return the sequence, -1 when full."""
+        self._check_record()
+        sequence = self.next
+        if self._words[self._published] != sequence:
+            raise ValueError("claimed records have not been published yet")
+        if not self._has_room(1):
+            return -1
+        slot = self._slot_at(sequence)
+        self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
+        self.next = sequence + 1
+        self._words[slot] = sequence + 1  # SYNC C
+        self._words[self._published] = sequence + 1  # SYNC A
+        return sequence
+
+    def try_claim(self, count: int, /) -> int:
+        """Claim ``count`` slots; return the first sequence, -1 when full."""
+        if not 0 < count <= self._slot_count:
+            raise ValueError(f"cannot claim {count} of {self._slot_count} slots")
+        if not self._has_room(count):
+            return -1
+        first = self.next
+        self.next = first + count
+        return first
+
+    def store(self, sequence: int, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> None:
+        """Store seven words into a claimed slot."""
+        self._check_record()
+        if not self._words[self._published] <= sequence < self.next:
+            raise ValueError(f"sequence {sequence} is not claimed")
+        slot = self._slot_at(sequence)
+        self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
+        self._words[slot] = sequence + 1  # SYNC C
+
+    def publish_upto(self, end: int, /) -> None:
+        """Publish the claimed and stored records below ``end``."""
+        published = self._words[self._published]
+        if not published <= end <= self.next:
+            raise ValueError(f"cannot publish up to {end}: {published} are published, {self.next} claimed")
+        for sequence in range(published, end):
+            if self._words[self._slot_at(sequence)] != sequence + 1:
+                raise ValueError(f"sequence {sequence} was claimed but never stored")
+        self._words[self._published] = end  # SYNC A
+
+    def _has_room(self, count: int) -> bool:
+        if self.next + count - self._cached_min <= self._slot_count:
+            return True
+        self._refresh_minimum()
+        if self.next + count - self._cached_min <= self._slot_count:
+            return True
+        self._words[self._full_count] += 1
+        return False
+
+    def _refresh_minimum(self) -> None:
+        """Look at every consumer again. Without consumers nothing gates: everything published counts as released."""
+        words = self._words
+        minimum = words[self._published]
+        full_fence()  # SYNC E: what is published is seen by a consumer that we do not see
+        for state in self._states:
+            if words[state]:  # SYNC F
+                minimum = min(minimum, words[state + self._released_word])  # SYNC D
+        self._cached_min = minimum
+
+
+class GatingReader(_Ring):
+    """Consumer of a gating ring; ``position`` is the first sequence it has not released."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        slots: int,
+        slot_count: int,
+        slot_words: int,
+        published: int,
+        released: int,
+        heartbeat: int,
+    ) -> None:
+        super().__init__(buffer, slots, slot_count, slot_words, published)
+        self._require_writable()
+        self._check_fits(released, 1, 1)
+        self._check_fits(heartbeat, 1, 1)
+        self._check_record()
+        self._released = released
+        self._heartbeat = heartbeat
+        self.position = self._words[released]
+        self.lost = 0
+
+    def poll(self, limit: int, /) -> tuple[int, int]:
+        """Return the half-open range of sequences to read, at most ``limit``."""
+        published = self._words[self._published]  # SYNC A
+        return self.position, min(published, self.position + limit)
+
+    def read(self, sequence: int, /) -> tuple[int, ...]:
+        """Return the seven words of a record that was published and not released."""
+        slot = self._slot_at(sequence)
+        words = self._words
+        # A record this consumer has not released cannot be overwritten: another mark is a broken ring, or a
+        # caller's mistake.
+        if not self.position <= sequence < words[self._published] or words[slot] != sequence + 1:  # SYNC A, SYNC C
+            raise AssertionError(f"sequence {sequence} is not between released and published")
+        return tuple(words[slot + 1 : slot + 1 + WORDS_PER_RECORD])
+
+    def release(self, end: int, /) -> None:
+        """Let the producer overwrite everything below ``end``."""
+        if not self.position <= end <= self._words[self._published]:
+            raise ValueError(f"cannot release up to {end}: {self.position} are released already or it is not published")
+        self._words[self._heartbeat] = time.monotonic_ns()
+        self.position = end
+        self._words[self._released] = end  # SYNC D: every read is done before the slots may be overwritten
+
+
+class RowWriter(_Slots):
+    """Writer of the rows of a table."""
+
+    def __init__(self, buffer: Buffer, slots: int, slot_count: int, slot_words: int) -> None:
+        super().__init__(buffer, slots, slot_count, slot_words)
+        self._require_writable()
+
+    def write(self, row: int, payload: Buffer, /) -> None:
+        """Write the payload of a row, zero padded."""
+        view = self._view_of(payload)
+        slot = self._open_row(row)
+        self._store_payload(slot, view)
+        self._close_row(slot, ROW_IN_USE)
+
+    def clear(self, row: int, /) -> None:
+        """Mark a row as empty."""
+        self._close_row(self._open_row(row), 0)
+
+    def _open_row(self, row: int) -> int:
+        _check_below(row, self._slot_count)
+        slot = self._slots + row * self._slot_words
+        self._words[slot] |= ROW_WRITING  # SYNC B
+        return slot
+
+    def _close_row(self, slot: int, in_use: int) -> None:
+        version = (self._words[slot] & ~(ROW_WRITING | ROW_IN_USE)) + ROW_VERSION
+        self._words[slot] = version & _WORD_MASK | in_use  # SYNC C
+
+
+class RowReader(_Slots):
+    """Reader of the rows of a table."""
+
+    def read(self, row: int, /) -> bytes | None:
+        """Return a row's payload; None: the row is empty; ``b""``: it is being written just now."""
+        _check_below(row, self._slot_count)
+        slot = self._slots + row * self._slot_words
+        word = self._words[slot]  # SYNC C
+        if word & ROW_WRITING:
+            return b""
+        if not word & ROW_IN_USE:
+            return None
+        payload = self._load_payload(slot)
+        return payload if self._words[slot] == word else b""  # SYNC B
+
+
+class CounterWords:
+    """Signed counters by id, with one writer."""
+
+    def __init__(self, buffer: Buffer, first: int, count: int) -> None:
+        view = memoryview(buffer)
+        words = view[: len(view) // WORD_BYTES * WORD_BYTES].cast("q")
+        if first < 0 or first + count > len(words):
+            raise ValueError(f"{count} items of 1 words at word {first} do not fit into a buffer of {len(words)} words")
+        if view.readonly:
+            raise BufferError("the mapping is read-only")
+        self._values = words[first : first + count]
+
+    def add(self, counter_id: int, n: int = 1, /) -> None:
+        """Add ``n`` to a counter."""
+        _check_below(counter_id, len(self._values))
+        value = self._values[counter_id] + n
+        self._values[counter_id] = (value + _VALUE_MAX + 1 & _WORD_MASK) - _VALUE_MAX - 1  # wraps as a machine word
+
+    def set(self, counter_id: int, value: int, /) -> None:
+        """Set a counter."""
+        _check_below(counter_id, len(self._values))
+        self._values[counter_id] = value
+
+    def max(self, counter_id: int, value: int, /) -> None:
+        """Raise a counter to ``value`` if it is lower."""
+        if value > self.get(counter_id):
+            self._values[counter_id] = value
+
+    def get(self, counter_id: int, /) -> int:
+        """Return a counter."""
+        _check_below(counter_id, len(self._values))
+        return self._values[counter_id]

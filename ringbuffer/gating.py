@@ -1,0 +1,240 @@
+"""The gating ring: nothing is overwritten before every consumer released it; a full ring is an answer, not a wait.
+
+Claiming looks at the consumers only when the lowest sequence it remembers says that the ring may be full. That is safe
+because released sequences only grow. A consumer that joins begins at ``published`` and looks at it twice, see
+:meth:`GatingConsumer.register`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ringbuffer import layout, process, segment, words
+from ringbuffer.errors import ConsumersFull
+from ringbuffer.layout import Kind, word_index
+from ringbuffer.segment import Segment
+from ringbuffer.writer import SegmentWriter
+
+CONSUMERS_MAX_DEFAULT: Final = 8
+
+
+class GatingProducer(SegmentWriter):
+    """The one producer of a gating ring.
+
+    ``try_publish(w1, …, w7)`` publishes seven unsigned words; it returns the sequence, or -1 and counts when the ring
+    is full. ``try_claim(n)`` returns the first of ``n`` sequences, or -1; ``store(sequence, w1, …, w7)`` fills a
+    claimed one; ``publish_upto(end)`` publishes all below ``end``, which must all have been stored. All are methods of
+    the backend itself. Misuse raises ValueError and publishes nothing.
+    """
+
+    def __init__(self, ring: Segment) -> None:
+        super().__init__(ring)
+        core = words.core.GatingWriter(
+            ring.mapping,
+            ring.slots_word,
+            ring.header.slot_count,
+            ring.slot_words,
+            word_index(layout.PUBLISHED_OFFSET),
+            word_index(layout.FULL_COUNT_OFFSET),
+            word_index(layout.EXTRA_OFFSET),
+            ring.header.consumers_max,
+            word_index(layout.CONSUMER_BYTES),
+            word_index(layout.CONSUMER_RELEASED),
+        )
+        self.try_publish = core.try_publish
+        self.try_claim = core.try_claim
+        self.store = core.store
+        self.publish_upto = core.publish_upto
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        slot_count: int,
+        slot_size: int,
+        record_schema: tuple[int, int],
+        name: str,
+        consumers_max: int = CONSUMERS_MAX_DEFAULT,
+    ) -> GatingProducer:
+        """Create the ring; ``slot_size`` must be 64. Errors as :func:`ringbuffer.segment.create`."""
+        if slot_size != 64:
+            raise ValueError(f"slot_size of a gating ring is {slot_size}, must be 64: a record is seven words")
+        ring = segment.create(
+            path,
+            Kind.GATING,
+            slot_count=slot_count,
+            slot_size=slot_size,
+            record_schema=record_schema,
+            name=name,
+            consumers_max=consumers_max,
+        )
+        return cls(ring)
+
+    @property
+    def full_count(self) -> int:
+        """Times a claim was refused because the ring was full."""
+        return self.segment.words.load_relaxed(word_index(layout.FULL_COUNT_OFFSET))
+
+    def drop_dead_consumers(self) -> list[str]:
+        """Free the rows of consumers whose process has died; return their names.
+
+        A dead consumer would gate the ring for ever. A slow one is never dropped: only the end of its process counts,
+        as /proc shows it, so consumers must run in the producer's pid namespace. Not for the path. Returns nothing
+        while another process is just registering; call it again.
+        """
+        with _registration_lock(self.segment.path, block=False) as locked:
+            if not locked:
+                return []
+            dead = [row for row in consumer_rows(self.segment) if row.is_active and not row.is_alive]
+            for row in dead:
+                row.free()
+        dropped = word_index(layout.DROPPED_COUNT_OFFSET)
+        live = self.segment.words
+        live.store_relaxed(dropped, live.load_relaxed(dropped) + len(dead))
+        return [row.name for row in dead]
+
+
+class GatingConsumer:
+    """A consumer that the producer waits for. Use it from one thread.
+
+    ``poll(limit)`` returns the half-open range (first, end) of sequences to read, empty when first == end, and the same
+    range again until it was released. ``read(sequence)`` returns a record's seven words. ``release(end)`` lets the
+    producer overwrite everything below ``end``. All are methods of the backend itself.
+    """
+
+    def __init__(self, ring: Segment, row: ConsumerRow) -> None:
+        self.segment = ring
+        self.name = row.name
+        self._row = row
+        self._is_closed = False
+        core = words.core.GatingReader(
+            ring.mapping,
+            ring.slots_word,
+            ring.header.slot_count,
+            ring.slot_words,
+            word_index(layout.PUBLISHED_OFFSET),
+            row.word(layout.CONSUMER_RELEASED),
+            row.word(layout.CONSUMER_HEARTBEAT),
+        )
+        self.poll = core.poll
+        self.read = core.read
+        self.release = core.release
+
+    @classmethod
+    def register(cls, path: Path, name: str, *, record_schema: tuple[int, int] | None = None) -> GatingConsumer:
+        """Take a row of the consumer table; records published from now on are this consumer's too.
+
+        Works in the producer's own process as well. Raises ConsumersFull, ValueError for a name longer than 64 bytes,
+        and what :func:`ringbuffer.segment.attach` raises.
+        """
+        raw_name = layout.pack_text(name, layout.NAME_BYTES, "consumer name")
+        ring = segment.attach(path, (Kind.GATING,), record_schema=record_schema, writable=True)
+        with _registration_lock(path, block=True):
+            row = next((row for row in consumer_rows(ring) if not row.is_active), None)
+            if row is None:
+                raise ConsumersFull(f"{path} has {ring.header.consumers_max} consumer rows, all taken")
+            row.take(raw_name)
+        return cls(ring, row)
+
+    def close(self) -> None:
+        """Free the row, so that this consumer gates no more. Closing twice does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with _registration_lock(self.segment.path, block=True):
+            if self._row.is_own:  # not in a forked child, and not when the row was dropped
+                self._row.free()
+
+
+class ConsumerRow:
+    """One row of the consumer table."""
+
+    def __init__(self, ring: Segment, index: int) -> None:
+        self._segment = ring
+        self._words = ring.words
+        self._offset = layout.consumer_offset(index)
+
+    def word(self, field_offset: int) -> int:
+        """Return the index of a word of this row."""
+        return word_index(self._offset + field_offset)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a consumer has this row."""
+        return self._words.load_acquire(self.word(layout.CONSUMER_STATE)) == layout.CONSUMER_ACTIVE  # SYNC F
+
+    @property
+    def pid(self) -> int:
+        """Process of the consumer."""
+        return self._words.load_relaxed(self.word(layout.CONSUMER_PID))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the consumer's process still runs."""
+        return process.is_alive(self.pid, self._words.load_relaxed(self.word(layout.CONSUMER_START_TICKS)))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this very process has the row."""
+        return self.is_active and self.pid == os.getpid()
+
+    @property
+    def name(self) -> str:
+        """Name the consumer registered under."""
+        first = self._offset + layout.CONSUMER_NAME
+        return layout.unpack_text(self._segment.mapping[first : first + layout.NAME_BYTES])
+
+    @property
+    def released(self) -> int:
+        """First sequence the consumer has not released."""
+        return self._words.load_acquire(self.word(layout.CONSUMER_RELEASED))  # SYNC D
+
+    @property
+    def heartbeat_ns(self) -> int:
+        """Monotonic time of the consumer's last release."""
+        return self._words.load_relaxed(self.word(layout.CONSUMER_HEARTBEAT))
+
+    def take(self, raw_name: bytes) -> None:
+        """Fill the row and activate it. The caller holds the registration lock."""
+        first = self._offset + layout.CONSUMER_NAME
+        self._segment.mapping[first : first + layout.NAME_BYTES] = raw_name
+        released = self.word(layout.CONSUMER_RELEASED)
+        live = self._words
+        live.store_relaxed(self.word(layout.CONSUMER_PID), os.getpid())
+        live.store_relaxed(self.word(layout.CONSUMER_START_TICKS), process.start_ticks(os.getpid()))
+        live.store_relaxed(self.word(layout.CONSUMER_HEARTBEAT), self._segment.heartbeat_ns)
+        live.store_relaxed(released, self._segment.published)
+        live.store_release(self.word(layout.CONSUMER_STATE), layout.CONSUMER_ACTIVE)  # SYNC F
+        # A producer that looked before the row was active may go one whole ring beyond what it had published then.
+        # Behind this fence we see at least that much as published, so beginning there nothing can be overwritten.
+        live.fence()  # SYNC E
+        live.store_release(released, self._segment.published)  # SYNC D
+
+    def free(self) -> None:
+        """Give the row back. The caller holds the registration lock."""
+        self._words.store_release(self.word(layout.CONSUMER_STATE), layout.CONSUMER_FREE)  # SYNC F
+
+
+def consumer_rows(ring: Segment) -> list[ConsumerRow]:
+    """Return all rows of a ring's consumer table, free ones included."""
+    return [ConsumerRow(ring, index) for index in range(ring.header.consumers_max)]
+
+
+@contextlib.contextmanager
+def _registration_lock(path: Path, *, block: bool) -> Iterator[bool]:
+    """Hold the flock under which consumer rows change hands; yields False when it is taken and ``block`` is not set."""
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, segment.FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,192 @@
+"""Generations: each start of a writer gets a fresh directory, and the symlink ``current`` points to the newest one.
+
+::
+
+    INSTANCE/writer.lock        flock for the writer's life: at most one writer per instance; holds its pid as text
+    INSTANCE/current            symlink to the generation whose segments are complete
+    INSTANCE/81236512345678/    a generation, named by CLOCK_MONOTONIC ns; flock on the directory for the writer's life
+    INSTANCE/81236512345678/readers/   positions of lossy readers
+
+Nothing is ever repaired: a restarted writer builds everything anew, and a reader finishes the old generation before it
+moves on. The generation before the current one is kept for it, and for the post-mortem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Final, Literal
+
+from ringbuffer import segment
+from ringbuffer.errors import AccessDenied, Missing, RingError, WriterAlive
+from ringbuffer.layout import Kind
+from ringbuffer.readers import READERS_DIRECTORY
+from ringbuffer.segment import HUNG_AFTER_S
+
+WriterState = Literal["alive", "hung", "dead", "restarted"]
+
+CURRENT: Final = "current"
+LOCK_FILE: Final = "writer.lock"
+DIRECTORY_MODE: Final = 0o750
+READERS_MODE: Final = 0o770
+"""Readers of the same group may leave their positions there."""
+_NS_PER_S: Final = 1_000_000_000
+
+
+class Generation:
+    """One life of a writer: its directory, and the locks that tell others it is alive."""
+
+    def __init__(self, instance_dir: Path, path: Path, lock_descriptors: tuple[int, ...]) -> None:
+        self.instance_dir = instance_dir
+        self.path = path
+        self._lock_descriptors = lock_descriptors
+
+    @classmethod
+    def create(cls, instance_dir: Path) -> Generation:
+        """Make a new generation directory and hold its locks until :meth:`close` or the end of the process.
+
+        Raises WriterAlive with the pid when a live writer holds the instance, AccessDenied.
+        """
+        try:
+            instance_dir.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
+            instance_lock = _lock_instance(instance_dir)
+        except PermissionError as error:
+            raise AccessDenied(f"{instance_dir} cannot be written: {error.strerror}") from error
+        try:
+            path, generation_lock = _make_directory(instance_dir)
+        except BaseException:
+            os.close(instance_lock)
+            raise
+        return cls(instance_dir, path, (instance_lock, generation_lock))
+
+    def activate(self) -> None:
+        """Point ``current`` here: all segments are ready. Then delete all but this generation and the one before."""
+        previous = _current_name(self.instance_dir)
+        temporary = self.instance_dir / f".{CURRENT}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(self.path.name)
+        temporary.replace(self.instance_dir / CURRENT)
+        keep = {self.path.name, previous}
+        for entry in self.instance_dir.iterdir():
+            if _is_generation_name(entry.name) and entry.name not in keep:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def close(self) -> None:
+        """Give up the locks; the files stay. Closing twice does nothing."""
+        for descriptor in self._lock_descriptors:
+            os.close(descriptor)
+        self._lock_descriptors = ()
+
+
+def find_current(instance_dir: Path) -> Path:
+    """Return the directory of the current generation; raises Missing when there is none."""
+    name = _current_name(instance_dir)
+    if name is None or not (instance_dir / name).is_dir():
+        raise Missing(f"{instance_dir} has no current generation")
+    return instance_dir / name
+
+
+def writer_state(path: Path, hung_after_s: float = HUNG_AFTER_S) -> WriterState:
+    """Tell how the writer of a segment, a generation or an instance's current generation fares.
+
+    ``alive``: it holds its lock. ``hung``: it does, but its last heartbeat is older than ``hung_after_s``. ``dead``:
+    the lock is free. ``restarted``: dead, and a newer generation is current. Raises Missing, AccessDenied and, for a
+    single file, what :func:`ringbuffer.segment.attach` raises.
+    """
+    if _is_instance(path):
+        path = find_current(path)
+    if segment.is_locked(path):
+        return "hung" if heartbeat_age_s(path) > hung_after_s else "alive"
+    return "restarted" if _is_superseded(path) else "dead"
+
+
+def heartbeat_age_s(path: Path) -> float:
+    """Return the seconds since the last heartbeat of a segment, or of the freshest segment of a generation."""
+    beats = [_heartbeat_ns(path)] if path.is_file() else [_heartbeat_or_zero(each) for each in segment_files(path)]
+    # A generation without segments yet is as old as its name says.
+    newest = max(beats, default=int(path.name) if path.name.isdigit() else 0)
+    return max(0.0, (time.monotonic_ns() - newest) / _NS_PER_S)
+
+
+def segment_files(directory: Path) -> list[Path]:
+    """Return the files of a generation that may be segments, by name; locks and half-built files are left out.
+
+    Raises Missing and AccessDenied.
+    """
+    try:
+        entries = sorted(directory.iterdir())
+    except FileNotFoundError as error:
+        raise Missing(f"there is no {directory}") from error
+    except PermissionError as error:
+        raise AccessDenied(f"{directory} cannot be read: {error.strerror}") from error
+    hidden = (".tmp", ".lock")
+    return [each for each in entries if each.is_file() and not each.name.endswith(hidden)]
+
+
+def _is_instance(path: Path) -> bool:
+    return (path / CURRENT).is_symlink()
+
+
+def _heartbeat_ns(path: Path) -> int:
+    return segment.attach(path, tuple(Kind)).heartbeat_ns
+
+
+def _heartbeat_or_zero(path: Path) -> int:
+    try:
+        return _heartbeat_ns(path)
+    except RingError:
+        return 0
+
+
+def _is_superseded(path: Path) -> bool:
+    directory = path.resolve()
+    if directory.is_file():
+        directory = directory.parent
+    current = _current_name(directory.parent)
+    return _is_generation_name(directory.name) and current is not None and current != directory.name
+
+
+def _is_generation_name(name: str) -> bool:
+    return name.removeprefix(".").removesuffix(".tmp").isdigit()
+
+
+def _current_name(instance_dir: Path) -> str | None:
+    try:
+        return os.readlink(instance_dir / CURRENT)
+    except OSError:
+        return None
+
+
+def _lock_instance(instance_dir: Path) -> int:
+    path = instance_dir / LOCK_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, segment.FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0).strip()
+        os.close(descriptor)
+        raise WriterAlive(instance_dir, int(text) if text.isdigit() else 0) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _make_directory(instance_dir: Path) -> tuple[Path, int]:
+    """Make the directory, locked before it gets its name: nobody can find it unlocked while its writer lives."""
+    name = str(time.monotonic_ns())
+    temporary = instance_dir / f".{name}.tmp"
+    temporary.mkdir(DIRECTORY_MODE)
+    readers = temporary / READERS_DIRECTORY
+    readers.mkdir()
+    readers.chmod(READERS_MODE)
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = temporary.rename(instance_dir / name)
+        undo.pop_all()
+    return path, descriptor

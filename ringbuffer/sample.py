@@ -1,0 +1,138 @@
+"""One look at a segment, a generation or an instance: strictly read-only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringbuffer import layout, segment
+from ringbuffer.counters import CounterSpec, read_counters
+from ringbuffer.errors import ForeignFile, Missing, RingError
+from ringbuffer.gating import consumer_rows
+from ringbuffer.generation import CURRENT, WriterState, find_current, segment_files, writer_state
+from ringbuffer.layout import Kind, word_index
+from ringbuffer.readers import READERS_DIRECTORY
+from ringbuffer.segment import HUNG_AFTER_S, Header, Segment
+from ringbuffer.table import count_rows_in_use
+
+_SEGMENT_KINDS = tuple(kind for kind in Kind if kind is not Kind.READER_POSITION)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSample:
+    """A consumer of a gating ring (``gates``), or a reader of a lossy one that keeps a position file."""
+
+    name: str
+    gates: bool
+    pid: int
+    is_alive: bool
+    position: int
+    lost: int
+    heartbeat_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSample:
+    """What one segment showed at ``taken_ns``, CLOCK_MONOTONIC."""
+
+    path: Path
+    inode: int
+    header: Header
+    taken_ns: int
+    state: WriterState
+    heartbeat_ns: int
+    published: int
+    full_count: int
+    dropped_count: int
+    rows_in_use: int
+    readers: tuple[ReaderSample, ...]
+    counters: tuple[tuple[CounterSpec, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All segments found at a path, and the files there that could not be read, with the reason."""
+
+    path: Path
+    segments: tuple[SegmentSample, ...]
+    errors: tuple[tuple[Path, RingError], ...]
+
+
+def take(path: Path, hung_after_s: float = HUNG_AFTER_S) -> Sample:
+    """Look at a segment, a generation directory, or an instance directory (its current generation).
+
+    Raises Missing when there is nothing, and for a single file whatever :func:`ringbuffer.segment.attach` raises.
+    """
+    if not path.is_dir():
+        return Sample(path, (take_segment(path, hung_after_s),), ())
+    directory = find_current(path) if (path / CURRENT).is_symlink() else path
+    segments: list[SegmentSample] = []
+    errors: list[tuple[Path, RingError]] = []
+    for each in segment_files(directory):
+        try:
+            segments.append(take_segment(each, hung_after_s))
+        except ForeignFile:
+            continue  # sockets' neighbours, notes: not ours to complain about
+        except RingError as error:
+            errors.append((each, error))
+    if not segments and not errors:
+        raise Missing(f"there is no segment in {directory}")
+    return Sample(directory, tuple(segments), tuple(errors))
+
+
+def take_segment(path: Path, hung_after_s: float = HUNG_AFTER_S) -> SegmentSample:
+    """Look at one segment; errors as :func:`ringbuffer.segment.attach`."""
+    attached = segment.attach(path, _SEGMENT_KINDS)
+    header = attached.header
+    # Readers first: a position read before ``published`` can only make a lag look longer, never negative.
+    readers = _consumers(attached) if header.kind is Kind.GATING else ()
+    readers += _lossy_readers(path.parent / READERS_DIRECTORY, header.name)
+    return SegmentSample(
+        path=path,
+        inode=attached.inode,
+        header=header,
+        taken_ns=time.monotonic_ns(),
+        state=writer_state(path, hung_after_s),
+        heartbeat_ns=attached.heartbeat_ns,
+        published=attached.published,
+        full_count=_word(attached, layout.FULL_COUNT_OFFSET),
+        dropped_count=_word(attached, layout.DROPPED_COUNT_OFFSET),
+        rows_in_use=count_rows_in_use(attached) if header.kind is Kind.TABLE else 0,
+        readers=readers,
+        counters=tuple(read_counters(attached)) if header.kind is Kind.COUNTERS else (),
+    )
+
+
+def _word(attached: Segment, offset: int) -> int:
+    return attached.words.load_relaxed(word_index(offset))
+
+
+def _consumers(ring: Segment) -> tuple[ReaderSample, ...]:
+    return tuple(
+        ReaderSample(row.name, True, row.pid, row.is_alive, row.released, 0, row.heartbeat_ns)
+        for row in consumer_rows(ring)
+        if row.is_active
+    )
+
+
+def _lossy_readers(directory: Path, ring_name: str) -> tuple[ReaderSample, ...]:
+    if not directory.is_dir():
+        return ()
+    found = (_lossy_reader(path, ring_name) for path in segment_files(directory))
+    return tuple(each for each in found if each is not None)
+
+
+def _lossy_reader(path: Path, ring_name: str) -> ReaderSample | None:
+    """Return the reader whose position file this is, None when it reads another ring or has just left."""
+    try:
+        own = segment.attach(path, (Kind.READER_POSITION,))
+        is_alive = segment.is_locked(path)
+    except RingError:
+        return None
+    header = own.header
+    raw_name = own.mapping[header.header_size : header.header_size + layout.NAME_BYTES]
+    if layout.unpack_text(raw_name) != ring_name:
+        return None
+    lost = _word(own, layout.FULL_COUNT_OFFSET)
+    return ReaderSample(header.name, False, header.writer_pid, is_alive, own.published, lost, own.heartbeat_ns)
