@@ -53,6 +53,7 @@ class Attempt:
         "_loop",
         "_publish",
         "_relaying",
+        "_unopened",
         "connection",
         "drop_progress",
         "drop_usage",
@@ -73,6 +74,7 @@ class Attempt:
         self._keep_alive = True
         self._live = False
         self._relaying = False
+        self._unopened = False
         self._early_end_ns = 0
         self._content_seen = 0
         self._content_type = b""
@@ -95,15 +97,14 @@ class Attempt:
         """Send the request on a connection in hand."""
         request = self.request
         self.connection = connection
-        self.on_kept_connection = connection.idle_since > 0
+        self.on_kept_connection = connection.used or connection.idle_since > 0
         self.last_read_ns = now
         request.conn_ns = now
+        request.check_ns = 0  # another time-out holds from here on
         request.phase = Phase.PREFILL
         connection.start(self, data)
         if not connection.blocked:
             self.request_written(monotonic_ns())
-        self._loop.telemetry.event(now, request, Kind.DISPATCHED)
-        self._loop.telemetry.write_row(request)
 
     def request_written(self, now: int) -> None:
         """The last byte of the request is in the socket."""
@@ -138,6 +139,7 @@ class Attempt:
             keep_payloads=request.fold,
             event_bytes_max=self._loop.limits.event_bytes,
         )
+        self._unopened = request.egress.raw and not request.fold
         return self._take_stream
 
     def _take_stream(self, data: bytes, now: int) -> None:
@@ -147,6 +149,9 @@ class Attempt:
         self.last_read_ns = now
         if self._relaying and (size := scanner.same(data)):
             self._relay_token(data, size, now)
+            return
+        if self._unopened and scanner.opens_plainly(data):
+            self._open_plainly(data, now)
             return
         try:
             out = scanner.feed(data)
@@ -249,9 +254,22 @@ class Attempt:
             request.visible_tokens += count
 
     # ------------------------------------------------------------ before the commit point
+    def _open_plainly(self, data: bytes, now: int) -> None:
+        """Commit with a first read that surely goes out as it is: write it, then look at it closely."""
+        scanner = self.scanner
+        assert scanner is not None
+        self._held = data
+        self._commit()
+        written = monotonic_ns()
+        unchanged = scanner.feed(data)
+        assert unchanged == data
+        self.request.ttfc = self.request.ttfc or now
+        self._record(now, written)
+
     def _take_early(self, out: bytes, now: int) -> None:
         scanner, request = self.scanner, self.request
         assert scanner is not None
+        self._unopened = False
         if scanner.first_choices and not request.ttfc:
             request.ttfc = now
         if scanner.error is not None and not scanner.content_count:
@@ -271,6 +289,7 @@ class Attempt:
         held, self._held = self._held, b""
         self._live = True
         request = self.request
+        self._unopened = False
         self._relaying = request.egress.raw
         if request.committed:  # a heartbeat has sent the head
             if held:

@@ -8,11 +8,17 @@ Format: RFC 9112.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from copy import copy
 from typing import Final
 
 import httptools
 
 HEAD_END: Final = b"\r\n\r\n"
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\r\n\0]*))?\r\n")
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BODILESS: Final = frozenset({204, 304, *range(100, 200)})
+_FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 LAST_CHUNK: Final = b"0\r\n\r\n"
 _CHUNK_LINE_BYTES_MAX: Final = 4096
 """Longest size line of a chunk, extensions included; also the bound of the trailer section's lines."""
@@ -96,9 +102,10 @@ class Head:
         if version not in {"1.0", "1.1"}:
             raise ProtocolError(f"HTTP version {version} is not supported, use 1.1")
         self.minor = 0 if version == "1.0" else 1
-        self._settle_framing()
+        self.settle_framing()
 
-    def _settle_framing(self) -> None:
+    def settle_framing(self) -> None:
+        """Read what the headers say of the body's end; raises :class:`ProtocolError`."""
         headers = self.headers
         coding = headers.get(b"transfer-encoding")
         if coding is not None:
@@ -122,12 +129,88 @@ def parse_request_head(data: bytes) -> Head:
 
 
 def parse_response_head(data: bytes) -> Head:
-    """Parse a response head, the blank line included; raises :class:`ProtocolError`."""
+    """Parse a response head, the blank line included; raises :class:`ProtocolError`.
+
+    By hand and not by llhttp: hosts are the operator's own, their heads are short, and this stands between a host's
+    first byte and the client (10 µs through llhttp's callbacks on a core that has just woken up, 4 µs so). What would
+    make the end of the body ambiguous is refused all the same.
+    """
+    found = _STATUS_LINE.match(data)
+    if found is None:
+        raise ProtocolError(f"the status line {data[:40]!r} is not one of HTTP/1.1")
+    if not data.endswith(HEAD_END):
+        raise ProtocolError("the head is not complete")
     head = Head()
-    parser = httptools.HttpResponseParser(head)
-    head.parse(parser, data)
-    head.status = parser.get_status_code()
+    headers = head.headers
+    for line in data[found.end() : -4].split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        if not colon or not _TOKEN.fullmatch(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+            if not line and not headers:
+                continue  # a head without any header
+            raise ProtocolError(f"the header line {line[:40]!r} is broken")
+        name = name.lower()
+        value = value.strip(b" \t")
+        if name in _FRAMING_HEADERS and name in headers:
+            raise ProtocolError(f"{name.decode()} stands twice")
+        headers[name] = value
+    head.minor = 0 if found[1] == b"0" else 1
+    head.status = int(found[2])
+    head.reason = found[3] or b""
+    connection = headers.get(b"connection", b"").lower()
+    head.keep_alive = b"close" not in connection if head.minor else b"keep-alive" in connection
+    if b"transfer-encoding" in headers and b"content-length" in headers:
+        raise ProtocolError("both content-length and transfer-encoding are given")
+    head.settle_framing()
+    if not head.chunked and head.length is None and head.status not in _BODILESS:
+        head.keep_alive = False  # the end of the connection is the end of the body
     return head
+
+
+class HeadMemo:
+    """Heads that were parsed before. Clients and hosts repeat themselves to the byte, but for a length and a date.
+
+    What was accepted once is accepted again with other digits in ``content-length`` or another ``date``, and nothing
+    else may differ. On a core that has just woken up parsing takes 12 µs, and this 2 µs.
+    """
+
+    __slots__ = ("_known", "_parse")
+    _HEAD_BYTES_MAX: Final = 2048
+    _COUNT_MAX: Final = 512
+    """At most 1 MiB of heads; then all are forgotten, since no client has so many."""
+
+    def __init__(self, parse: Callable[[bytes], Head]) -> None:
+        self._parse = parse
+        self._known: dict[bytes, Head] = {}
+
+    def parse(self, data: bytes) -> Head:
+        """Return the parsed head, the blank line included; it is shared, so nobody may change it."""
+        key, length = _cut_out(data, b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+        if length and not (length.isdigit() and len(length) < 16):
+            return self._parse(data)
+        key, _ = _cut_out(key, b"\r\ndate: ", b"\r\nDate: ")
+        known = self._known.get(key)
+        if known is None:
+            known = self._parse(data)
+            if len(data) <= self._HEAD_BYTES_MAX:
+                if len(self._known) >= self._COUNT_MAX:
+                    self._known.clear()
+                self._known[key] = known
+            return known
+        if length and known.length != int(length):
+            known = copy(known)
+            known.length = int(length)
+        return known
+
+
+def _cut_out(data: bytes, *names: bytes) -> tuple[bytes, bytes]:
+    """Return a head without the value of the first of these headers that stands in it, and the value."""
+    for name in names:
+        start = data.find(name)
+        if start >= 0:
+            start += len(name)
+            end = data.find(b"\r\n", start)
+            return data[:start] + data[end:], data[start:end]
+    return data, b""
 
 
 class ChunkedDecoder:
@@ -158,7 +241,7 @@ class ChunkedDecoder:
         """Return the payload in ``data``; raises :class:`ProtocolError`."""
         parts: list[bytes] = []
         n = len(data)
-        position = self._take_whole_chunks(data, parts) if self._state == self._SIZE and not self._line else 0
+        position = self.take_whole_chunks(data, parts) if self._state == self._SIZE and not self._line else 0
         while position < n and not self.ended:
             if self._state == self._DATA:
                 take = min(self._left, n - position)
@@ -174,7 +257,7 @@ class ChunkedDecoder:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @staticmethod
-    def _take_whole_chunks(data: bytes, parts: list[bytes]) -> int:
+    def take_whole_chunks(data: bytes, parts: list[bytes] | None) -> int:
         """Take the chunks that lie whole at the beginning of ``data``, as nearly all do; return where they end."""
         position, n = 0, len(data)
         while position < n:
@@ -186,7 +269,8 @@ class ChunkedDecoder:
             end = start + size
             if not data.startswith(b"\r\n", end):
                 break
-            parts.append(data[start:end])
+            if parts is not None:
+                parts.append(data[start:end])
             position = end + 2
         return position
 
@@ -265,13 +349,18 @@ BodyDecoder = ChunkedDecoder | LengthDecoder | EofDecoder
 
 def response_decoder(head: Head) -> BodyDecoder:
     """Return the decoder of a response's body, as RFC 9112 §6.3 settles it."""
-    if head.status in {204, 304} or 100 <= head.status < 200:
+    if head.status in _BODILESS:
         return LengthDecoder(0)
     if head.chunked:
         return ChunkedDecoder()
     if head.length is not None:
         return LengthDecoder(head.length)
     return EofDecoder()
+
+
+def whole_chunks(data: bytes) -> bool:
+    """Return whether ``data`` is a row of whole chunks, the last one (of no bytes) not among them."""
+    return ChunkedDecoder.take_whole_chunks(data, None) == len(data)
 
 
 def chunk(payload: bytes) -> bytes:

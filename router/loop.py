@@ -114,8 +114,6 @@ class Loop:
         request.deq = monotonic_ns()
         model = request.model
         self.in_flight[request.seq] = request
-        request.row = self.telemetry.take_row()
-        self.telemetry.event(request.deq, request, Kind.OPEN)
         healthy = free = 0
         for host in model.hosts:
             if host.healthy:
@@ -126,6 +124,7 @@ class Loop:
         )
         if decision == Admission.RUN:
             self._run(request, request.deq)
+            self._book(request)
         elif decision == Admission.WAIT:
             self._wait(request)
         elif decision == Admission.REFUSE_FULL:
@@ -137,6 +136,13 @@ class Loop:
             )
         else:
             self.fail(request, ErrorKind.NO_HOST, self._no_host_text(model), request.deq)
+
+    def _book(self, request: Request) -> None:
+        """Give a request its row and its first record: once, and after it went to a host where that is at once."""
+        if request.row < 0:
+            request.row = self.telemetry.take_row()
+            self.telemetry.event(request.deq, request, Kind.OPEN)
+            self.telemetry.write_row(request)
 
     def _no_host_text(self, model: Model) -> str:
         reasons = "; ".join(f"{h.name}: {h.last_error or 'not healthy'}" for h in model.hosts) or "none is configured"
@@ -152,6 +158,7 @@ class Loop:
             request.waiting_ahead = len(waiting)
             waiting.append(request)
         self.waiting_count += 1
+        self._book(request)
         self.telemetry.write_row(request)
 
     # ------------------------------------------------------------ to a host
@@ -199,7 +206,12 @@ class Loop:
 
     def connected(self, attempt: Attempt, connection: HostConnection, now: int) -> None:
         """An attempt has its connection: send the request."""
+        request = attempt.request
         attempt.start(connection, outbound.build(attempt), now)
+        self._book(request)
+        self.telemetry.event(now, request, Kind.DISPATCHED)
+        self.telemetry.write_row(request)
+        request.egress.prepare(request)
 
     def closed_before_answer(self, attempt: Attempt, now: int) -> None:
         """A host closed before the first byte of an answer.
@@ -479,6 +491,7 @@ class Loop:
     def _finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
         if request.phase == Phase.DONE:
             return
+        self._book(request)
         request.phase = Phase.DONE
         request.attempt = None
         request.outcome = outcome

@@ -45,6 +45,8 @@ def _body(attempt: Attempt) -> bytes:
     """
     request, host = attempt.request, attempt.host
     fields: RequestBody = request.fields
+    if request.endpoint is Endpoint.EMBEDDINGS and host.models.get(fields.model) == fields.model:
+        return request.body
     add: dict[str, bytes] = {}
     replace: dict[str, bytes] = {}
 

@@ -25,6 +25,9 @@ class Egress(Protocol):
     raw: bool
     blocked: bool
 
+    def prepare(self, request: Request) -> None:
+        """Make ready what can be while the host works; the answer may still be of any kind."""
+
     def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
         """Write the head of a streamed answer together with its first bytes, framed as ``raw`` says."""
 

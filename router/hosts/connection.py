@@ -7,7 +7,7 @@ import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from router.http1 import HEAD_END, BodyDecoder, ProtocolError, parse_response_head, response_decoder
+from router.http1 import HEAD_END, BodyDecoder, HeadMemo, ProtocolError, parse_response_head, response_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from router.hosts.host import Host
 
 _RESPONSE_HEAD_BYTES_MAX: Final = 64 * 1024
+_response_heads: Final = HeadMemo(parse_response_head)
 
 
 def shut_down(transport: asyncio.Transport) -> None:
@@ -169,7 +170,7 @@ class HostConnection(asyncio.Protocol):
             return
         self._head = b""
         try:
-            head = parse_response_head(data[: end + 4])
+            head = _response_heads.parse(data[: end + 4])
         except ProtocolError as error:
             attempt.protocol_failed(f"not an HTTP response: {error}", now)
             return
@@ -178,8 +179,9 @@ class HostConnection(asyncio.Protocol):
             if rest:
                 self._collect_head(rest)
             return
-        self.take = attempt.begin(head, response_decoder(head))
-        if rest or head.length == 0:
+        decoder = response_decoder(head)
+        self.take = attempt.begin(head, decoder)
+        if rest or decoder.ended:
             self.take(rest, now)
 
     def _drain_trailing(self, data: bytes) -> None:

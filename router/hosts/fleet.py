@@ -123,7 +123,7 @@ class Fleet:
 
     async def _connect_now(self, host: Host) -> None:
         loop = asyncio.get_running_loop()
-        kind, text = ErrorKind.CONNECT_FAILED, ""
+        text = ""
         connection: HostConnection | None = None
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -135,7 +135,7 @@ class Fleet:
                 else:
                     _, connection = await loop.create_connection(lambda: HostConnection(self, host), *address)
         except TimeoutError:
-            kind, text = ErrorKind.CONNECT_TIMEOUT, f"host {host.name} did not accept a connection in time"
+            return  # whoever waits for a connection has a time-out of its own, which began when it was routed
         except OSError as error:
             text = f"host {host.name} cannot be reached: {error.strerror or error}"
         finally:
@@ -147,7 +147,7 @@ class Fleet:
         queue = self._queues[host.host_id]
         self.loop.host_failed(host, text, now)
         if queue:
-            self.loop.attempt_failed(queue.pop(0), kind, text, now)
+            self.loop.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
 
     async def close(self) -> None:
         """Close every connection and wait for what is being connected."""

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from router.errors import UNDECODABLE
-from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
+from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk, whole_chunks
 from router.telemetry.records import Kind, TokenFlag
 
 CONTENT_KINDS: Final = frozenset({Kind.TEXT, Kind.REASONING, Kind.TOOL_CALL})
@@ -44,6 +44,9 @@ _DONE: Final = b"[DONE]"
 _CHUNK_LINE_SEARCH: Final = 18
 
 _HOST_EVENT: Final = int(TokenFlag.HOST_EVENT) << 8
+
+
+_QUOTE: Final = ord('"')
 
 
 class StreamError(Exception):
@@ -251,6 +254,26 @@ class StreamScanner:
         self._misses = 0
         return size
 
+    def opens_plainly(self, data: bytes) -> bool:
+        """Tell cheaply whether a first read surely goes to the client as it is, and has content.
+
+        True means that :meth:`feed` would return ``data`` itself and find a content event in it, so the caller may
+        write first and feed then. False means nothing. Only for ``raw`` scanners.
+        """
+        if not self._aligned or not data.endswith(b"\n\n\r\n") or not whole_chunks(data):
+            return False
+        text = max(data.rfind(b'"content":"') + 11, data.rfind(b'"text":"') + 8)
+        if text < 12 or data[text] == _QUOTE:  # none, or an empty one
+            return False
+        # Whatever may be removed, held back, or make the read mean something else.
+        return (
+            data.find(b'"error"') < 0
+            and data.find(b'"usage"') < 0
+            and data.find(b'"prompt_progress"') < 0
+            and data.find(b"[DONE]") < 0
+            and data.find(b"event:") < 0
+        )
+
     def feed(self, data: bytes) -> bytes:
         """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
         if self._lesson is not None:
@@ -341,6 +364,8 @@ class StreamScanner:
         return forwarded, kept_all
 
     def _take_event(self, event: bytes, forwarded: list[bytes]) -> bool:
+        if self.sentinel is not None:  # the answer is over: what comes behind would be written before [DONE]
+            return False
         code, keep = self._classify(event)
         self.events.append((code if keep else code | _FLAG_REMOVED, len(event)))
         self.event_count += 1

@@ -26,12 +26,17 @@ def connection_header(minor: int, *, keep_alive: bool) -> bytes:
     return b"connection: keep-alive\r\n" if minor == 0 else b""
 
 
+def host_header(host_name: str) -> bytes:
+    """Return the header that names the host, empty while there is none."""
+    return b"x-ringrouter-host: %b\r\n" % host_name.encode() if host_name else b""
+
+
 def request_headers(request: Request, host_name: str) -> bytes:
     """Return the headers that tell a client about its own request: id, host, and where the time went so far."""
-    host = b"x-ringrouter-host: %b\r\n" % host_name.encode() if host_name else b""
+    request_id = request.request_id.encode("latin-1")
     return b"x-request-id: %b\r\n%bserver-timing: %b\r\n" % (
-        request.request_id.encode("latin-1"),
-        host,
+        request_id,
+        host_header(host_name),
         server_timing(request),
     )
 

@@ -8,11 +8,13 @@ during its answer means that it has left: half-closed connections are not suppor
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, cast
 
 from router.errors import WIRE, ErrorKind, error_object
-from router.http1 import HEAD_END, LAST_CHUNK, ChunkedDecoder, Head, ProtocolError, chunk, parse_request_head
+from router.http1 import HEAD_END, LAST_CHUNK, ChunkedDecoder, Head, HeadMemo, ProtocolError, chunk, parse_request_head
 from router.ingress import heads
 from router.telemetry.tcp import TcpInfo, read_tcp_info
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from router.ingress.server import HttpServer
     from router.request import Request
 
+_request_heads: Final = HeadMemo(parse_request_head)
 _JSON: Final = b"application/json"
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""``struct linger`` of socket(7): on, no time."""
 _STREAM_HEADERS: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -34,8 +39,8 @@ class ClientConnection(asyncio.Protocol):
     """One client. Also the egress of its requests (:class:`router.request.Egress`)."""
 
     __slots__ = (
-        "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_server",
-        "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns", "write",
+        "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_refused",
+        "_server", "_stream_head", "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns", "write",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -47,7 +52,9 @@ class ClientConnection(asyncio.Protocol):
         self._body_left = 0
         self._chunks: ChunkedDecoder | None = None
         self._close_after = False
+        self._stream_head = b""
         self._flooded = False
+        self._refused = False
         self._advancing = False
         self.request: Request | None = None
         self.request_id = ""
@@ -69,8 +76,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(ErrorKind.TOO_MANY_CONNECTIONS, "too many connections (limits.connections)")
 
     def data_received(self, data: bytes) -> None:
-        """Collect requests; while one is answered, keep what is sent ahead."""
-        if self.request is not None:
+        """Collect requests; while one is answered or the answer not taken, keep what is sent ahead."""
+        if self.request is not None or self.blocked:
             self._send_ahead(data)
             return
         self._buffer = self._buffer + data if self._buffer else data
@@ -78,6 +85,7 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has left, or ends its side: both cancel what runs for it."""
+        self._buffer = b""  # what it has sent ahead is for nobody any more
         if self.request is not None:
             self._server.loop.client_left(self.request, monotonic_ns())
         return False
@@ -102,10 +110,12 @@ class ClientConnection(asyncio.Protocol):
         self.blocked = False
         if self.request is not None:
             self._server.loop.client_drained(self.request)
+        else:
+            self._advance()
 
     # ------------------------------------------------------------ a request comes in
     def _send_ahead(self, data: bytes) -> None:
-        if self._flooded:
+        if self._flooded or self._refused:
             return
         if len(self._buffer) + len(data) > self._server.limits.pipelined_bytes:
             # Reading goes on, because that is how leaving is noticed; the bytes are dropped, so the connection ends
@@ -121,7 +131,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._advancing = True
         try:
-            while self.request is None and self._transport is not None and not self._transport.is_closing():
+            while self._may_go_on():
                 if self._flooded:
                     limit = self._server.limits.pipelined_bytes
                     self._refuse(
@@ -132,6 +142,13 @@ class ClientConnection(asyncio.Protocol):
         finally:
             self._advancing = False
 
+    def _may_go_on(self) -> bool:
+        """Return whether the next request may be taken: none runs, and the client has taken every answer so far."""
+        transport = self._transport
+        return self.request is None and not (
+            self.blocked or self._refused or transport is None or transport.is_closing()
+        )
+
     def _take_head(self) -> bool:
         """Take a request head off the buffer; false when it is not complete."""
         buffer = self._buffer
@@ -139,6 +156,8 @@ class ClientConnection(asyncio.Protocol):
             return False
         if not self.since_ns:
             buffer = self._buffer = buffer.lstrip(b"\r\n")  # RFC 9112 §2.2: blank lines before a request line
+            if not buffer:
+                return False
             self._server.reading(self)
         limit = self._server.limits.head_bytes
         end = buffer.find(HEAD_END, 0, limit)
@@ -147,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(ErrorKind.HEAD_TOO_LARGE, f"the request head exceeds {limit} bytes (limits.head_bytes)")
             return False
         try:
-            head = parse_request_head(buffer[: end + 4])
+            head = _request_heads.parse(buffer[: end + 4])
         except ProtocolError as error:
             self._refuse(ErrorKind.BAD_REQUEST, f"not an HTTP request: {error}")
             return False
@@ -224,23 +243,44 @@ class ClientConnection(asyncio.Protocol):
         self._refuse(ErrorKind.HEAD_TIMEOUT, text)
 
     def close_idle(self) -> None:
-        """Close between two requests."""
-        if self._transport is not None:
+        """Close between two requests; a client that does not take its last answer gets no more of it."""
+        if self.blocked:
+            self.abort()
+        elif self._transport is not None:
             self._transport.close()
 
     def _refuse(self, kind: ErrorKind, message: str) -> None:
-        """Answer bytes that are no request (or one too large) and close: where the next one begins is unknown."""
+        """Answer bytes that are no request (or one too large) and end: where the next one begins is unknown.
+
+        Only our side is closed. To close the socket while the client still sends would reset the connection, and the
+        reset would take the answer away from the client that has not read it yet.
+        """
         self._server.refused()
-        self._close_after = True
+        self._close_after = self._refused = True
         self._buffer = b""
+        self._body.clear()
         self.error(kind, message)
-        self.end()
+        self.request_id = ""
+        if self._transport is not None and self._server.linger(self):
+            self._transport.write_eof()
+        else:
+            self.end()
 
     # ------------------------------------------------------------ answers without a host
-    def error(self, kind: ErrorKind, message: str, param: str | None = None, *, retry_after_s: int = 0) -> None:
-        """Write an error answer in OpenAI's shape."""
-        extra = b"retry-after: %d\r\n" % retry_after_s if retry_after_s else b""
-        self.answer(WIRE[kind].status, _JSON, error_object(kind, message, param), extra)
+    def error(
+        self,
+        kind: ErrorKind,
+        message: str,
+        param: str | None = None,
+        *,
+        retry_after_s: int = 0,
+        extra: bytes = b"",
+        head_only: bool = False,
+    ) -> None:
+        """Write an error answer in OpenAI's shape; ``extra`` are further header lines."""
+        if retry_after_s:
+            extra += b"retry-after: %d\r\n" % retry_after_s
+        self.answer(WIRE[kind].status, _JSON, error_object(kind, message, param), extra, head_only=head_only)
 
     def answer(
         self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", *, head_only: bool = False
@@ -267,20 +307,33 @@ class ClientConnection(asyncio.Protocol):
         return heads.connection_header(1 if self.raw else 0, keep_alive=not self._close_after)
 
     # ------------------------------------------------------------ egress
-    def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
-        """Write the head of a streamed answer and its first bytes at once."""
+    def prepare(self, request: Request) -> None:
+        """Make the constant part of a streamed answer's head while the host works on its first token."""
+        if not request.stream:
+            return
         if not self.raw:
             self._close_after = True  # HTTP/1.0 has no chunks: the end of the connection ends the answer
-        framing = b"transfer-encoding: chunked\r\n" if self.raw else b""
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b%b%b%b\r\n" % (
-            content_type,
+        self._stream_head = b"HTTP/1.1 200 OK\r\n%b%bx-request-id: %b\r\n%b%b" % (
             _STREAM_HEADERS,
-            heads.request_headers(request, self._server.host_name(request)),
+            b"transfer-encoding: chunked\r\n" if self.raw else b"",
+            request.request_id.encode("latin-1"),
+            heads.host_header(self._server.host_name(request)),
             self._connection_header(),
-            framing,
         )
-        request.bytes_out += len(head) + len(data)
-        self.write(head + data)
+
+    def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
+        """Write the head of a streamed answer and its first bytes at once."""
+        if not self._stream_head:  # no host has it yet, and a heartbeat is due
+            self.prepare(request)
+        head, self._stream_head = self._stream_head, b""
+        data = b"%bcontent-type: %b\r\nserver-timing: %b\r\n\r\n%b" % (
+            head,
+            content_type,
+            heads.server_timing(request),
+            data,
+        )
+        request.bytes_out += len(data)
+        self.write(data)
 
     def write_comment(self, text: bytes) -> None:
         """Write an SSE comment."""
@@ -322,6 +375,7 @@ class ClientConnection(asyncio.Protocol):
     def finished(self) -> None:
         """The request is over: close, or take the next one."""
         self.request = None
+        self._stream_head = b""
         self.end()
         self._server.answered(self)
         if not self._close_after:
@@ -336,6 +390,10 @@ class ClientConnection(asyncio.Protocol):
         return read_tcp_info(self._transport.get_extra_info("socket") if self._transport is not None else None)
 
     def abort(self) -> None:
-        """Drop the client."""
-        if self._transport is not None:
-            self._transport.abort()
+        """Drop the client with a reset: what it has not taken would else stay in the kernel for minutes."""
+        if self._transport is None:
+            return
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()

@@ -30,6 +30,10 @@ _NS: Final = 1_000_000_000
 _MS_NS: Final = 1_000_000
 _REQUEST_ID_BYTES_MAX: Final = 128
 _IDLE_CHECK_NS: Final = _NS
+_LINGER_NS: Final = 2 * _NS
+"""How long a client that still sends may take to read why it was refused."""
+_LINGERING_MAX: Final = 256
+"""Such clients at once; further ones are closed without the wait."""
 _API: Final = {
     b"/v1/chat/completions": Endpoint.CHAT,
     b"/v1/completions": Endpoint.COMPLETION,
@@ -52,6 +56,7 @@ class HttpServer:
         self._counters = loop.counters
         self._reading: set[ClientConnection] = set()
         self._idle: dict[ClientConnection, int] = {}
+        self._lingering: dict[ClientConnection, int] = {}
         self._idle_check_ns = 0
         self._head_ns = int(config.timeouts.head_s * _NS)
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
@@ -81,6 +86,7 @@ class HttpServer:
         self.connections.discard(connection)
         self._reading.discard(connection)
         self._idle.pop(connection, None)
+        self._lingering.pop(connection, None)
         self._counters.set(Counter.CONNECTIONS_OPEN, len(self.connections))
 
     def reading(self, connection: ClientConnection) -> None:
@@ -103,6 +109,15 @@ class HttpServer:
         """Bytes came that are no request."""
         self._counters.add(Counter.REQUESTS_BAD)
 
+    def linger(self, connection: ClientConnection) -> bool:
+        """Keep a refused connection until its client has read why; false when too many are kept already."""
+        self._reading.discard(connection)
+        self._idle.pop(connection, None)
+        if len(self._lingering) >= _LINGERING_MAX:
+            return False
+        self._lingering[connection] = monotonic_ns()
+        return True
+
     def check(self, now: int) -> bool:
         """End requests that come in too slowly and connections idle for too long; return whether any is being read."""
         limit = self._config.timeouts.head_s
@@ -113,6 +128,8 @@ class HttpServer:
             self._idle_check_ns = now + _IDLE_CHECK_NS
             for connection in [c for c, since in self._idle.items() if now - since >= self._keep_alive_ns]:
                 connection.close_idle()
+            for connection in [c for c, since in self._lingering.items() if now - since >= _LINGER_NS]:
+                connection.abort()
         return bool(self._reading)
 
     def close_idle(self) -> None:
@@ -148,16 +165,23 @@ class HttpServer:
                 raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes GET, not {_show(head.method)}")
             page(connection, head.method == b"HEAD")
         except RequestError as error:
-            self._refuse(connection, error)
+            self._refuse(connection, head, error)
             return
         connection.end()
         self.answered(connection)
 
-    def _refuse(self, connection: ClientConnection, error: RequestError) -> None:
+    def _refuse(self, connection: ClientConnection, head: Head, error: RequestError) -> None:
         refused = error.kind in {ErrorKind.OVERLOADED, ErrorKind.SHUTTING_DOWN, ErrorKind.NO_HOST}
         self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.REQUESTS_BAD)
         connection.request = None
-        connection.error(error.kind, error.message, error.param, retry_after_s=1 if refused else 0)
+        connection.error(
+            error.kind,
+            error.message,
+            error.param,
+            retry_after_s=1 if refused else 0,
+            extra=_allowed(head) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
+            head_only=head.method == b"HEAD",
+        )
         connection.end()
         self.answered(connection)
 
@@ -181,12 +205,12 @@ class HttpServer:
         request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         if b"traceparent" in headers:
             request.trace_headers = _trace_headers(headers)
-        self._counters.add(Counter.REQUESTS)
         connection.request = request
         w4 = model.model_id | endpoint << 16 | request.stream << 24
         self.loop.submit(
             request, w4, len(body) | request.max_tokens << 32, hash(request.request_id) & 0xFFFFFFFFFFFFFFFF
         )
+        self._counters.add(Counter.REQUESTS)
         self.wake()
 
     def _unknown_model(self, name: str) -> RequestError:
@@ -254,6 +278,11 @@ class HttpServer:
     def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
         text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
+
+
+def _allowed(head: Head) -> bytes:
+    """Return the header that RFC 9110 §15.5.6 wants with a 405."""
+    return b"allow: POST\r\n" if head.url.partition(b"?")[0] in _API else b"allow: GET, HEAD\r\n"
 
 
 def _folds(model: Model, *, log_probabilities: bool) -> bool:
