@@ -163,8 +163,8 @@ class Attempt:
         elif self._live:
             if out:
                 request = self.request
-                request.egress.write(out)
                 request.bytes_out += len(out)
+                request.egress.write(out)
             self._record(now, monotonic_ns())
         else:
             self._take_early(out, now)
@@ -173,6 +173,7 @@ class Attempt:
         """Relay a read that is one more token like the last: written, then recorded, in the fewest steps."""
         request, scanner = self.request, self.scanner
         egress = request.egress
+        request.bytes_out += len(data)
         egress.write(data)
         written = monotonic_ns()
         gap = now - request.last_content_ns
@@ -181,7 +182,6 @@ class Attempt:
         self._publish(now, request.seq, scanner.code | self._host_bits, index | size << 32, gap, unsent, 0)  # type: ignore[union-attr]
         request.event_index = index + 1
         request.content_count += 1
-        request.bytes_out += len(data)
         request.last_content_ns = request.tok_n = now
         if not unsent:
             request.out_n = written
@@ -293,6 +293,7 @@ class Attempt:
         self._relaying = request.egress.raw
         if request.committed:  # a heartbeat has sent the head
             if held:
+                request.bytes_out += len(held)
                 request.egress.write(held)
             return
         request.committed = True
@@ -353,6 +354,7 @@ class Attempt:
     def _end_without_finish(self, out: bytes, now: int) -> None:
         """The body ended, but no choice has a finish_reason: whatever it looks like, it is not complete."""
         if self._live and out:
+            self.request.bytes_out += len(out)
             self.request.egress.write(out)
         self._record(now, monotonic_ns())
         self._fail(ErrorKind.NO_FINISH, "the host ended its stream without a finish_reason", now)

@@ -81,6 +81,7 @@ class Daemon:
             clients_under_way=self.server.check,
         )
         self.server.wake = watch.wake
+        self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self._probed)
         await self._listen()
         health.start()
@@ -118,6 +119,7 @@ class Daemon:
         await health.stop()
         await self.fleet.close()
         watch.stop()
+        self.loop.flush()
         self.telemetry.close()
         self.log.info("stopped")
 

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from router.hosts.fleet import Fleet
     from router.hosts.host import Host
     from router.request import Request
+    from router.telemetry.tcp import TcpInfo
     from router.telemetry.writer import Telemetry
 
 _FLAG_STREAM, _FLAG_FOLDED = int(DoneFlag.STREAM), int(DoneFlag.FOLDED)
 _DRAIN_MAX: Final = 64
 """Requests taken off the ring in one turn."""
+_ENDED_MAX: Final = 64
+"""Ended requests whose records wait to be written; then they are written at once."""
 _MS_NS: Final = 1_000_000
 _RETRY_AFTER_S: Final = 1
 _STALE_RETRIES_MAX: Final = 2
@@ -79,6 +82,7 @@ class Loop:
         self.stopping = False
         self._published: dict[int, Request] = {}
         self._pumping = False
+        self._ended: list[tuple[Request, TcpInfo]] = []
         self._fail_after = config.health.fail_after
 
     # ------------------------------------------------------------ in
@@ -140,6 +144,8 @@ class Loop:
     def _book(self, request: Request) -> None:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
         if request.row < 0:
+            if not self.telemetry.has_row():
+                self.flush()  # ended requests hold their rows until their records are written
             request.row = self.telemetry.take_row()
             self.telemetry.event(request.deq, request, Kind.OPEN)
             self.telemetry.write_row(request)
@@ -192,12 +198,12 @@ class Loop:
         host.spares.start(request.routed)
         self._connect(request, host)
 
-    def _connect(self, request: Request, host: Host) -> None:
+    def _connect(self, request: Request, host: Host, *, fresh: bool = False) -> None:
         attempt = Attempt(self, request, host)
         request.attempt = attempt
         request.phase = Phase.CONNECTING
         request.check_ns = 0
-        connection = self.fleet.take(host, request.routed)
+        connection = None if fresh else self.fleet.take(host, request.routed)
         if connection is None:
             self.fleet.request(attempt)
         else:
@@ -217,15 +223,16 @@ class Loop:
         """A host closed before the first byte of an answer.
 
         On a kept connection that is no failure of the request: the host gave the connection up at the same moment. It
-        goes out again on another connection to the same host, which the client never sees.
+        goes out again on a new connection to the same host, which the client never sees.
         """
         request = attempt.request
         if attempt.on_kept_connection and request.stale_retries < _STALE_RETRIES_MAX:
             request.stale_retries += 1
             self.counters.add(Counter.RETRIES_STALE)
             attempt.over = True
-            request.sent_ns = 0
-            self._connect(request, attempt.host)
+            request.conn_ns = request.sent_ns = 0
+            request.routed = now  # the time to connect begins anew
+            self._connect(request, attempt.host, fresh=True)
             return
         self.attempt_failed(attempt, ErrorKind.HOST_CLOSED, f"host {attempt.host.name} closed before it answered", now)
 
@@ -282,6 +289,9 @@ class Loop:
         if healthy:
             self.fleet.top_up(host, now)
             self.pump(host, now)
+
+    def on_blocked(self) -> None:
+        """Called when a client is blocked; the daemon lets the tick look closer."""
 
     def on_health(self, host: Host) -> None:
         """Called when a host's health has changed; the daemon logs it."""
@@ -423,8 +433,9 @@ class Loop:
         """The client's socket does not take everything."""
         now = monotonic_ns()
         request.blocked_ns = now
-        request.blocked_bytes = request.egress.unsent_bytes()
+        request.taken_bytes = request.bytes_out - request.egress.untaken_bytes()
         request.check_ns = 0
+        self.on_blocked()
         self.telemetry.event(now, request, Kind.BLOCKED)
 
     def client_drained(self, request: Request) -> None:
@@ -461,6 +472,7 @@ class Loop:
         if request.host_paused:
             request.host_paused = False
             if request.attempt is not None and request.attempt.connection is not None:
+                request.attempt.last_read_ns = monotonic_ns()  # its silence until now was ours
                 request.attempt.connection.pause(paused=False)
 
     # ------------------------------------------------------------ the end
@@ -502,9 +514,23 @@ class Loop:
         if request.folded:
             request.flags |= _FLAG_FOLDED
         self.in_flight.pop(request.seq, None)
-        self.telemetry.done(request, request.egress.tcp_info())
-        self._count(request)
+        self.telemetry.event(request.done_ns, request, Kind.DONE)
+        request.body_bytes, request.body = len(request.body), b""
+        self._ended.append((request, request.egress.tcp_info()))
         request.egress.finished()
+        if len(self._ended) >= _ENDED_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the done records of the requests that have ended.
+
+        The tick calls it, at most 40 ms after the end: a client's next request often comes within microseconds of its
+        last byte, and should not wait for the record of the one before.
+        """
+        ended, self._ended = self._ended, []
+        for request, tcp in ended:
+            self.telemetry.done(request, tcp)
+            self._count(request)
 
     def _count(self, request: Request) -> None:
         counters = self.counters

@@ -52,6 +52,9 @@ class Egress(Protocol):
     def finished(self) -> None:
         """The request is over and recorded: go on with the next one of this client."""
 
+    def untaken_bytes(self) -> int:
+        """Return how many bytes the client's side has not taken: what is unsent and what its kernel did not confirm."""
+
     def unsent_bytes(self) -> int:
         """Return how many bytes wait for the client's socket."""
 
@@ -88,6 +91,8 @@ class Request(msgspec.Struct, eq=False):
     max_tokens: int = 0
     temperature: float = 0.0
     policy: Policy = Policy.LEAST_OUTSTANDING
+    body_bytes: int = 0
+    """Length of ``body`` once the request has ended and the body was let go."""
     seq: int = 0
     row: int = -1
     phase: Phase = Phase.NONE
@@ -110,7 +115,8 @@ class Request(msgspec.Struct, eq=False):
     """Before this time no time-out can be due: the tick looks no further."""
     last_out_ns: int = 0
     blocked_ns: int = 0
-    blocked_bytes: int = 0
+    taken_bytes: int = 0
+    """What the client's kernel had taken of ``bytes_out`` when its socket was last looked at while blocked."""
     left_ns: int = 0
     cancel_latency_ns: int = 0
     pub: int = 0

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from router.request import Request
 
 TICK_S: Final = 0.040
+BLOCKED_TICK_S: Final = 0.020
+"""Between ticks while a client is blocked: that it took bytes is seen one tick late, that it stalled another one."""
 IDLE_TICK_S: Final = 0.250
 """Between ticks while nothing is under way: a heartbeat and the age of idle connections need no more."""
+_AWAKE_NS: Final = 2_000_000_000
+"""How long the ticks stay short after the last request: setting the timer anew for each would cost more."""
 _SLOW_NS: Final = 1_000_000_000
 _NS: Final = 1_000_000_000
 _HEARTBEAT_TEXT: Final = b"waiting for the model"
@@ -41,7 +45,9 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._due_ns = 0
         self._slow_ns = 0
+        self._awake_until_ns = 0
         self._cycle_max_ns = 0
+        self._blocked = False
 
     def start(self) -> None:
         """Begin ticking."""
@@ -55,9 +61,16 @@ class Watch:
 
     def wake(self) -> None:
         """Something is under way again: the next tick is a short one."""
-        if self._timer is not None and self._due_ns - monotonic_ns() > TICK_S * _NS:
+        self._bring_forward(TICK_S)
+
+    def look_closer(self) -> None:
+        """A client is blocked: only a look at its socket shows that it takes its bytes."""
+        self._bring_forward(BLOCKED_TICK_S)
+
+    def _bring_forward(self, delay_s: float) -> None:
+        if self._timer is not None and self._due_ns - monotonic_ns() > delay_s * _NS:
             self._timer.cancel()
-            self._arm(TICK_S)
+            self._arm(delay_s)
 
     def _arm(self, delay_s: float) -> None:
         self._due_ns = monotonic_ns() + int(delay_s * _NS)
@@ -67,7 +80,9 @@ class Watch:
         now = monotonic_ns()
         self._note_cycle(now)
         loop = self._loop
+        loop.flush()
         under_way = self._clients_under_way(now)
+        self._blocked = False
         if loop.in_flight:
             under_way = True
             for request in list(loop.in_flight.values()):
@@ -81,7 +96,10 @@ class Watch:
         if now >= self._slow_ns:
             self._slow_ns = now + _SLOW_NS
             self._second(now)
-        self._arm(TICK_S if under_way else IDLE_TICK_S)
+        if under_way:
+            self._awake_until_ns = now + _AWAKE_NS
+        delay_s = BLOCKED_TICK_S if self._blocked else TICK_S if now < self._awake_until_ns else IDLE_TICK_S
+        self._arm(delay_s)
 
     def _note_cycle(self, now: int) -> None:
         """A timer that fires late shows how long the loop was busy with something else."""
@@ -162,14 +180,15 @@ class Watch:
     def _check_blocked(self, request: Request, now: int) -> bool:
         """Watch a client that does not take its bytes; return whether it was dropped."""
         loop, limits = self._loop, self._loop.limits
-        unsent = request.egress.unsent_bytes()
-        if unsent < request.blocked_bytes or not request.blocked_ns:
+        self._blocked = True
+        taken = request.bytes_out - request.egress.untaken_bytes()
+        if taken > request.taken_bytes or not request.blocked_ns:
             request.blocked_ns = now
-        request.blocked_bytes = unsent
+        request.taken_bytes = taken
         if now - request.blocked_ns >= request.model.stall_ns:
             loop.client_stalled(request, now)
             return True
-        if request.host_paused and unsent <= limits.client_resume_bytes:
+        if request.host_paused and request.egress.unsent_bytes() <= limits.client_resume_bytes:
             loop.resume_host(request)
         return False
 

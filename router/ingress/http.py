@@ -8,8 +8,11 @@ during its answer means that it has left: half-closed connections are not suppor
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, cast
 
@@ -40,7 +43,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_refused",
-        "_server", "_stream_head", "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns", "write",
+        "_server", "_stream_head", "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns",
+        "write",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -141,6 +145,13 @@ class ClientConnection(asyncio.Protocol):
                     break
         finally:
             self._advancing = False
+        if (self._buffer or self._head is not None) and not self.since_ns and self._may_go_on():
+            self._server.reading(self)  # not all of a request is here: its time-out runs
+
+    @property
+    def idle(self) -> bool:
+        """Whether the client is between two requests."""
+        return self.request is None and not self.since_ns
 
     def _may_go_on(self) -> bool:
         """Return whether the next request may be taken: none runs, and the client has taken every answer so far."""
@@ -158,7 +169,6 @@ class ClientConnection(asyncio.Protocol):
             buffer = self._buffer = buffer.lstrip(b"\r\n")  # RFC 9112 §2.2: blank lines before a request line
             if not buffer:
                 return False
-            self._server.reading(self)
         limit = self._server.limits.head_bytes
         end = buffer.find(HEAD_END, 0, limit)
         if end < 0:
@@ -201,8 +211,9 @@ class ClientConnection(asyncio.Protocol):
             return False
         head, self._head = self._head, None
         assert head is not None
-        self.since_ns = 0
-        self._server.read_done(self)
+        if self.since_ns:
+            self.since_ns = 0
+            self._server.read_done(self)
         self._server.handle(self, head, body, monotonic_ns())
         return True
 
@@ -380,6 +391,18 @@ class ClientConnection(asyncio.Protocol):
         self._server.answered(self)
         if not self._close_after:
             self._advance()
+
+    def untaken_bytes(self) -> int:
+        """Return how many bytes the client's kernel has not confirmed: those of the transport and of our socket.
+
+        Our socket reports room again only when a large part of it is empty. Until then only this number shows that a
+        slow client does take its bytes.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return 0
+        queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def unsent_bytes(self) -> int:
         """Return how many bytes wait in the transport."""

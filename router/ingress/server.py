@@ -92,7 +92,6 @@ class HttpServer:
     def reading(self, connection: ClientConnection) -> None:
         """The first bytes of a request are in: its time-out runs."""
         connection.since_ns = monotonic_ns()
-        self._idle.pop(connection, None)
         self._reading.add(connection)
         self.wake()
 
@@ -126,7 +125,7 @@ class HttpServer:
             connection.refuse_slow_head(f"the request was not complete after {limit:g} s (timeouts.head_s)")
         if now >= self._idle_check_ns:
             self._idle_check_ns = now + _IDLE_CHECK_NS
-            for connection in [c for c, since in self._idle.items() if now - since >= self._keep_alive_ns]:
+            for connection in [c for c, since in self._idle.items() if c.idle and now - since >= self._keep_alive_ns]:
                 connection.close_idle()
             for connection in [c for c, since in self._lingering.items() if now - since >= _LINGER_NS]:
                 connection.abort()
@@ -134,7 +133,7 @@ class HttpServer:
 
     def close_idle(self) -> None:
         """Close all connections that are between two requests: the router is stopping."""
-        for connection in list(self._idle):
+        for connection in [c for c in self._idle if c.idle]:
             connection.close_idle()
 
     # ------------------------------------------------------------ requests

@@ -140,6 +140,10 @@ class Telemetry:
         request.identity = rec.IDENTITY.pack(*ids, *texts, *tags.trace)
         return request.identity
 
+    def has_row(self) -> bool:
+        """Whether a row of the in-flight table is free."""
+        return bool(self._free_rows)
+
     def take_row(self) -> int:
         """Return a free row of the in-flight table; the caller has checked that there is one."""
         return self._free_rows.pop()
@@ -155,7 +159,6 @@ class Telemetry:
 
     def done(self, request: Request, tcp: TcpInfo) -> None:
         """Publish the done record and clear the in-flight row."""
-        self.event(request.done_ns, request, rec.Kind.DONE)
         self.done_ring.publish_record(self._done_payload(request, tcp))
         if request.row >= 0:
             self.inflight.clear(request.row)
@@ -182,7 +185,7 @@ class Telemetry:
             *_head(r),
             report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0,
             r.event_index & 0xFFFFFFFF, r.content_count, r.choice_count,
-            len(r.body), r.bytes_out,
+            r.body_bytes, r.bytes_out,
             r.max_tokens, r.temperature, r.waiting_ahead, r.tokens_saved,
             r.left_ns, r.cancel_latency_ns,
             report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
