@@ -78,9 +78,9 @@ class Daemon:
         watch = Watch(
             self.loop,
             threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
+            shortest_s=self._shortest_timeout_s(),
             clients_under_way=self.server.check,
         )
-        self.server.wake = watch.wake
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self._probed)
         await self._listen()
@@ -122,6 +122,13 @@ class Daemon:
         self.loop.flush()
         self.telemetry.close()
         self.log.info("stopped")
+
+    def _shortest_timeout_s(self) -> float:
+        """Return the shortest of all time-outs: what the tick must never sleep past."""
+        config = self.config
+        times = [model_timeouts(config, name) for name in config.models] + [config.timeouts]
+        named: list[float] = [getattr(t, key) for t in times for key in t.__struct_fields__ if key != "drain_s"]
+        return min(value for value in named if value > 0)
 
     # ------------------------------------------------------------ listening
     async def _listen(self) -> None:

@@ -218,15 +218,18 @@ class Loop:
         self.telemetry.event(now, request, Kind.DISPATCHED)
         self.telemetry.write_row(request)
         request.egress.prepare(request)
+        if self._ended:
+            self.flush()
 
     def closed_before_answer(self, attempt: Attempt, now: int) -> None:
-        """A host closed before the first byte of an answer.
+        """A host closed before the answer's head was complete.
 
-        On a kept connection that is no failure of the request: the host gave the connection up at the same moment. It
-        goes out again on a new connection to the same host, which the client never sees.
+        Before its first byte on a kept connection that is no failure of the request: the host gave the connection up at
+        the same moment. It goes out again on a new connection to the same host, which the client never sees.
         """
         request = attempt.request
-        if attempt.on_kept_connection and request.stale_retries < _STALE_RETRIES_MAX:
+        stale = attempt.on_kept_connection and not request.hfb
+        if stale and request.stale_retries < _STALE_RETRIES_MAX:
             request.stale_retries += 1
             self.counters.add(Counter.RETRIES_STALE)
             attempt.over = True
@@ -524,8 +527,8 @@ class Loop:
     def flush(self) -> None:
         """Write the done records of the requests that have ended.
 
-        The tick calls it, at most 40 ms after the end: a client's next request often comes within microseconds of its
-        last byte, and should not wait for the record of the one before.
+        A client's next request often comes within microseconds of its last byte, and should not wait for the record of
+        the one before. So the next request that went to its host writes it, or the tick, after 250 ms at most.
         """
         ended, self._ended = self._ended, []
         for request, tcp in ended:

@@ -1,7 +1,8 @@
 """The tick: time-outs, heartbeats, draining slots, spares. One timer for all requests, none per request.
 
-Every deadline is compared with the clock, so none fires early; the tick comes every 40 ms while anything is under way,
-so none is more than 50 ms late even when the loop is busy for a few milliseconds.
+Every deadline is compared with the clock, so none fires early. The tick comes every 40 ms while a deadline is near, so
+none is more than 50 ms late even when the loop is busy for a few milliseconds; while none is near it comes so seldom
+that it meets each new deadline at least two short ticks ahead (a wake-up of a sleeping core costs more than a token).
 """
 
 from __future__ import annotations
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 TICK_S: Final = 0.040
 BLOCKED_TICK_S: Final = 0.020
 """Between ticks while a client is blocked: that it took bytes is seen one tick late, that it stalled another one."""
-IDLE_TICK_S: Final = 0.250
-"""Between ticks while nothing is under way: a heartbeat and the age of idle connections need no more."""
-_AWAKE_NS: Final = 2_000_000_000
-"""How long the ticks stay short after the last request: setting the timer anew for each would cost more."""
+LONG_TICK_S: Final = 0.250
+"""Most between two ticks: heartbeat, gauges and the age of idle connections need no more."""
 _SLOW_NS: Final = 1_000_000_000
 _NS: Final = 1_000_000_000
 _HEARTBEAT_TEXT: Final = b"waiting for the model"
@@ -37,7 +36,9 @@ _FAR_NS: Final = 1 << 62
 class Watch:
     """Owns the one timer of the router."""
 
-    def __init__(self, loop: Loop, *, threshold_ns: int, clients_under_way: Callable[[int], bool]) -> None:
+    def __init__(
+        self, loop: Loop, *, threshold_ns: int, shortest_s: float, clients_under_way: Callable[[int], bool]
+    ) -> None:
         self._loop = loop
         self._threshold_ns = threshold_ns
         self._clients_under_way = clients_under_way
@@ -45,7 +46,8 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._due_ns = 0
         self._slow_ns = 0
-        self._awake_until_ns = 0
+        # A request that begins right after a tick is looked at by the next one, before any of its time-outs is near.
+        self._long_s = min(max(shortest_s - 2 * TICK_S, TICK_S), LONG_TICK_S)
         self._cycle_max_ns = 0
         self._blocked = False
 
@@ -59,18 +61,11 @@ class Watch:
             self._timer.cancel()
             self._timer = None
 
-    def wake(self) -> None:
-        """Something is under way again: the next tick is a short one."""
-        self._bring_forward(TICK_S)
-
     def look_closer(self) -> None:
         """A client is blocked: only a look at its socket shows that it takes its bytes."""
-        self._bring_forward(BLOCKED_TICK_S)
-
-    def _bring_forward(self, delay_s: float) -> None:
-        if self._timer is not None and self._due_ns - monotonic_ns() > delay_s * _NS:
+        if self._timer is not None and self._due_ns - monotonic_ns() > BLOCKED_TICK_S * _NS:
             self._timer.cancel()
-            self._arm(delay_s)
+            self._arm(BLOCKED_TICK_S)
 
     def _arm(self, delay_s: float) -> None:
         self._due_ns = monotonic_ns() + int(delay_s * _NS)
@@ -81,25 +76,22 @@ class Watch:
         self._note_cycle(now)
         loop = self._loop
         loop.flush()
-        under_way = self._clients_under_way(now)
+        near = self._clients_under_way(now)
+        soon = now + int((self._long_s + TICK_S) * _NS)
         self._blocked = False
-        if loop.in_flight:
-            under_way = True
-            for request in list(loop.in_flight.values()):
-                if now >= request.check_ns:
-                    self._check(request, now)
+        for request in list(loop.in_flight.values()):
+            if now >= request.check_ns:
+                self._check(request, now)
+            near = near or request.check_ns < soon
         for host in loop.hosts:
             if host.draining:
-                under_way = True
+                near = True
                 if host.expire_draining(now):
                     loop.pump(host, now)
         if now >= self._slow_ns:
             self._slow_ns = now + _SLOW_NS
             self._second(now)
-        if under_way:
-            self._awake_until_ns = now + _AWAKE_NS
-        delay_s = BLOCKED_TICK_S if self._blocked else TICK_S if now < self._awake_until_ns else IDLE_TICK_S
-        self._arm(delay_s)
+        self._arm(BLOCKED_TICK_S if self._blocked else TICK_S if near else self._long_s)
 
     def _note_cycle(self, now: int) -> None:
         """A timer that fires late shows how long the loop was busy with something else."""
@@ -133,35 +125,40 @@ class Watch:
                 request, ErrorKind.TOTAL_TIMEOUT, _text("the request took", model.total_ns, "total_s"), now
             )
             return
-        due, kind, text = self._phase_deadline(request)
+        due, kind = self._phase_deadline(request)
         if now >= due:
-            self._loop.time_out(request, kind, text, now)
+            self._loop.time_out(request, kind, self._reason(request, kind), now)
             return
         beat = self._beat(request, now)
         request.check_ns = now if egress.blocked else min(total, due, beat)
 
     @staticmethod
-    def _phase_deadline(request: Request) -> tuple[int, ErrorKind, str]:
+    def _phase_deadline(request: Request) -> tuple[int, ErrorKind]:
+        """Return when the time-out of the request's phase comes, and which one it is."""
         model, attempt = request.model, request.attempt
         if request.phase == Phase.WAITING or attempt is None:
             start = request.failed_attempts[-1][7] if request.failed_attempts else request.deq
-            return (
-                start + model.queue_ns,
-                ErrorKind.QUEUE_TIMEOUT,
-                _text("no slot was free for", model.queue_ns, "queue_s"),
-            )
+            return start + model.queue_ns, ErrorKind.QUEUE_TIMEOUT
         if request.phase == Phase.CONNECTING:
-            text = _text(f"host {attempt.host.name} did not accept a connection for", model.connect_ns, "connect_s")
-            return request.routed + model.connect_ns, ErrorKind.CONNECT_TIMEOUT, text
-        if request.tok1:
-            if request.host_paused:  # it is silent because we do not read it
-                return _FAR_NS, ErrorKind.IDLE_TIMEOUT, ""
-            text = _text(f"host {attempt.host.name} sent nothing for", model.idle_ns, "idle_s")
-            return attempt.last_read_ns + model.idle_ns, ErrorKind.IDLE_TIMEOUT, text
+            return request.routed + model.connect_ns, ErrorKind.CONNECT_TIMEOUT
+        if request.tok1:  # a host is silent too because we do not read it
+            return _FAR_NS if request.host_paused else attempt.last_read_ns + model.idle_ns, ErrorKind.IDLE_TIMEOUT
         if not (request.stream or request.fold):  # a whole answer comes when it is finished: only total_s bounds it
-            return _FAR_NS, ErrorKind.FIRST_TOKEN_TIMEOUT, ""
-        text = _text(f"host {attempt.host.name} sent no content for", model.first_token_ns, "first_token_s")
-        return (request.sent_ns or request.conn_ns) + model.first_token_ns, ErrorKind.FIRST_TOKEN_TIMEOUT, text
+            return _FAR_NS, ErrorKind.FIRST_TOKEN_TIMEOUT
+        return (request.sent_ns or request.conn_ns) + model.first_token_ns, ErrorKind.FIRST_TOKEN_TIMEOUT
+
+    @staticmethod
+    def _reason(request: Request, kind: ErrorKind) -> str:
+        """Return what to tell the client of a time-out."""
+        model = request.model
+        host = f"host {request.attempt.host.name}" if request.attempt is not None else ""
+        if kind == ErrorKind.QUEUE_TIMEOUT:
+            return _text("no slot was free for", model.queue_ns, "queue_s")
+        if kind == ErrorKind.CONNECT_TIMEOUT:
+            return _text(f"{host} did not accept a connection for", model.connect_ns, "connect_s")
+        if kind == ErrorKind.IDLE_TIMEOUT:
+            return _text(f"{host} sent nothing for", model.idle_ns, "idle_s")
+        return _text(f"{host} sent no content for", model.first_token_ns, "first_token_s")
 
     def _beat(self, request: Request, now: int) -> int:
         """Send a comment into a stream that has been silent for too long; return when the next one is due."""

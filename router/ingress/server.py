@@ -50,7 +50,6 @@ class HttpServer:
         self.loop = loop
         self.limits = config.limits
         self.ready: Callable[[], bool] = lambda: False
-        self.wake: Callable[[], None] = lambda: None
         self.connections: set[ClientConnection] = set()
         self._config = config
         self._counters = loop.counters
@@ -93,7 +92,6 @@ class HttpServer:
         """The first bytes of a request are in: its time-out runs."""
         connection.since_ns = monotonic_ns()
         self._reading.add(connection)
-        self.wake()
 
     def read_done(self, connection: ClientConnection) -> None:
         """A request is in."""
@@ -210,7 +208,6 @@ class HttpServer:
             request, w4, len(body) | request.max_tokens << 32, hash(request.request_id) & 0xFFFFFFFFFFFFFFFF
         )
         self._counters.add(Counter.REQUESTS)
-        self.wake()
 
     def _unknown_model(self, name: str) -> RequestError:
         waiting = [h.name for h in self.loop.hosts if not h.probed]
