@@ -195,7 +195,7 @@ class Loop:
     def _start(self, request: Request, host: Host) -> None:
         request.attempt_count += 1
         host.running += 1
-        host.spares.start(request.routed)
+        host.spares.start(request.routed, host.running)
         self._connect(request, host)
 
     def _connect(self, request: Request, host: Host, *, fresh: bool = False) -> None:

@@ -172,6 +172,9 @@ class _Choice:
         if logprobs is not None:
             self._logprobs = self._logprobs or _Lists()
             size += self._logprobs.take(logprobs)
+        text = _given(given, "text")  # taken from each event: two tokens in a row may spell the same
+        if text is not None:
+            size += self._fields.take("text", bytes(text))
         if given != self._last_fields:
             self._last_fields = given
             size += _take_all(self._fields, given)

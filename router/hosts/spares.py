@@ -1,4 +1,7 @@
-"""How many idle connections a host should have, pure: the most requests that began in any 50 ms of the last 10 s."""
+"""How many idle connections a host should have, pure: the most requests that began in any 50 ms of the last 10 s.
+
+Never more than ran at the same time: where connections are used again, short answers give theirs back.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,17 @@ class SpareTarget:
         # Buckets in order with falling counts: the first is the largest of the window, later ones wait for it to age.
         self._peaks: deque[tuple[int, int]] = deque()
 
-    def start(self, now_ns: int) -> None:
-        """Count one request that takes a connection."""
+    def start(self, now_ns: int, running: int) -> None:
+        """Count one request that takes a connection; ``running`` is how many run at the host, this one included."""
         bucket = now_ns // _BUCKET_NS
         if bucket != self._bucket:
             self._bucket, self._count = bucket, 0
         self._count += 1
+        wanted = min(self._count, running)
         peaks = self._peaks
-        while peaks and peaks[-1][1] <= self._count:
+        while peaks and peaks[-1][1] <= wanted:
             peaks.pop()
-        peaks.append((bucket, self._count))
+        peaks.append((bucket, wanted))
 
     def target(self, now_ns: int, free_slots: int) -> int:
         """Return how many idle connections to hold, between 1 and ``free_slots`` (0 when no slot is free)."""
