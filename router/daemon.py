@@ -23,7 +23,7 @@ from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
 from router.ingress.http import ClientConnection
 from router.ingress.server import HttpServer
-from router.log import set_up
+from router.log import log_unhandled, set_up
 from router.loop import Loop
 from router.models import Model
 from router.telemetry import records as rec
@@ -73,6 +73,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until a signal says stop, then drain."""
         event_loop = asyncio.get_running_loop()
+        event_loop.set_exception_handler(lambda _, context: log_unhandled(self.log, context))
         for number in (signal.SIGTERM, signal.SIGINT):
             event_loop.add_signal_handler(number, self._stop.set)
         watch = Watch(

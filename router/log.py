@@ -1,14 +1,66 @@
-"""Logging set-up: structlog, never on the token path, and never with a prompt, an answer or a secret in it."""
+"""Logging set-up: structlog, never on the token path, and never with a prompt, an answer or a secret in it.
+
+Messages are written by a thread of their own: a terminal or pipe that nobody reads must not stop the loop. What does
+not fit in its queue is dropped and counted.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import queue
 import sys
-from typing import Any
+import threading
+import traceback
+from typing import Any, Final, TextIO
 
 import structlog
 
 from router.config import Log
+
+_QUEUED_MAX: Final = 1024
+_LAST_WORDS_S: Final = 1.0
+"""How long the end of the process waits for the last messages to be taken."""
+
+
+class _Writer:
+    """A text stream that never blocks whoever writes to it."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+        self._queue: queue.Queue[str | None] = queue.Queue(_QUEUED_MAX)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+        atexit.register(self._close)
+
+    def write(self, text: str) -> None:
+        """Queue a message, or drop it when nobody takes them."""
+        try:
+            self._queue.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Do nothing: the thread flushes."""
+
+    def _run(self) -> None:
+        while (text := self._queue.get()) is not None:
+            dropped, self._dropped = self._dropped, 0
+            try:
+                self._target.write(text)
+                if dropped:
+                    self._target.write(f"{dropped} messages were dropped: nobody took them\n")
+                self._target.flush()
+            except (OSError, ValueError):
+                self._dropped += 1 + dropped  # closed, or a full disk: nothing is left to tell it to
+
+    def _close(self) -> None:
+        try:
+            self._queue.put(None, timeout=_LAST_WORDS_S)
+        except queue.Full:
+            return
+        self._thread.join(_LAST_WORDS_S)
 
 
 def set_up(config: Log) -> Any:
@@ -22,7 +74,22 @@ def set_up(config: Log) -> Any:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Writer(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     return structlog.get_logger("ringrouter")
+
+
+def log_unhandled(log: Any, context: dict[str, Any]) -> None:
+    """Log an exception that escaped a callback of the event loop: where it was raised and its type, never its text.
+
+    The text of an exception may quote what a client or a host sent.
+    """
+    error = context.get("exception")
+    where = traceback.extract_tb(error.__traceback__)[-1] if error is not None and error.__traceback__ else None
+    log.error(
+        "internal error",
+        what=context.get("message", ""),
+        type=type(error).__name__,
+        where=f"{where.filename.rpartition('/')[2]}:{where.lineno} {where.name}" if where else "",
+    )

@@ -55,6 +55,12 @@ _TIMEOUT_ERRORS: Final = frozenset({
     ErrorKind.IDLE_TIMEOUT,
     ErrorKind.TOTAL_TIMEOUT,
 })  # fmt: skip
+_BROKEN_OFF_ERRORS: Final = _TIMEOUT_ERRORS | {
+    ErrorKind.HOST_PROTOCOL,
+    ErrorKind.ANSWER_TOO_LARGE,
+    ErrorKind.SHUTTING_DOWN,
+}
+"""Errors by which the router breaks off what the host may still be working on."""
 # Errors that say something about the host's health; a status or an error event is an answer, and no time-out of the
 # whole request is the host's alone.
 _UNHEALTHY_ERRORS: Final = frozenset({
@@ -304,7 +310,7 @@ class Loop:
         if attempt.over:
             return
         request, host = attempt.request, attempt.host
-        self._end_attempt(attempt, now, host_may_work=kind in _TIMEOUT_ERRORS and bool(request.sent_ns))
+        self._end_attempt(attempt, now, host_may_work=kind in _BROKEN_OFF_ERRORS and bool(request.sent_ns))
         self._note_failed(request, host, kind, attempt.status, now)
         if kind in _UNHEALTHY_ERRORS:
             self.host_failed(host, text, now)
