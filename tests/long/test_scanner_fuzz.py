@@ -1,0 +1,74 @@
+"""Minutes of damaged streams: the scanner raises only what it promises, and its counts always agree with its events."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from router.hosts.scanner import StreamError, StreamScanner
+from router.http1 import ProtocolError, parse_response_head, response_decoder
+from tests.captures import capture, stream_names
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+SECONDS = 60
+SPICE = (
+    b"\r\n\r\n",
+    b"\n\n",
+    b"data: ",
+    b"[DONE]",
+    b'"error"',
+    b'"content":"',
+    b"0\r\n\r\n",
+    b"\\",
+    b'"',
+    b"\0",
+    b"\xff",
+)
+
+
+def damage(framed: bytes, rng: random.Random) -> bytes:
+    data = bytearray(framed)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data) + 1)
+        match rng.randrange(4):
+            case 0:
+                del data[at : at + rng.randint(1, 40)]
+            case 1:
+                data[at:at] = rng.choice(SPICE)
+            case 2:
+                data[at:at] = bytes(data[rng.randrange(len(data) + 1) :][: rng.randint(1, 300)])
+            case _:
+                data[at : at + 1] = bytes([rng.randrange(256)])
+    return bytes(data)
+
+
+def test_damaged_streams() -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    until = time.monotonic() + SECONDS
+    rounds = 0
+    while time.monotonic() < until:
+        rounds += 1
+        source = capture(rng.choice(stream_names()))
+        data = damage(source.framed, rng)
+        raw = rng.random() < 0.5
+        scanner = StreamScanner(
+            response_decoder(parse_response_head(source.head)),
+            raw=raw,
+            drop_usage=rng.random() < 0.5,
+            event_bytes_max=65536,
+        )
+        try:
+            while data and not scanner.ended:
+                size = rng.choice((1, 7, 100, 1000, 65536))
+                scanner.feed(data[:size])
+                data = data[size:]
+            scanner.finish()
+        except (StreamError, ProtocolError):
+            continue
+        assert len(scanner.events) == scanner.event_count, f"seed {seed}, round {rounds}"
+        assert scanner.content_count <= scanner.event_count
+    assert rounds > 1000
