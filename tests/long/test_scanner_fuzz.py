@@ -46,7 +46,6 @@ def damage(framed: bytes, rng: random.Random) -> bytes:
 
 def test_damaged_streams() -> None:
     seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
     rng = random.Random(seed)
     until = time.monotonic() + SECONDS
     rounds = 0
