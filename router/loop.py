@@ -149,7 +149,7 @@ class Loop:
 
     def _book(self, request: Request) -> None:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
-        if request.row < 0:
+        if request.row < 0 and request.phase != Phase.DONE:
             if not self.telemetry.has_row():
                 self.flush()  # ended requests hold their rows until their records are written
             request.row = self.telemetry.take_row()

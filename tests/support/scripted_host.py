@@ -234,6 +234,10 @@ class ScriptedHost:
         """Tell what to do with the next request that has no script yet."""
         self._scripts.append(steps)
 
+    def forget_scripts(self) -> None:
+        """Take back the scripts that no request has taken."""
+        self._scripts.clear()
+
     def refuse(self) -> None:
         """Refuse new connections from now on."""
         self._in_loop(self._stop_listening)
@@ -333,6 +337,8 @@ class ScriptedHost:
             except OSError:
                 return
             sock.setblocking(False)
+            if sock.family == socket.AF_INET:  # asyncio sets it only where the listener was made with proto = TCP
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._spawn(self._loop.connect_accepted_socket(lambda: _Connection(self), sock))
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
