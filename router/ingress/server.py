@@ -40,6 +40,8 @@ _API: Final = {
     b"/v1/embeddings": Endpoint.EMBEDDINGS,
 }
 _U32: Final = 0xFFFFFFFF
+_F32: Final = 3.0e38
+"""What the record's fields hold: the host judges the client's values, not the router."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -198,7 +200,8 @@ class HttpServer:
         max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
         if max_tokens:
             request.max_tokens = min(max(int(max_tokens), 0), _U32)
-        request.temperature = fields.temperature or 0.0
+        if fields.temperature:
+            request.temperature = min(max(fields.temperature, -_F32), _F32)
         request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         if b"traceparent" in headers:
             request.trace_headers = _trace_headers(headers)
