@@ -21,6 +21,7 @@ from router.hosts.scanner import StreamError, StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.stamps import EARLY_WINDOW_NS
 from router.telemetry.records import Endpoint, Kind, Phase
+from router.telemetry.writer import explained
 
 if TYPE_CHECKING:
     from router.hosts.connection import HostConnection
@@ -78,7 +79,7 @@ class Attempt:
         self._early_end_ns = 0
         self._content_seen = 0
         self._content_type = b""
-        self._answer = bytearray()
+        self._answer: bytearray | None = None
         self._decoder: BodyDecoder | None = None
         self._fold: Fold | None = None
         self.request = request
@@ -243,6 +244,8 @@ class Attempt:
         request = self.request
         request.tok1 = now
         self._early_end_ns = now + EARLY_WINDOW_NS
+        if self._live:  # there will be no further attempt
+            request.let_go(explained(request))
         request.phase = Phase.DECODE
         request.check_ns = 0  # another time-out holds from here on
 
@@ -389,15 +392,17 @@ class Attempt:
     # ------------------------------------------------------------ whole answers
     def _take_whole(self, data: bytes, now: int) -> None:
         """Collect an answer that is not a stream, or an error of the host."""
-        decoder = self._decoder
+        decoder, answer = self._decoder, self._answer
         assert decoder is not None
+        if answer is None:
+            answer = self._answer = bytearray()
         self.last_read_ns = now
         try:
-            self._answer += decoder.feed(data)
+            answer += decoder.feed(data)
         except ProtocolError as error:
             self.protocol_failed(str(error), now)
             return
-        if len(self._answer) > self._loop.limits.answer_bytes:
+        if len(answer) > self._loop.limits.answer_bytes:
             self._fail(
                 ErrorKind.ANSWER_TOO_LARGE, f"the host's answer exceeds {self._loop.limits.answer_bytes} bytes", now
             )
@@ -405,7 +410,7 @@ class Attempt:
             self._end_whole(now)
 
     def _end_whole(self, now: int) -> None:
-        body = bytes(self._answer)
+        body = bytes(self._answer or b"")
         request = self.request
         if self.status != 200:
             self._loop.host_status(self, self.status, self._content_type, body, now)

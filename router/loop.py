@@ -18,6 +18,7 @@ from router.models import Model
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
+from router.telemetry.writer import explained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -341,16 +342,15 @@ class Loop:
     def _note_failed(self, request: Request, host: Host, kind: ErrorKind, status: int, now: int) -> None:
         self.counters.add(Counter.ATTEMPTS_FAILED)
         self.telemetry.event(now, request, Kind.ATTEMPT_FAILED)
-        request.failed_attempts.append(
-            (host.host_id, kind, status, request.routed, request.conn_ns, request.sent_ns, request.hfb, now)
-        )
+        attempt = (host.host_id, kind, status, request.routed, request.conn_ns, request.sent_ns, request.hfb, now)
+        request.failed_attempts += (attempt,)
 
     def _retry(self, request: Request, host: Host, now: int) -> bool:
         """Send a request to the waiting room's head for another attempt; false when it has none left."""
         total_ns = request.model.total_ns
         if request.attempt_count >= self.limits.attempts or now - request.recv >= total_ns or self.stopping:
             return False
-        request.tried.add(host.host_id)
+        request.tried += (host.host_id,)
         if not any(h.healthy for h in request.model.hosts):
             return False
         request.reset_attempt()
@@ -524,7 +524,7 @@ class Loop:
             request.flags |= _FLAG_FOLDED
         self.in_flight.pop(request.seq, None)
         self.telemetry.event(request.done_ns, request, Kind.DONE)
-        request.body_bytes, request.body = len(request.body), b""
+        request.let_go(request.explained or explained(request))
         self._ended.append((request, request.egress.tcp_info()))
         request.egress.finished()
         if len(self._ended) >= _ENDED_MAX:

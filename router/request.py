@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -13,6 +13,9 @@ from router.telemetry.records import Endpoint, Outcome, Phase
 
 if TYPE_CHECKING:
     from router.telemetry.tcp import TcpInfo
+
+
+_NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
 
 class Egress(Protocol):
@@ -92,7 +95,7 @@ class Request(msgspec.Struct, eq=False):
     temperature: float = 0.0
     policy: Policy = Policy.LEAST_OUTSTANDING
     body_bytes: int = 0
-    """Length of ``body`` once the request has ended and the body was let go."""
+    """Length of ``body`` once it was let go."""
     seq: int = 0
     row: int = -1
     phase: Phase = Phase.NONE
@@ -100,11 +103,14 @@ class Request(msgspec.Struct, eq=False):
     """The :class:`router.attempt.Attempt` under way, ``None`` between two and while waiting."""
     attempt_count: int = 0
     stale_retries: int = 0
-    tried: set[int] = set()
-    failed_attempts: list[tuple[int, int, int, int, int, int, int, int]] = []
+    tried: tuple[int, ...] = ()
+    """Ids of the hosts that failed it."""
+    failed_attempts: tuple[tuple[int, int, int, int, int, int, int, int], ...] = ()
     candidates: Sequence[Candidate] = ()
     chosen: int = -1
     """Which of ``candidates`` got the request."""
+    explained: bytes = b""
+    """The candidates as they stand in the done record, once they were let go."""
     host: int = 0
     committed: bool = False
     """The client has the head of a stream: an error must now be an event in it."""
@@ -153,6 +159,18 @@ class Request(msgspec.Struct, eq=False):
     usage: bytes | None = None
     timings: bytes | None = None
     metrics: bytes | None = None
+
+    def let_go(self, explained: bytes) -> None:
+        """Forget what only a further attempt would need: an idle stream should hold little.
+
+        ``explained`` is what the record is to say of the candidates.
+        """
+        self.explained = explained
+        if self.body:
+            self.body_bytes, self.body = len(self.body), b""
+        self.fields = None
+        self.headers = _NO_HEADERS
+        self.candidates = ()
 
     def reset_attempt(self) -> None:
         """Forget what belongs to one attempt, before a further one."""

@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from router.errors import ErrorKind
+from router.memory import MemoryKeeper
 from router.telemetry.counters import Counter
 from router.telemetry.records import Phase
 
@@ -50,6 +51,7 @@ class Watch:
         self._long_s = min(max(shortest_s - 2 * TICK_S, TICK_S), LONG_TICK_S)
         self._cycle_max_ns = 0
         self._blocked = False
+        self._memory = MemoryKeeper()
 
     def start(self) -> None:
         """Begin ticking."""
@@ -108,6 +110,7 @@ class Watch:
         loop.fleet.prune(now)
         loop.counters.set(Counter.IN_FLIGHT, len(loop.in_flight))
         loop.counters.set(Counter.WAITING, loop.waiting_count)
+        self._memory.second(busy=bool(loop.in_flight))
 
     # ------------------------------------------------------------ one request
     def _check(self, request: Request, now: int) -> None:

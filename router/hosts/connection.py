@@ -162,23 +162,22 @@ class HostConnection(asyncio.Protocol):
         assert attempt is not None
         attempt.first_byte(now)
         data = self._head + data if self._head else data
-        end = data.find(HEAD_END)
-        if end < 0:
-            self._head = data
-            if len(data) > _RESPONSE_HEAD_BYTES_MAX:
-                attempt.protocol_failed(f"a response head over {_RESPONSE_HEAD_BYTES_MAX} bytes", now)
-            return
+        position, status = 0, 100
+        while status < 200:  # behind an interim response the real one follows
+            end = data.find(HEAD_END, position)
+            if end < 0:
+                self._head = data[position:]
+                if len(self._head) > _RESPONSE_HEAD_BYTES_MAX:
+                    attempt.protocol_failed(f"a response head over {_RESPONSE_HEAD_BYTES_MAX} bytes", now)
+                return
+            try:
+                head = _response_heads.parse(data[position : end + 4])
+            except ProtocolError as error:
+                attempt.protocol_failed(f"not an HTTP response: {error}", now)
+                return
+            position, status = end + 4, head.status
         self._head = b""
-        try:
-            head = _response_heads.parse(data[: end + 4])
-        except ProtocolError as error:
-            attempt.protocol_failed(f"not an HTTP response: {error}", now)
-            return
-        rest = data[end + 4 :]
-        if 100 <= head.status < 200:  # an interim response: the real one follows
-            if rest:
-                self._collect_head(rest)
-            return
+        rest = data[position:]
         decoder = response_decoder(head)
         self.take = attempt.begin(head, decoder)
         if rest or decoder.ended:

@@ -198,7 +198,7 @@ class StreamScanner:
         self._suffix = b"\0"
         self._prefix_bytes = self._suffix_bytes = 1
         self.code = 0
-        self._finished: set[int] = set()
+        self._finished: frozenset[int] = frozenset()
         self.events: list[tuple[int, int]] = []
         self.payloads: list[bytes] | None = [] if keep_payloads else None
         """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
@@ -433,7 +433,7 @@ class StreamScanner:
         """Return whether a choice ended; a host that says so twice has still ended it once."""
         finished = [c.index for c in choices if c.finish_reason]
         if finished:
-            self._finished.update(finished)
+            self._finished = self._finished.union(finished)
             self.finish_count = len(self._finished)
         return bool(finished)
 

@@ -278,12 +278,12 @@ assert IDENTITY_OFFSET + IDENTITY.size == DONE_PAYLOAD_BYTES
 DONE: Final = struct.Struct(
     HEAD.format
     + REST.format[1:]
-    + CANDIDATES.format[1:]
+    + f"{CANDIDATES.size}s"
     + f"{FAILED_ATTEMPT_COUNT * FAILED_ATTEMPT.size}s"
     + MESSAGE.format[1:]
     + f"{IDENTITY.size}s"
 )
-"""The whole payload in one call: head, rest, candidates, then failed attempts, message and identity as bytes."""
+"""The whole payload in one call: head and rest as values, then candidates, attempts, message, identity as bytes."""
 assert DONE.size == DONE_PAYLOAD_BYTES
 
 INFLIGHT_GAP: Final = bytes(IDENTITY_OFFSET - HEAD.size)

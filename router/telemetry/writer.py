@@ -171,11 +171,6 @@ class Telemetry:
         if not report.has_usage:
             n_out = r.content_count
             r.flags |= _ESTIMATED
-        candidates: list[float] = []
-        if r.chosen >= 0:
-            for candidate in explain(r.candidates, r.chosen)[: rec.CANDIDATE_COUNT]:
-                candidates += candidate
-        candidates += _ZEROS[len(candidates) : 3 * rec.CANDIDATE_COUNT]
         failed = _NO_FAILED_ATTEMPTS
         if r.failed_attempts:
             packed = [rec.FAILED_ATTEMPT.pack(*a) for a in r.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :]]
@@ -191,7 +186,7 @@ class Telemetry:
             report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
             report.cache_n, report.prompt_n, report.predicted_n, report.source,
             *tcp,
-            *candidates,
+            r.explained or explained(r),
             failed,
             message,
             r.identity or self.identify(r),
@@ -200,7 +195,18 @@ class Telemetry:
 
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _ZEROS: Final = [0] * (3 * rec.CANDIDATE_COUNT)
+_NO_CANDIDATES: Final = bytes(rec.CANDIDATES.size)
 _NO_FAILED_ATTEMPTS: Final = bytes(rec.FAILED_ATTEMPT_COUNT * rec.FAILED_ATTEMPT.size)
+
+
+def explained(r: Request) -> bytes:
+    """Pack the candidates of a request's routing, the chosen one first."""
+    if r.chosen < 0:
+        return _NO_CANDIDATES
+    values: list[float] = []
+    for candidate in explain(r.candidates, r.chosen)[: rec.CANDIDATE_COUNT]:
+        values += candidate
+    return rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
 
 
 def _head(r: Request) -> tuple[int, ...]:

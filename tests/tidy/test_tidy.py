@@ -110,6 +110,7 @@ def layer(module: str) -> int:
         ("router.routing", 1),
         ("router.http1", 1),
         ("router.log", 2),
+        ("router.memory", 0),
         ("router.config_reference", 2),
         ("router.config", 1),
         ("router.errors", 0),
