@@ -63,6 +63,7 @@ class Attempt:
         "on_kept_connection",
         "over",
         "request",
+        "retry_after",
         "scanner",
         "status",
     )
@@ -87,6 +88,8 @@ class Attempt:
         self.connection: HostConnection | None = None
         self.scanner: StreamScanner | None = None
         self.status = 0
+        self.retry_after = b""
+        """The host's own ``retry-after``, which clients obey."""
         self.over = False
         self.on_kept_connection = False
         self.last_read_ns = 0
@@ -126,6 +129,7 @@ class Attempt:
         self._keep_alive = head.keep_alive
         self._decoder = decoder
         self._content_type = head.headers.get(b"content-type", b"application/json")
+        self.retry_after = head.headers.get(b"retry-after", b"")
         request = self.request
         streamed = self._content_type.lower().startswith(_EVENT_STREAM)
         if head.status != 200 or not streamed or not (request.stream or request.fold):
@@ -157,6 +161,7 @@ class Attempt:
         try:
             out = scanner.feed(data)
         except (StreamError, ProtocolError) as error:
+            self._record(now, now)  # the events before the fault did come
             self.protocol_failed(str(error), now)
             return
         if scanner.sentinel is not None or scanner.ended:
@@ -342,13 +347,11 @@ class Attempt:
             out = b""
             self._commit()
         self._note_report()
-        self._live = False
         if request.timing_asked:
             self._record(now, now)  # the comment goes out with the last write, so it must be counted before it
-        request.bytes_out += len(out)
         request.egress.end_stream(request, out, scanner.sentinel or b"")
         self._record(now, monotonic_ns())
-        self._complete(now)
+        self.complete(now)
         if scanner.error is not None:
             self._loop.end_with_host_error(request, _error_text(scanner.error), now)
         else:
@@ -380,7 +383,7 @@ class Attempt:
         body = self._fold.answer()
         request.status = 200
         request.egress.whole(request, 200, b"application/json", body)
-        self._complete(now)
+        self.complete(now)
         self._loop.end_ok(request, now)
 
     def _note_report(self) -> None:
@@ -422,11 +425,11 @@ class Attempt:
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
         request.status = 200
         request.egress.whole(request, 200, self._content_type, body)
-        self._complete(now)
+        self.complete(now)
         self._loop.end_ok(request, now)
 
     # ------------------------------------------------------------ endings
-    def _complete(self, now: int) -> None:
+    def complete(self, now: int) -> None:
         """The host's part is done: free its slot and its connection before anything else."""
         self.over = True
         connection, self.connection = self.connection, None
@@ -442,10 +445,6 @@ class Attempt:
         self.over = True
         connection, self.connection = self.connection, None
         return connection
-
-    def host_status_done(self, now: int) -> None:
-        """The host's error status has been dealt with: free slot and connection."""
-        self._complete(now)
 
     def host_ended(self, now: int) -> None:
         """The host closed the connection."""
@@ -468,7 +467,8 @@ class Attempt:
         """The connection ended before the body did, or with it where there is no framing."""
         scanner = self.scanner
         assert scanner is not None
-        if scanner.succeeded or not framed:
+        whole = scanner.succeeded and scanner.finish_count >= self.request.choices_asked
+        if whole or scanner.error is not None or not framed:
             self._take_last(b"", now)
             return
         self._record(now, now)
@@ -516,4 +516,4 @@ def _error_text(raw: bytes) -> str:
         decoded = decoded["error"]
     if isinstance(decoded, dict) and isinstance(decoded.get("message"), str):
         return str(decoded["message"])[:500]
-    return str(decoded)[:200]
+    return raw[:200].decode("utf-8", "replace")

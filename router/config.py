@@ -102,7 +102,9 @@ class Timeouts(_Section, frozen=True):
     """`[timeouts]`: seconds; never early, at most 50 ms late. 0 where said switches one off."""
 
     head_s: Annotated[float, _above_zero(3600, "From the first byte of a request to its last.")] = 10.0
-    keep_alive_s: Annotated[float, _above_zero(86_400, "An idle client connection is closed after this.")] = 75.0
+    keep_alive_s: Annotated[float, _above_zero(86_400, "An idle connection is closed after this, to the second.")] = (
+        75.0
+    )
     queue_s: Annotated[float, _above_zero(86_400, "In the waiting room; then 503.")] = 30.0
     connect_s: Annotated[float, _above_zero(600, "To connect to a host.")] = 1.0
     first_token_s: Annotated[float, _above_zero(86_400, "From the request written to the host's first content.")] = (

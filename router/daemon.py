@@ -83,7 +83,7 @@ class Daemon:
             clients_under_way=self.server.check,
         )
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
-        health = HealthMonitor(self.loop, self.config.health, self._probed)
+        health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
         await self._listen()
         health.start()
         watch.start()
@@ -166,6 +166,9 @@ class Daemon:
 
     # ------------------------------------------------------------ hosts
     def _probed(self, host: Host) -> None:
+        for model in self.loop.models.values():
+            if host in model.hosts and model.name not in host.models:
+                model.hosts.remove(host)  # it was started anew without it
         for name in host.models:
             model = self._model(name)
             if host not in model.hosts:

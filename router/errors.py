@@ -30,7 +30,6 @@ class ErrorKind(IntEnum):
     MODEL_NOT_FOUND = 4
     NOT_FOUND = 5
     METHOD_NOT_ALLOWED = 6
-    UNSUPPORTED = 8
     TOO_MANY_CONNECTIONS = 9
     OVERLOADED = 10
     """In flight or waiting room full."""
@@ -79,7 +78,6 @@ WIRE: Final[dict[ErrorKind, WireError]] = {
     ErrorKind.MODEL_NOT_FOUND: WireError(404, _INVALID, "model_not_found"),
     ErrorKind.NOT_FOUND: WireError(404, _INVALID, "not_found"),
     ErrorKind.METHOD_NOT_ALLOWED: WireError(405, _INVALID, "method_not_allowed"),
-    ErrorKind.UNSUPPORTED: WireError(501, _INVALID, "unsupported"),
     ErrorKind.TOO_MANY_CONNECTIONS: WireError(503, "overloaded_error", "too_many_connections"),
     ErrorKind.OVERLOADED: WireError(429, "overloaded_error", "overloaded"),
     ErrorKind.NO_HOST: WireError(503, _HOST, "no_host"),

@@ -1,7 +1,7 @@
-"""HTTP/1.1 message framing, sans I/O: heads by llhttp, bodies by length, by chunks or to the end of the connection.
+"""HTTP/1.1 message framing, sans I/O: heads, and bodies by length, by chunks or to the end of the connection.
 
-Heads go through httptools (llhttp, strict), so that an ambiguous one (two lengths, length and chunks) is refused
-rather than guessed at. Bodies are cut here because the token path needs to know where chunks lie.
+Request heads go through httptools (llhttp, strict), so that an ambiguous one (two lengths, length and chunks) is
+refused rather than guessed at. Bodies are cut here because the token path needs to know where chunks lie.
 Format: RFC 9112.
 """
 
@@ -17,6 +17,8 @@ import httptools
 HEAD_END: Final = b"\r\n\r\n"
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\r\n\0]*))?\r\n")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PLAIN_LENGTH: Final = re.compile(rb"[0-9]{1,15}")
+_PLAIN_DATE: Final = re.compile(rb"[A-Za-z0-9,: +-]{1,40}")
 _BODILESS: Final = frozenset({204, 304, *range(100, 200)})
 _FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -169,8 +171,8 @@ def parse_response_head(data: bytes) -> Head:
 class HeadMemo:
     """Heads that were parsed before. Clients and hosts repeat themselves to the byte, but for a length and a date.
 
-    What was accepted once is accepted again with other digits in ``content-length`` or another ``date``, and nothing
-    else may differ. On a core that has just woken up parsing takes 12 µs, and this 2 µs.
+    What was accepted once is accepted again with other digits in ``content-length`` or another plain ``date``; a head
+    that differs in anything else is parsed. On a core that has just woken up parsing takes 12 µs, and this 2 µs.
     """
 
     __slots__ = ("_known", "_parse")
@@ -185,9 +187,11 @@ class HeadMemo:
     def parse(self, data: bytes) -> Head:
         """Return the parsed head, the blank line included; it is shared, so nobody may change it."""
         key, length = _cut_out(data, b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-        if length and not (length.isdigit() and len(length) < 16):
+        key, date = _cut_out(key, b"\r\ndate: ", b"\r\nDate: ")
+        if (length is not None and not _PLAIN_LENGTH.fullmatch(length)) or (
+            date is not None and not _PLAIN_DATE.fullmatch(date)
+        ):
             return self._parse(data)
-        key, _ = _cut_out(key, b"\r\ndate: ", b"\r\nDate: ")
         known = self._known.get(key)
         if known is None:
             known = self._parse(data)
@@ -196,21 +200,21 @@ class HeadMemo:
                     self._known.clear()
                 self._known[key] = known
             return known
-        if length and known.length != int(length):
+        if length is not None and known.length != int(length):
             known = copy(known)
             known.length = int(length)
         return known
 
 
-def _cut_out(data: bytes, *names: bytes) -> tuple[bytes, bytes]:
+def _cut_out(head: bytes, *names: bytes) -> tuple[bytes, bytes | None]:
     """Return a head without the value of the first of these headers that stands in it, and the value."""
     for name in names:
-        start = data.find(name)
+        start = head.find(name)
         if start >= 0:
             start += len(name)
-            end = data.find(b"\r\n", start)
-            return data[:start] + data[end:], data[start:end]
-    return data, b""
+            end = head.find(b"\r\n", start)
+            return head[:start] + head[end:], head[start:end]
+    return head, None
 
 
 class ChunkedDecoder:
@@ -257,7 +261,7 @@ class ChunkedDecoder:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @staticmethod
-    def take_whole_chunks(data: bytes, parts: list[bytes] | None) -> int:
+    def take_whole_chunks(data: bytes, parts: list[bytes]) -> int:
         """Take the chunks that lie whole at the beginning of ``data``, as nearly all do; return where they end."""
         position, n = 0, len(data)
         while position < n:
@@ -269,8 +273,7 @@ class ChunkedDecoder:
             end = start + size
             if not data.startswith(b"\r\n", end):
                 break
-            if parts is not None:
-                parts.append(data[start:end])
+            parts.append(data[start:end])
             position = end + 2
         return position
 
@@ -358,9 +361,10 @@ def response_decoder(head: Head) -> BodyDecoder:
     return EofDecoder()
 
 
-def whole_chunks(data: bytes) -> bool:
-    """Return whether ``data`` is a row of whole chunks, the last one (of no bytes) not among them."""
-    return ChunkedDecoder.take_whole_chunks(data, None) == len(data)
+def whole_chunks(data: bytes) -> int:
+    """Return of how many whole chunks ``data`` consists, 0 if anything else is in it (the last, empty chunk too)."""
+    parts: list[bytes] = []
+    return len(parts) if ChunkedDecoder.take_whole_chunks(data, parts) == len(data) else 0
 
 
 def chunk(payload: bytes) -> bytes:

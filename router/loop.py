@@ -7,13 +7,14 @@ the same turn; a freed slot starts the next waiting request at once. Time-outs a
 
 from __future__ import annotations
 
+from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from router import outbound
 from router.admission import Admission, admit
 from router.attempt import Attempt
-from router.errors import WIRE, ErrorKind, RequestError, error_object
+from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError, error_object
 from router.models import Model
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
@@ -49,6 +50,8 @@ _RETRIED_ERRORS: Final = frozenset({
     ErrorKind.HOST_STATUS,
     ErrorKind.NO_FINISH,
 })  # fmt: skip
+_ANSWERED_ERRORS: Final = frozenset({ErrorKind.HOST_PROTOCOL, ErrorKind.HOST_ERROR_EVENT, ErrorKind.NO_FINISH})
+"""After these another attempt at the same host is work done twice for the same end."""
 _TIMEOUT_ERRORS: Final = frozenset({
     ErrorKind.QUEUE_TIMEOUT,
     ErrorKind.CONNECT_TIMEOUT,
@@ -89,7 +92,7 @@ class Loop:
         self.stopping = False
         self._published: dict[int, Request] = {}
         self._pumping = False
-        self._ended: list[tuple[Request, TcpInfo]] = []
+        self._ended: deque[tuple[Request, TcpInfo]] = deque()
         self._fail_after = config.health.fail_after
 
     # ------------------------------------------------------------ in
@@ -117,9 +120,11 @@ class Loop:
         """Take what was published off the ring, in order, in one batch."""
         reader = self.telemetry.loop_reader
         first, end = reader.poll(_DRAIN_MAX)
-        for sequence in range(first, end):
-            self._admit(self._published.pop(sequence))
-        reader.release(end)
+        try:
+            for sequence in range(first, end):
+                self._admit(self._published.pop(sequence))
+        finally:
+            reader.release(end)  # whatever happened to one request, the next ones follow it
 
     def _admit(self, request: Request) -> None:
         request.deq = monotonic_ns()
@@ -220,7 +225,14 @@ class Loop:
     def connected(self, attempt: Attempt, connection: HostConnection, now: int) -> None:
         """An attempt has its connection: send the request."""
         request = attempt.request
-        attempt.start(connection, outbound.build(attempt), now)
+        try:
+            data = outbound.build(attempt)
+        except UNDECODABLE as error:  # what could just be decoded may be too deep to be edited
+            self._end_attempt(attempt, now, host_may_work=False)
+            self.fail(request, ErrorKind.BAD_REQUEST, f"the body cannot be edited: {error}", now)
+            self.fleet.keep(connection)
+            return
+        attempt.start(connection, data, now)
         self._book(request)
         self.telemetry.event(now, request, Kind.DISPATCHED)
         self.telemetry.write_row(request)
@@ -262,7 +274,7 @@ class Loop:
                 request = self._longest_waiting(host)
                 if request is None:
                     break
-                request.model.waiting.popleft()
+                request.model.waiting.remove(request)
                 self.waiting_count -= 1
                 if not self._run(request, now):
                     self._wait(request, first=True)
@@ -271,12 +283,22 @@ class Loop:
             self._pumping = False
 
     def _longest_waiting(self, host: Host) -> Request | None:
+        """Return the request that has waited longest of those the host may serve."""
         best: Request | None = None
         for name in host.models:
             model = self.models[name]
-            if model.waiting and (best is None or model.waiting[0].deq < best.deq):
-                best = model.waiting[0]
+            for request in model.waiting:
+                if best is not None and best.deq <= request.deq:
+                    break
+                if host.host_id not in request.tried or not self._untried(request):
+                    best = request
+                    break
         return best
+
+    @staticmethod
+    def _untried(request: Request) -> bool:
+        """Whether a healthy host is left that has not failed this request."""
+        return any(h.healthy and h.host_id not in request.tried for h in request.model.hosts)
 
     # ------------------------------------------------------------ failures
     def host_failed(self, host: Host, text: str, now: int) -> None:
@@ -288,12 +310,12 @@ class Loop:
 
     def set_health(self, host: Host, *, healthy: bool, now: int) -> None:
         """Mark a host; one that comes back takes waiting requests at once."""
-        if healthy:
-            host.failures = 0
-            host.last_error = ""
         if host.healthy == healthy:
             return
         host.healthy = healthy
+        host.failures = 0
+        if healthy:
+            host.last_error = ""
         self.counters.set(Counter.HOSTS_HEALTHY, sum(h.healthy for h in self.hosts))
         self.on_health(host)
         if healthy:
@@ -315,17 +337,18 @@ class Loop:
         self._note_failed(request, host, kind, attempt.status, now)
         if kind in _UNHEALTHY_ERRORS:
             self.host_failed(host, text, now)
-        if attempt.live or kind not in _RETRIED_ERRORS or not self._retry(request, host, now):
+        elsewhere = kind in _ANSWERED_ERRORS
+        if attempt.live or kind not in _RETRIED_ERRORS or not self._retry(request, host, now, elsewhere=elsewhere):
             self.fail(request, kind, text, now)
         self.pump(host, now)
 
     def host_status(self, attempt: Attempt, status: int, content_type: bytes, body: bytes, now: int) -> None:
         """A host answered with an error status: retried elsewhere if that can help, else passed on as it is."""
         request, host = attempt.request, attempt.host
-        attempt.host_status_done(now)
+        attempt.complete(now)
+        request.attempt = None
         self._note_failed(request, host, ErrorKind.HOST_STATUS, status, now)
-        others = any(h.healthy and h is not host and h.host_id not in request.tried for h in request.model.hosts)
-        if status in _RETRIED_STATUSES and others and self._retry(request, host, now):
+        if status in _RETRIED_STATUSES and self._retry(request, host, now, elsewhere=True):
             return
         text = outbound.error_text(body) or f"host {host.name} answered {status}"
         request.error = ErrorKind.HOST_STATUS
@@ -336,7 +359,8 @@ class Loop:
             request.egress.break_stream(outbound.error_event(error_object(ErrorKind.HOST_STATUS, f"{status}: {text}")))
         else:
             content_type, body = outbound.openai_shaped(status, content_type, body)
-            request.egress.whole(request, status, content_type, body)
+            extra = b"retry-after: %b\r\n" % attempt.retry_after if attempt.retry_after else b""
+            request.egress.whole(request, status, content_type, body, extra)
         self._end(request, outcome, now)
 
     def _note_failed(self, request: Request, host: Host, kind: ErrorKind, status: int, now: int) -> None:
@@ -345,13 +369,16 @@ class Loop:
         attempt = (host.host_id, kind, status, request.routed, request.conn_ns, request.sent_ns, request.hfb, now)
         request.failed_attempts += (attempt,)
 
-    def _retry(self, request: Request, host: Host, now: int) -> bool:
-        """Send a request to the waiting room's head for another attempt; false when it has none left."""
+    def _retry(self, request: Request, host: Host, now: int, *, elsewhere: bool) -> bool:
+        """Start another attempt, at once or as soon as a slot is free; false when the request has none left.
+
+        ``elsewhere``: the host has worked on it and would do no better a second time.
+        """
         total_ns = request.model.total_ns
         if request.attempt_count >= self.limits.attempts or now - request.recv >= total_ns or self.stopping:
             return False
         request.tried += (host.host_id,)
-        if not any(h.healthy for h in request.model.hosts):
+        if not (self._untried(request) if elsewhere else any(h.healthy for h in request.model.hosts)):
             return False
         request.reset_attempt()
         if not self._run(request, now):
@@ -392,6 +419,8 @@ class Loop:
             outcome = Outcome.REJECTED
         elif kind == ErrorKind.SHUTTING_DOWN:
             outcome = Outcome.ABORTED
+        elif kind == ErrorKind.BAD_REQUEST:
+            outcome = Outcome.BAD_REQUEST
         else:
             outcome = Outcome.HOST_ERROR
         self._end(request, outcome, now)
@@ -399,7 +428,9 @@ class Loop:
     def time_out(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
         """A time-out of the router has come: end the attempt, if there is one, and the request."""
         attempt = request.attempt
-        if attempt is not None:
+        if request.ending:  # the answer is complete: nothing may be written behind it
+            self.client_stalled(request, now)
+        elif attempt is not None:
             self.attempt_failed(attempt, kind, text, now)
         else:
             self.fail(request, kind, text, now)
@@ -536,10 +567,10 @@ class Loop:
         A client's next request often comes within microseconds of its last byte, and should not wait for the record of
         the one before. So the next request that went to its host writes it, or the tick, after 250 ms at most.
         """
-        ended, self._ended = self._ended, []
-        for request, tcp in ended:
-            self.telemetry.done(request, tcp)
+        while self._ended:
+            request, tcp = self._ended.popleft()
             self._count(request)
+            self.telemetry.done(request, tcp)
 
     def _count(self, request: Request) -> None:
         counters = self.counters

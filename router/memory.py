@@ -24,7 +24,7 @@ class MemoryKeeper:
         self._was_busy = False
 
     def second(self, *, busy: bool) -> None:
-        """Called about once a second with whether any request or client connection is under way."""
+        """Called about once a second with whether any request is under way."""
         if busy:
             self._was_busy = True
             self._idle_seconds = 0

@@ -46,8 +46,8 @@ class Egress(Protocol):
     def break_stream(self, event: bytes) -> None:
         """Write a bare error event and end the stream in a way no client can take for a proper end."""
 
-    def whole(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
-        """Write a whole answer."""
+    def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
+        """Write a whole answer; ``extra`` are further header lines."""
 
     def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:
         """Write an error answer in OpenAI's shape; ``retry_after_s`` 0 = none."""
@@ -92,6 +92,8 @@ class Request(msgspec.Struct, eq=False):
     fold: bool = False
     timing_asked: bool = False
     max_tokens: int = 0
+    choices_asked: int = 1
+    """The body's ``n``: a host that dies before each choice has ended has not answered."""
     temperature: float = 0.0
     policy: Policy = Policy.LEAST_OUTSTANDING
     body_bytes: int = 0

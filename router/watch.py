@@ -74,6 +74,14 @@ class Watch:
         self._timer = self._event_loop.call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
+        delay_s = TICK_S
+        try:
+            delay_s = self._look()
+        finally:
+            self._arm(delay_s)  # whatever went wrong with one request, the time-outs of all others go on
+
+    def _look(self) -> float:
+        """Do what is due; return how long to sleep."""
         now = monotonic_ns()
         self._note_cycle(now)
         loop = self._loop
@@ -93,7 +101,7 @@ class Watch:
         if now >= self._slow_ns:
             self._slow_ns = now + _SLOW_NS
             self._second(now)
-        self._arm(BLOCKED_TICK_S if self._blocked else TICK_S if near else self._long_s)
+        return BLOCKED_TICK_S if self._blocked else TICK_S if near else self._long_s
 
     def _note_cycle(self, now: int) -> None:
         """A timer that fires late shows how long the loop was busy with something else."""
@@ -120,7 +128,7 @@ class Watch:
         if egress.blocked and self._check_blocked(request, now):
             return
         total = request.recv + model.total_ns
-        if request.ending:
+        if request.ending and now < total:
             request.check_ns = now if egress.blocked else total
             return
         if now >= total:

@@ -48,6 +48,7 @@ class HostConnection(asyncio.Protocol):
     __slots__ = (
         "_fleet",
         "_head",
+        "_paused",
         "_trailing",
         "attempt",
         "blocked",
@@ -65,6 +66,7 @@ class HostConnection(asyncio.Protocol):
         self.attempt: Attempt | None = None
         self.take: Callable[[bytes, int], None] | None = None
         self.blocked = False
+        self._paused = False
         self.used = False
         self.idle_since = 0
         self._head = b""
@@ -124,6 +126,8 @@ class HostConnection(asyncio.Protocol):
         self.attempt = None
         self.take = None
         self.used = True
+        if self._paused:  # its client was slow to the last byte; the next one is not
+            self.pause(paused=False)
         if not reusable or decoder is None or decoder.surplus or self.blocked or self.transport is None:
             self.close()
         elif decoder.ended:
@@ -148,6 +152,7 @@ class HostConnection(asyncio.Protocol):
 
     def pause(self, *, paused: bool) -> None:
         """Stop or go on reading: back-pressure of a client that is too slow."""
+        self._paused = paused
         if self.transport is None or self.transport.is_closing():
             return
         if paused:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.errors import ErrorKind
 from router.hosts.connection import HostConnection
+from router.hosts.probe import own_fault
 from router.telemetry.counters import Counter
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Fleet:
         if not idle:
             return None
         connection = idle.pop()
+        if connection.transport is None or connection.transport.is_closing():
+            return None
         if now - connection.idle_since > host.facts.idle_close_s * _NS:
             self._close_all(idle)  # the youngest is too old: all are
             connection.close()
@@ -64,11 +67,14 @@ class Fleet:
         """Take a connection whose answer is complete: for a waiting attempt, or as a spare."""
         self._trailing.discard(connection)
         host = connection.host
-        if self._closed or connection.transport is None or connection.transport.is_closing():
-            connection.close()
-            return
         now = monotonic_ns()
         queue = self._queues[host.host_id]
+        if self._closed or connection.transport is None or connection.transport.is_closing():
+            connection.close()
+            if queue and not connection.used:  # accepted and closed at once: nobody serves there
+                text = f"host {host.name} closed a new connection at once"
+                self.loop.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
+            return
         if queue:
             self.loop.connected(queue.pop(0), connection, now)
             return
@@ -137,6 +143,7 @@ class Fleet:
         except TimeoutError:
             return  # whoever waits for a connection has a time-out of its own, which began when it was routed
         except OSError as error:
+            own = own_fault(error)
             text = f"host {host.name} cannot be reached: {error.strerror or error}"
         finally:
             host.connecting -= 1
@@ -145,7 +152,8 @@ class Fleet:
             return
         now = monotonic_ns()
         queue = self._queues[host.host_id]
-        self.loop.host_failed(host, text, now)
+        if not own:
+            self.loop.host_failed(host, text, now)
         if queue:
             self.loop.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
 

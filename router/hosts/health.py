@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from router.hosts.probe import ProbeError, check_health, interview, resolve
+from router.hosts.probe import ProbeError, check_health, interview
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from router.hosts.host import Host
     from router.loop import Loop
 
+_DOWN_INTERVAL_S = 0.25
+"""Between two probes of a host that is down: it may be starting, and requests wait for it."""
+
 
 class HealthMonitor:
     """Runs the probes and tells the loop what they found."""
 
-    def __init__(self, loop: Loop, config: Health, on_probed: Callable[[Host], None]) -> None:
+    def __init__(self, loop: Loop, config: Health, on_probed: Callable[[Host], None], log: Any) -> None:
         self._loop = loop
         self._config = config
         self._on_probed = on_probed
+        self._log = log
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -38,22 +42,30 @@ class HealthMonitor:
     async def _watch(self, host: Host) -> None:
         interval_s = self._config.interval_s
         while True:
-            await self._probe(host)
-            # A host that is down is asked more often: it may be starting, and requests wait for it.
-            await asyncio.sleep(interval_s if host.healthy else min(interval_s, 0.25))
+            try:
+                await self._probe(host)
+            except Exception as error:
+                self._log.error("internal error", what="probe", host=host.name, type=type(error).__name__)
+            await asyncio.sleep(interval_s if host.healthy else min(interval_s, _DOWN_INTERVAL_S))
 
     async def _probe(self, host: Host) -> None:
-        loop, timeout_s = self._loop, self._config.timeout_s
+        timeout_s = self._config.timeout_s
         try:
-            if not host.healthy and not isinstance(host.address, str):
-                await resolve(host)
-            if not host.probed:
+            if not host.healthy:  # it may have been started anew, with other slots and models
                 await interview(host, timeout_s)
                 self._on_probed(host)
             await check_health(host, timeout_s)
         except ProbeError as error:
-            loop.host_failed(host, str(error), monotonic_ns())
-        except OSError as error:
-            loop.host_failed(host, f"its name cannot be resolved: {error.strerror or error}", monotonic_ns())
+            self._failed(host, error)
         else:
-            loop.set_health(host, healthy=True, now=monotonic_ns())
+            host.probe_failures = 0
+            self._loop.set_health(host, healthy=True, now=monotonic_ns())
+
+    def _failed(self, host: Host, error: ProbeError) -> None:
+        """Count a failed probe, apart from failed requests: a host can answer the one and not the other."""
+        host.last_error = str(error)
+        if error.own_fault:
+            return
+        host.probe_failures += 1
+        if host.probe_failures >= self._config.fail_after:
+            self._loop.set_health(host, healthy=False, now=monotonic_ns())

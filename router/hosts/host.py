@@ -20,7 +20,6 @@ class Host:
         self.config = config
         self.name = config.name
         self.host_id = host_id
-        self.index = index
         self.address = host_address(config.url, f"hosts[{index}].url")
         self.resolved: tuple[str, int] | str | None = self.address if isinstance(self.address, str) else None
         self.kind = config.kind
@@ -30,6 +29,8 @@ class Host:
         self.probed = False
         self.healthy = False
         self.failures = 0
+        """Requests in a row that it did not serve."""
+        self.probe_failures = 0
         self.running = 0
         self.draining: list[int] = []
         """When each cancelled request frees its slot at the host, as a heap of times in ns."""
@@ -39,11 +40,6 @@ class Host:
         self.spares = SpareTarget()
         self.heads: dict[str, bytes] = {}
         self.last_error = ""
-
-    @property
-    def busy(self) -> int:
-        """Slots in use: running requests and cancelled ones that the host may still work on."""
-        return self.running + len(self.draining)
 
     @property
     def free_slots(self) -> int:

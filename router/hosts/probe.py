@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +17,20 @@ from router.http1 import HEAD_END, EofDecoder, ProtocolError, parse_response_hea
 _ANSWER_BYTES_MAX: Final = 4 << 20
 
 
+_OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def own_fault(error: OSError) -> bool:
+    """Whether an error says that this process lacks something, and nothing about the host."""
+    return error.errno in _OWN_FAULTS
+
+
 class ProbeError(Exception):
-    """A host did not answer a probe; the text says how."""
+    """A host did not answer a probe; the text says how. ``own_fault``: the router could not even ask."""
+
+    def __init__(self, text: str, *, own_fault: bool = False) -> None:
+        super().__init__(text)
+        self.own_fault = own_fault
 
 
 async def get(host: Host, path: str, timeout_s: float) -> tuple[int, bytes]:
@@ -29,20 +43,11 @@ async def get(host: Host, path: str, timeout_s: float) -> tuple[int, bytes]:
     except ProtocolError as error:
         raise ProbeError(f"GET {path}: not HTTP: {error}") from None
     except OSError as error:
-        raise ProbeError(f"cannot connect: {error.strerror or error}") from None
+        raise ProbeError(f"cannot connect: {error.strerror or error}", own_fault=own_fault(error)) from None
 
 
 async def _get(host: Host, path: str) -> tuple[int, bytes]:
-    address = host.address
-    if isinstance(address, str):
-        reader, writer = await asyncio.open_unix_connection(address)
-        name = "localhost"
-    else:
-        if host.resolved is None:
-            await resolve(host)
-        assert isinstance(host.resolved, tuple)
-        reader, writer = await asyncio.open_connection(*host.resolved)
-        name = f"{address[0]}:{address[1]}"
+    reader, writer, name = await _open(host)
     try:
         auth = host.authorization().decode()
         writer.write(f"GET {path} HTTP/1.1\r\nhost: {name}\r\n{auth}connection: close\r\n\r\n".encode())
@@ -75,14 +80,35 @@ def _bound(data: bytes) -> None:
         raise ProtocolError(f"an answer over {_ANSWER_BYTES_MAX} bytes")
 
 
-async def resolve(host: Host) -> None:
-    """Resolve a host's name, off the path; unix sockets have nothing to resolve. Raises ``OSError``."""
-    if isinstance(host.address, str):
-        return
+async def _open(host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+    """Connect to a host; of a name with several addresses, to the first one that accepts, which is then used by all."""
+    address = host.address
+    if isinstance(address, str):
+        return *await asyncio.open_unix_connection(address), "localhost"
+    name, port = address
+    refusal: OSError | None = None
+    for found in await _addresses(host):
+        try:
+            streams = await asyncio.open_connection(*found)
+        except OSError as error:
+            refusal = error
+            continue
+        host.resolved = found
+        return *streams, f"{name}:{port}"
+    raise refusal or OSError(f"{name} has no address")
+
+
+async def _addresses(host: Host) -> list[tuple[str, int]]:
+    """Return where to try a host: the address in use while it is healthy, else all that its name has now."""
+    if host.healthy and isinstance(host.resolved, tuple):
+        return [host.resolved]
+    assert isinstance(host.address, tuple)
     name, port = host.address
-    found = await asyncio.get_running_loop().getaddrinfo(name, port, type=1)  # SOCK_STREAM
-    sockaddr = found[0][4]
-    host.resolved = (str(sockaddr[0]), int(sockaddr[1]))
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(name, int(port), type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError(f"{name} is no name of a host") from None
+    return list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
 
 
 async def check_health(host: Host, timeout_s: float) -> None:

@@ -25,7 +25,6 @@ from router.errors import UNDECODABLE
 from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk, whole_chunks
 from router.telemetry.records import Kind, TokenFlag
 
-CONTENT_KINDS: Final = frozenset({Kind.TEXT, Kind.REASONING, Kind.TOOL_CALL})
 # As plain integers: reading a member of an enum costs more than the comparison it is for.
 _TEXT, _REASONING, _TOOL_CALL = int(Kind.TEXT), int(Kind.REASONING), int(Kind.TOOL_CALL)
 _HEAD, _FINISH, _USAGE = int(Kind.HEAD), int(Kind.FINISH), int(Kind.USAGE)
@@ -260,7 +259,10 @@ class StreamScanner:
         True means that :meth:`feed` would return ``data`` itself and find a content event in it, so the caller may
         write first and feed then. False means nothing. Only for ``raw`` scanners.
         """
-        if not self._aligned or not data.endswith(b"\n\n\r\n") or not whole_chunks(data):
+        if not self._aligned or not data.endswith(b"\n\n\r\n"):
+            return False
+        chunks = whole_chunks(data)
+        if not chunks or data.count(b"\n\n\r\n") != chunks:  # an event over two chunks could hide a word from below
             return False
         text = max(data.rfind(b'"content":"') + 11, data.rfind(b'"text":"') + 8)
         if text < 12 or data[text] == _QUOTE:  # none, or an empty one

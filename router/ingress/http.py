@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from router.request import Request
 
 _request_heads: Final = HeadMemo(parse_request_head)
+_REQUESTS_PER_TURN: Final = 32
+"""Requests that are answered at once and sent ahead by the thousand must not hold up the streams of others."""
 _JSON: Final = b"application/json"
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """``struct linger`` of socket(7): on, no time."""
@@ -43,8 +45,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_refused",
-        "_server", "_stream_head", "_transport", "blocked", "raw", "recv_ns", "request", "request_id", "since_ns",
-        "write",
+        "_server", "_stream_head", "_transport", "blocked", "number", "raw", "recv_ns", "request", "request_id",
+        "since_ns", "write",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -62,6 +64,8 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         self.request: Request | None = None
         self.request_id = ""
+        self.number = 0
+        """Which connection of this router it is, counted from 1."""
         self.recv_ns = 0
         self.since_ns = 0
         """When the request now being read began, 0 between requests (then ``recv_ns`` is not in use)."""
@@ -81,7 +85,7 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Collect requests; while one is answered or the answer not taken, keep what is sent ahead."""
-        if self.request is not None or self.blocked:
+        if self.request is not None or self.blocked or self._refused:
             self._send_ahead(data)
             return
         self._buffer = self._buffer + data if self._buffer else data
@@ -134,8 +138,13 @@ class ClientConnection(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
+        turns = 0
         try:
             while self._may_go_on():
+                turns += 1
+                if turns > 2 * _REQUESTS_PER_TURN:  # each takes two: head and body
+                    self._go_on_later()
+                    return
                 if self._flooded:
                     limit = self._server.limits.pipelined_bytes
                     self._refuse(
@@ -147,6 +156,17 @@ class ClientConnection(asyncio.Protocol):
             self._advancing = False
         if (self._buffer or self._head is not None) and not self.since_ns and self._may_go_on():
             self._server.reading(self)  # not all of a request is here: its time-out runs
+
+    def _go_on_later(self) -> None:
+        """Let others have their turn; until then no more is read, since nothing runs for this client."""
+        assert self._transport is not None
+        self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._advance()
 
     @property
     def idle(self) -> bool:
@@ -318,6 +338,11 @@ class ClientConnection(asyncio.Protocol):
         return heads.connection_header(1 if self.raw else 0, keep_alive=not self._close_after)
 
     # ------------------------------------------------------------ egress
+    def _write_counted(self, data: bytes) -> None:
+        if self.request is not None:
+            self.request.bytes_out += len(data)
+        self.write(data)
+
     def prepare(self, request: Request) -> None:
         """Make the constant part of a streamed answer's head while the host works on its first token."""
         if not request.stream:
@@ -349,7 +374,7 @@ class ClientConnection(asyncio.Protocol):
     def write_comment(self, text: bytes) -> None:
         """Write an SSE comment."""
         comment = b": %b\n\n" % text
-        self.write(chunk(comment) if self.raw else comment)
+        self._write_counted(chunk(comment) if self.raw else comment)
 
     def end_stream(self, request: Request, data: bytes, sentinel: bytes) -> None:
         """Write the last bytes, the timing comment if it was asked for, the sentinel, and the end."""
@@ -359,29 +384,31 @@ class ClientConnection(asyncio.Protocol):
             data = b"%b%b%b" % (data, chunk(sentinel) if sentinel else b"", LAST_CHUNK)
         else:
             data += sentinel
-        self.write(data)
+        self._write_counted(data)
 
     def break_stream(self, event: bytes) -> None:
         """Write an error event and close without the last chunk."""
-        self.write(chunk(event) if self.raw else event)
         self._close_after = True
+        self._write_counted(chunk(event) if self.raw else event)
 
-    def whole(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
-        """Write a whole answer of a host."""
-        head = b"%bcontent-type: %b\r\n%b%bcontent-length: %d\r\n\r\n" % (
+    def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
+        """Write a whole answer; ``extra`` are further header lines."""
+        data = b"%bcontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b" % (
             heads.status_line(status),
             content_type,
             heads.request_headers(request, self._server.host_name(request)),
+            extra,
             self._connection_header(),
             len(body),
+            body,
         )
-        request.bytes_out += len(head) + len(body)
-        self.write(head + body)
+        self._write_counted(data)
 
     def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:
         """Write an error answer to a request."""
-        self.request_id = request.request_id
-        self.error(kind, message, retry_after_s=retry_after_s)
+        retry_after = b"retry-after: %d\r\n" % retry_after_s if retry_after_s else b""
+        body = error_object(kind, message)
+        self.whole(request, WIRE[kind].status, _JSON, body, retry_after)
 
     def finished(self) -> None:
         """The request is over: close, or take the next one."""

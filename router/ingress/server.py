@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
+from zlib import crc32
 
 import msgspec
 
@@ -63,6 +64,7 @@ class HttpServer:
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
         self._id_prefix = f"rr-{os.urandom(4).hex()}-"
         self._id_count = 0
+        self._connection_count = 0
         self._created = int(time())
         self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
             b"/health": self._health,
@@ -76,6 +78,8 @@ class HttpServer:
     def accept(self, connection: ClientConnection) -> bool:
         """Count a new connection; false when there are too many."""
         self.connections.add(connection)
+        self._connection_count += 1
+        connection.number = self._connection_count & _U32
         full = len(self.connections) > self.limits.connections
         self._counters.add(Counter.CONNECTIONS_REFUSED if full else Counter.CONNECTIONS_ACCEPTED)
         self._counters.set(Counter.CONNECTIONS_OPEN, len(self.connections))
@@ -200,16 +204,17 @@ class HttpServer:
         max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
         if max_tokens:
             request.max_tokens = min(max(int(max_tokens), 0), _U32)
+        if fields.n:
+            request.choices_asked = min(max(fields.n, 1), 0xFFFF)
         if fields.temperature:
             request.temperature = min(max(fields.temperature, -_F32), _F32)
         request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         if b"traceparent" in headers:
             request.trace_headers = _trace_headers(headers)
         connection.request = request
-        w4 = model.model_id | endpoint << 16 | request.stream << 24
-        self.loop.submit(
-            request, w4, len(body) | request.max_tokens << 32, hash(request.request_id) & 0xFFFFFFFFFFFFFFFF
-        )
+        w4 = model.model_id | endpoint << 16 | request.stream << 24 | connection.number << 32
+        w5 = min(len(body), _U32) | request.max_tokens << 32
+        self.loop.submit(request, w4, w5, crc32(request.request_id.encode()))
         self._counters.add(Counter.REQUESTS)
 
     def _unknown_model(self, name: str) -> RequestError:

@@ -39,16 +39,18 @@ class Candidate(NamedTuple):
 def choose(candidates: Sequence[Candidate], turn: int) -> int:
     """Return the index of the candidate with the smallest share of its slots in use, :data:`NO_HOST` if none can.
 
-    Ties go round by ``turn``. A host that already failed the request is taken only when no other can.
+    Ties go round by ``turn``. A host that already failed the request is taken only when no healthy one is left that has
+    not: to wait for another host beats to fail at the same one again.
     """
     best, best_load = NO_HOST, 2.0
     count = len(candidates)
+    untried = any(c.healthy and not c.tried for c in candidates)
     for offset in range(count):
         index = (turn + offset) % count
         _, busy, slots, healthy, tried = candidates[index]
-        if not healthy or busy >= slots:
+        if not healthy or busy >= slots or (tried and untried):
             continue
-        load = busy / slots + tried
+        load = busy / slots
         if load < best_load:
             best, best_load = index, load
     return best

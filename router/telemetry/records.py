@@ -6,7 +6,7 @@ little-endian, all times ``CLOCK_MONOTONIC`` nanoseconds, 0 = did not happen.
 Request record, ``requests.ring``, seven words behind the sequence word::
 
     w1 recv_ns   w2 body_ns   w3 pub_ns   w4 model u16 | endpoint u8 << 16 | flags u8 << 24 | connection u32 << 32
-    w5 body_bytes u32 | max_tokens u32 << 32   w6 hash of the request id   w7 0
+    w5 body_bytes u32 | max_tokens u32 << 32   w6 CRC-32 of the request id   w7 0
 
 Token record, ``tokens.ring``, one per event of a host's stream and per turn of a request's life::
 

@@ -24,7 +24,6 @@ from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
 from router.telemetry.host_report import read_report
 from router.telemetry.tags import TagReader
-from router.telemetry.tcp import TcpInfo
 
 if TYPE_CHECKING:
     from router.request import Request
@@ -159,11 +158,13 @@ class Telemetry:
 
     def done(self, request: Request, tcp: TcpInfo) -> None:
         """Publish the done record and clear the in-flight row."""
-        self.done_ring.publish_record(self._done_payload(request, tcp))
-        if request.row >= 0:
-            self.inflight.clear(request.row)
-            self._free_rows.append(request.row)
-            request.row = -1
+        try:
+            self.done_ring.publish_record(self._done_payload(request, tcp))
+        finally:
+            if request.row >= 0:
+                self.inflight.clear(request.row)
+                self._free_rows.append(request.row)
+                request.row = -1
 
     def _done_payload(self, r: Request, tcp: TcpInfo) -> bytes:
         report = read_report(r.usage, r.timings, r.metrics)
