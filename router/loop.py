@@ -130,16 +130,17 @@ class Loop:
         request.deq = monotonic_ns()
         model = request.model
         self.in_flight[request.seq] = request
+        candidates = self._candidates(request)
         healthy = free = 0
-        for host in model.hosts:
-            if host.healthy:
+        for _, busy, slots, is_healthy, _ in candidates:
+            if is_healthy:
                 healthy += 1
-                free += max(host.free_slots, 0)
+                free += max(slots - busy, 0)
         decision = admit(
             waiting=len(model.waiting), waiting_max=self.limits.waiting, healthy_hosts=healthy, free_slots=free
         )
         if decision == Admission.RUN:
-            self._run(request, request.deq)
+            self._run(request, request.deq, candidates)
             self._book(request)
         elif decision == Admission.WAIT:
             self._wait(request)
@@ -180,14 +181,19 @@ class Loop:
         self.telemetry.write_row(request)
 
     # ------------------------------------------------------------ to a host
-    def _run(self, request: Request, now: int) -> bool:
+    @staticmethod
+    def _candidates(request: Request) -> list[Candidate]:
+        tried = request.tried
+        return [
+            Candidate(h.host_id, h.running + len(h.draining), h.facts.slot_count, h.healthy, h.host_id in tried)
+            for h in request.model.hosts
+        ]
+
+    def _run(self, request: Request, now: int, candidates: list[Candidate] | None = None) -> bool:
         """Route a request and start an attempt; false when no host has a free slot for it."""
         model = request.model
-        tried = request.tried
-        candidates = [
-            Candidate(h.host_id, h.running + len(h.draining), h.facts.slot_count, h.healthy, h.host_id in tried)
-            for h in model.hosts
-        ]
+        if candidates is None:
+            candidates = self._candidates(request)
         chosen = choose(candidates, model.turn)
         if chosen == NO_HOST:
             return False

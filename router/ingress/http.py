@@ -88,6 +88,8 @@ class ClientConnection(asyncio.Protocol):
         if self.request is not None or self.blocked or self._refused:
             self._send_ahead(data)
             return
+        if not self._buffer and self._head is None and self._take_at_once(data):
+            return
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
@@ -179,6 +181,30 @@ class ClientConnection(asyncio.Protocol):
         return self.request is None and not (
             self.blocked or self._refused or transport is None or transport.is_closing()
         )
+
+    def _take_at_once(self, data: bytes) -> bool:
+        """Take a read that is one whole request, as most are, without further steps; false for any other."""
+        limits = self._server.limits
+        end = data.find(HEAD_END, 0, limits.head_bytes)
+        if end < 0:
+            return False
+        try:
+            head = _request_heads.parse(data[: end + 4])
+        except ProtocolError:
+            return False  # refused on the usual way
+        length = head.length or 0
+        if head.chunked or len(data) != end + 4 + length or length > limits.body_bytes:
+            return False
+        self.recv_ns = monotonic_ns()
+        self._close_after = not head.keep_alive
+        self.raw = head.minor > 0
+        self.request_id = self._server.request_id(head)
+        self._advancing = True  # there is nothing to advance to
+        try:
+            self._server.handle(self, head, data[end + 4 :], monotonic_ns())
+        finally:
+            self._advancing = False
+        return True
 
     def _take_head(self) -> bool:
         """Take a request head off the buffer; false when it is not complete."""

@@ -97,6 +97,19 @@ def test_a_bad_body_is_a_400_that_names_the_field(stage: Stage, body: bytes, par
     stage.finished(1)
 
 
+def test_a_body_that_can_just_be_decoded_and_not_be_edited_is_refused_too(stage: Stage) -> None:
+    """Editing a body nests deeper than decoding it: between the two lie depths that only the one can take."""
+    client = stage.client()
+    for depth in range(900, 1010, 2):
+        nested = b'{"model":"m","messages":[' + b"[" * depth + b"]" * depth + b'],"stream":true,"stream_options":{}}'
+        client.post(nested)
+        answer = client.answer()
+        assert answer.status == 200 or (answer.status, answer.error["code"]) == (400, "bad_request")
+    client.chat()
+    assert client.answer().text == "one two three", "the router goes on"
+    wait_until(lambda: not stage.in_flight(), "every request has ended")
+
+
 EXTREMES = [
     {"temperature": 1e300},
     {"temperature": -1e39},

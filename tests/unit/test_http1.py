@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from router.http1 import (
     ChunkedDecoder,
     EofDecoder,
+    HeadMemo,
     LengthDecoder,
     ProtocolError,
     chunk,
@@ -297,3 +298,58 @@ def test_an_eof_body_takes_everything() -> None:
     assert decoder.feed(b"abc") == b"abc"
     assert not decoder.ended
     assert decoder.surplus == b""
+
+
+# ------------------------------------------------------------ heads that were parsed before
+POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX-Y: z\r\n\r\n"
+
+
+def memo() -> HeadMemo:
+    known = HeadMemo(parse_request_head)
+    known.parse(POST)
+    return known
+
+
+def test_a_known_head_is_given_again_with_its_own_length() -> None:
+    known = memo()
+    first = known.parse(POST)
+    other = known.parse(POST.replace(b": 5", b": 1234"))
+    assert known.parse(POST) is first, "nothing is parsed again"
+    assert (first.length, other.length) == (5, 1234)
+    assert (other.method, other.url, other.keep_alive) == (b"POST", b"/v1/x", True)
+
+
+@pytest.mark.parametrize(
+    "length", [b"", b"+5", b"5 5", b"0x5", b"5\r\nTransfer-Encoding: chunked", b"99999999999999999999", b"5\0"]
+)
+def test_an_odd_length_is_judged_by_the_parser_and_never_remembered(length: bytes) -> None:
+    head = POST.replace(b": 5", b": " + length)
+    try:
+        plain: int | None = parse_request_head(head).length
+    except ProtocolError:
+        with pytest.raises(ProtocolError):
+            memo().parse(head)
+    else:
+        assert memo().parse(head).length == plain
+
+
+def test_a_second_length_is_refused_although_the_first_is_known() -> None:
+    with pytest.raises(ProtocolError):
+        memo().parse(POST.replace(b"X-Y: z", b"Content-Length: 6"))
+
+
+@pytest.mark.parametrize("date", [b"x\nTransfer-Encoding: chunked", b"x\0y", b"x\ry"])
+def test_a_date_hides_nothing(date: bytes) -> None:
+    response = b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nContent-Length: 2\r\n\r\n"
+    known = HeadMemo(parse_response_head)
+    assert known.parse(response).length == 2
+    assert known.parse(response.replace(b"22", b"23")).length == 2
+    with pytest.raises(ProtocolError):
+        known.parse(response.replace(b"Sun, 22 Nov 2026 00:00:00 GMT", date))
+
+
+def test_the_memory_is_bounded() -> None:
+    known = HeadMemo(parse_request_head)
+    for number in range(2000):
+        known.parse(POST.replace(b"z", b"%d" % number))
+    assert len(known._known) <= 512
