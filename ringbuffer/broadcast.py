@@ -38,7 +38,7 @@ class BroadcastWriter(SegmentWriter):
 
     @classmethod
     def create(
-        cls, path: Path, *, slot_count: int, slot_size: int, record_schema: tuple[int, int], name: str
+        cls, path: Path | str, *, slot_count: int, slot_size: int, record_schema: tuple[int, int], name: str
     ) -> BroadcastWriter:
         """Create the ring: ``slot_count`` (a power of two) slots; errors as :func:`ringbuffer.segment.create`."""
         return cls(
@@ -68,7 +68,7 @@ class BroadcastReader:
     @classmethod
     def attach(
         cls,
-        path: Path,
+        path: Path | str,
         join: Literal["latest", "oldest"] | int = "latest",
         position: Path | None = None,
         *,

@@ -46,7 +46,7 @@ class CountersWriter(SegmentWriter):
         self.get = core.get
 
     @classmethod
-    def create(cls, path: Path, specs: Sequence[CounterSpec], *, name: str = "counters") -> CountersWriter:
+    def create(cls, path: Path | str, specs: Sequence[CounterSpec], *, name: str = "counters") -> CountersWriter:
         """Create the counters of a catalogue, all zero. ValueError for ids that are double or out of range, or texts
         that do not fit; other errors as :func:`ringbuffer.segment.create`.
         """
@@ -75,7 +75,7 @@ class CountersReader:
         self.specs = _read_specs(counters)
 
     @classmethod
-    def attach(cls, path: Path) -> CountersReader:
+    def attach(cls, path: Path | str) -> CountersReader:
         """Attach to counters; errors as :func:`ringbuffer.segment.attach`."""
         return cls(segment.attach(path, (Kind.COUNTERS,), record_schema=CATALOGUE_SCHEMA))
 

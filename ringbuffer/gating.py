@@ -54,7 +54,7 @@ class GatingProducer(SegmentWriter):
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Path | str,
         *,
         slot_count: int,
         slot_size: int,
@@ -127,7 +127,7 @@ class GatingConsumer:
         self.release = core.release
 
     @classmethod
-    def register(cls, path: Path, name: str, *, record_schema: tuple[int, int] | None = None) -> GatingConsumer:
+    def register(cls, path: Path | str, name: str, *, record_schema: tuple[int, int] | None = None) -> GatingConsumer:
         """Take a row of the consumer table; records published from now on are this consumer's too.
 
         Works in the producer's own process as well. Raises ConsumersFull, ValueError for a name longer than 64 bytes,
@@ -135,7 +135,7 @@ class GatingConsumer:
         """
         raw_name = layout.pack_text(name, layout.NAME_BYTES, "consumer name")
         ring = segment.attach(path, (Kind.GATING,), record_schema=record_schema, writable=True)
-        with _registration_lock(path, block=True):
+        with _registration_lock(Path(path), block=True):
             row = next((row for row in consumer_rows(ring) if not row.is_active), None)
             if row is None:
                 raise ConsumersFull(f"{path} has {ring.header.consumers_max} consumer rows, all taken")

@@ -130,7 +130,7 @@ def is_locked(path: Path) -> bool:
 
 
 def create(
-    path: Path,
+    path: Path | str,
     kind: Kind,
     *,
     slot_count: int,
@@ -145,6 +145,7 @@ def create(
     The file appears under ``path`` only when it is complete and all of its memory is reserved. Raises WriterAlive when
     a live writer has a segment there, NoSpace, AccessDenied, Missing (no such directory), ValueError for bad sizes.
     """
+    path = Path(path)
     _check_sizes(kind, slot_count, slot_size, consumers_max)
     raw_name = layout.pack_text(name, layout.NAME_BYTES, "segment name")
     _refuse_live_writer(path)
@@ -179,13 +180,14 @@ def create(
 
 
 def attach(
-    path: Path, kinds: tuple[Kind, ...], *, record_schema: tuple[int, int] | None = None, writable: bool = False
+    path: Path | str, kinds: tuple[Kind, ...], *, record_schema: tuple[int, int] | None = None, writable: bool = False
 ) -> Segment:
     """Map an existing segment, read-only unless ``writable``, after checking all that its header says.
 
     ``record_schema`` is what the caller understands: another major is refused, a higher minor tolerated. Raises
     Missing, NotReady, ForeignFile, WrongEndianness, VersionMismatch, Truncated, WrongKind, AccessDenied.
     """
+    path = Path(path)
     descriptor = _open(path, os.O_RDWR if writable else os.O_RDONLY)
     try:
         mapping = _map_existing(descriptor, path, writable)

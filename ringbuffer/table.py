@@ -32,7 +32,7 @@ class TableWriter(SegmentWriter):
 
     @classmethod
     def create(
-        cls, path: Path, *, row_count: int, row_size: int, record_schema: tuple[int, int], name: str
+        cls, path: Path | str, *, row_count: int, row_size: int, record_schema: tuple[int, int], name: str
     ) -> TableWriter:
         """Create the table with all rows empty; errors as :func:`ringbuffer.segment.create`."""
         return cls(
@@ -53,7 +53,7 @@ class TableReader:
         self._core = words.core.RowReader(table.mapping, table.slots_word, table.header.slot_count, table.slot_words)
 
     @classmethod
-    def attach(cls, path: Path, *, record_schema: tuple[int, int] | None = None) -> TableReader:
+    def attach(cls, path: Path | str, *, record_schema: tuple[int, int] | None = None) -> TableReader:
         """Attach to a table; errors as :func:`ringbuffer.segment.attach`."""
         return cls(segment.attach(path, (Kind.TABLE,), record_schema=record_schema))
 
@@ -98,7 +98,7 @@ class AppendWriter(SegmentWriter):
 
     @classmethod
     def create(
-        cls, path: Path, *, row_count: int, row_size: int, record_schema: tuple[int, int], name: str
+        cls, path: Path | str, *, row_count: int, row_size: int, record_schema: tuple[int, int], name: str
     ) -> AppendWriter:
         """Create the empty table; errors as :func:`ringbuffer.segment.create`."""
         return cls(
@@ -127,7 +127,7 @@ class AppendReader:
         self._core = words.core.RowReader(table.mapping, table.slots_word, table.header.slot_count, table.slot_words)
 
     @classmethod
-    def attach(cls, path: Path, *, record_schema: tuple[int, int] | None = None) -> AppendReader:
+    def attach(cls, path: Path | str, *, record_schema: tuple[int, int] | None = None) -> AppendReader:
         """Attach to an append-only table; errors as :func:`ringbuffer.segment.attach`."""
         return cls(segment.attach(path, (Kind.APPEND,), record_schema=record_schema))
 
