@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import queue
 import sys
 import threading
@@ -27,7 +28,7 @@ class _Writer:
     """A text stream that never blocks whoever writes to it."""
 
     def __init__(self, target: TextIO) -> None:
-        self._target = target
+        self._descriptor = target.fileno()
         self._queue: queue.Queue[str | None] = queue.Queue(_QUEUED_MAX)
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -47,12 +48,14 @@ class _Writer:
     def _run(self) -> None:
         while (text := self._queue.get()) is not None:
             dropped, self._dropped = self._dropped, 0
+            if dropped:
+                text += f"{dropped} messages were dropped: nobody took them\n"
+            # Straight to the descriptor: what waited in Python's own buffer would be waited for at the process's end.
+            left = text.encode("utf-8", "replace")
             try:
-                self._target.write(text)
-                if dropped:
-                    self._target.write(f"{dropped} messages were dropped: nobody took them\n")
-                self._target.flush()
-            except (OSError, ValueError):
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+            except OSError:
                 self._dropped += 1 + dropped  # closed, or a full disk: nothing is left to tell it to
 
     def _close(self) -> None:

@@ -161,7 +161,7 @@ class Loop:
                 self.flush()  # ended requests hold their rows until their records are written
             request.row = self.telemetry.take_row()
             self.telemetry.event(request.deq, request, Kind.OPEN)
-            self.telemetry.write_row(request)
+            self.telemetry.show_phase(request)
 
     def _no_host_text(self, model: Model) -> str:
         reasons = "; ".join(f"{h.name}: {h.last_error or 'not healthy'}" for h in model.hosts) or "none is configured"
@@ -178,7 +178,7 @@ class Loop:
             waiting.append(request)
         self.waiting_count += 1
         self._book(request)
-        self.telemetry.write_row(request)
+        self.telemetry.show_phase(request)
 
     # ------------------------------------------------------------ to a host
     @staticmethod
@@ -241,7 +241,7 @@ class Loop:
         attempt.start(connection, data, now)
         self._book(request)
         self.telemetry.event(now, request, Kind.DISPATCHED)
-        self.telemetry.write_row(request)
+        self.telemetry.show_phase(request)
         request.egress.prepare(request)
         if self._ended:
             self.flush()

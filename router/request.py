@@ -101,6 +101,8 @@ class Request:
     seq: int = 0
     row: int = -1
     phase: Phase = Phase.NONE
+    shown_phase: Phase | None = None
+    """The phase that the in-flight table shows."""
     attempt: Any = None
     """The :class:`router.attempt.Attempt` under way, ``None`` between two and while waiting."""
     attempt_count: int = 0
@@ -176,6 +178,7 @@ class Request:
 
     def reset_attempt(self) -> None:
         """Forget what belongs to one attempt, before a further one."""
+        self.shown_phase = None
         self.routed = self.conn_ns = self.sent_ns = self.hfb = 0
         self.tok1 = self.out1 = self.tok_n = self.out_n = self.ttfc = self.ttfo = 0
         self.last_content_ns = self.stall_max_ns = 0

@@ -140,7 +140,7 @@ class Watch:
         if now >= due:
             self._loop.time_out(request, kind, self._reason(request, kind), now)
             return
-        self._loop.telemetry.write_row(request)  # its phase may be another one: shown here, off the token's path
+        self._loop.telemetry.show_phase(request)  # decoding has begun, perhaps: shown here, off the token's path
         beat = self._beat(request, now)
         request.check_ns = now if egress.blocked else min(total, due, beat)
 

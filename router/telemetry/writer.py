@@ -147,8 +147,11 @@ class Telemetry:
         """Return a free row of the in-flight table; the caller has checked that there is one."""
         return self._free_rows.pop()
 
-    def write_row(self, request: Request) -> None:
-        """Show where a request is in the in-flight table."""
+    def show_phase(self, request: Request) -> None:
+        """Show where a request is in the in-flight table, if it is not shown yet."""
+        if request.shown_phase == request.phase:
+            return
+        request.shown_phase = request.phase
         identity = request.identity or self.identify(request)
         self.inflight.write(request.row, rec.HEAD.pack(*_head(request)) + rec.INFLIGHT_GAP + identity)
 
