@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 _TCP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
@@ -31,19 +33,34 @@ class TcpInfo(NamedTuple):
 NO_TCP_INFO: Final = TcpInfo(0, 0, 0, 0, 0, 0, 0, 0)
 
 
+def _reader() -> Callable[[int], bytes]:
+    """Return a function that reads TCP_INFO of a descriptor, empty where there is none.
+
+    getsockopt() of the C library, called directly: uvloop's sockets duplicate their descriptor for it (five system
+    calls), and a socket object made on the descriptor asks for its name first.
+    """
+    getsockopt = ctypes.CDLL(None, use_errno=False).getsockopt
+    buffer = ctypes.create_string_buffer(_INFO_BYTES)
+    length = ctypes.c_uint32()
+    where, size = ctypes.byref(buffer), ctypes.byref(length)
+
+    def read(descriptor: int) -> bytes:
+        length.value = _INFO_BYTES
+        if getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, where, size) != 0:
+            return b""
+        return buffer.raw[: length.value]
+
+    return read
+
+
+_read: Final = _reader()
+
+
 def read_tcp_info(sock: Any) -> TcpInfo:
     """Read TCP_INFO of a transport's socket; one system call. A unix socket, or one that is gone, has none."""
-    if sock is None or sock.family not in _TCP_FAMILIES or (fd := sock.fileno()) < 0:
+    if sock is None or sock.family not in _TCP_FAMILIES or (descriptor := sock.fileno()) < 0:
         return NO_TCP_INFO
-    # uvloop's own getsockopt() duplicates the descriptor each time (five system calls). With family, type and protocol
-    # given, a second object on the same descriptor asks the kernel nothing.
-    twin = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-    try:
-        raw = twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-    except OSError:
-        return NO_TCP_INFO
-    finally:
-        twin.detach()
+    raw = _read(descriptor)
     if len(raw) < _U32S.size:
         return NO_TCP_INFO
     u = _U32S.unpack_from(raw)
