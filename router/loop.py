@@ -396,8 +396,12 @@ class Loop:
         connection = attempt.take_connection()
         request, host = attempt.request, attempt.host
         request.attempt = None
+        deaf = not (request.stream or request.fold or request.hfb or host.facts.cancels_whole_answers)
         if connection is None:
             self.fleet.withdraw(attempt)
+        elif host_may_work and deaf:
+            self.fleet.abandon(connection, request.recv + request.model.total_ns)
+            return
         else:
             connection.kill()
         host.running -= 1

@@ -48,6 +48,7 @@ class HostConnection(asyncio.Protocol):
     __slots__ = (
         "_fleet",
         "_head",
+        "_on_end",
         "_paused",
         "_trailing",
         "attempt",
@@ -67,6 +68,7 @@ class HostConnection(asyncio.Protocol):
         self.take: Callable[[bytes, int], None] | None = None
         self.blocked = False
         self._paused = False
+        self._on_end: Callable[[], None] | None = None
         self.used = False
         self.idle_since = 0
         self._head = b""
@@ -144,6 +146,24 @@ class HostConnection(asyncio.Protocol):
         if self.transport is not None:
             shut_down(self.transport)
 
+    def abandon(self, on_end: Callable[[], None]) -> None:
+        """Wait for an answer that nobody wants any more, from a host that cannot be told; then call ``on_end``.
+
+        Such a host writes only when it has finished, so its first byte is the end of its work.
+        """
+        self.attempt = None
+        self._on_end = on_end
+        self.take = self._take_unwanted
+
+    def _take_unwanted(self, data: bytes, now: int) -> None:  # noqa: ARG002 - the interface of ``take``
+        self._finish_unwanted()
+        self.close()
+
+    def _finish_unwanted(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
+
     def close(self) -> None:
         """Close without a word; nothing runs on the connection."""
         self.take = None
@@ -206,5 +226,6 @@ class HostConnection(asyncio.Protocol):
     def _ended(self) -> None:
         attempt, self.attempt, self.take = self.attempt, None, None
         self._trailing = None
+        self._finish_unwanted()
         if attempt is not None:
             attempt.host_ended(monotonic_ns())

@@ -34,6 +34,8 @@ class Fleet:
         self._connect_timeout_s = connect_timeout_s
         self._queues: dict[int, list[Attempt]] = {host.host_id: [] for host in hosts}
         self._trailing: set[HostConnection] = set()
+        self._abandoned: dict[HostConnection, int] = {}
+        """Connections whose answers nobody wants, and until when they are waited for."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -85,6 +87,17 @@ class Fleet:
         """Keep a connection aside until the end of its last body is in."""
         self._trailing.add(connection)
 
+    def abandon(self, connection: HostConnection, until_ns: int) -> None:
+        """Let a host finish what it cannot be told to stop; its slot stays taken, until ``until_ns`` at most."""
+        host = connection.host
+        self._abandoned[connection] = until_ns
+
+        def release() -> None:
+            self._abandoned.pop(connection, None)
+            self.loop.release_slot(host, monotonic_ns())
+
+        connection.abandon(release)
+
     def forget(self, connection: HostConnection) -> None:
         """A connection is gone."""
         self._trailing.discard(connection)
@@ -105,6 +118,8 @@ class Fleet:
         """Close idle connections past their age and those whose body never ended; refill the spares."""
         for connection in [c for c in self._trailing if now - c.idle_since > _TRAILING_NS]:
             connection.close()
+        for connection in [c for c, until in self._abandoned.items() if now >= until]:
+            connection.kill()  # its end frees the slot
         for host in self.hosts:
             age_ns = host.facts.idle_close_s * _NS
             old = [c for c in host.idle if now - c.idle_since > age_ns]
@@ -162,7 +177,7 @@ class Fleet:
         self._closed = True
         for host in self.hosts:
             self._close_all(host.idle)
-        for connection in list(self._trailing):
+        for connection in [*self._trailing, *self._abandoned]:
             connection.close()
         for task in list(self._tasks):
             task.cancel()

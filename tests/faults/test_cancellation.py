@@ -51,8 +51,14 @@ def slow_host() -> Iterator[ScriptedHost]:
 
 
 @pytest.fixture(scope="module")
+def deaf_host() -> Iterator[ScriptedHost]:
+    with ScriptedHost("deaf", models=("deaf",)) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
 def running_stage(
-    directory: Path, host: ScriptedHost, folding_host: ScriptedHost, slow_host: ScriptedHost
+    directory: Path, host: ScriptedHost, folding_host: ScriptedHost, slow_host: ScriptedHost, deaf_host: ScriptedHost
 ) -> Iterator[Stage]:
     toml = (
         f"{QUIET}{SHORT_TICK}[timeouts]\nfirst_token_s = 0.1\n"
@@ -60,8 +66,9 @@ def running_stage(
         + host_entry(host, slots=2)
         + host_entry(folding_host, facts={"cancels_whole_answers": False})
         + host_entry(slow_host, slots=1, facts={"cancel_grace_ms": GRACE_MS})
+        + host_entry(deaf_host, slots=1, facts={"cancels_whole_answers": False})
     )
-    with Stage(directory, [host, folding_host, slow_host], toml) as stage:
+    with Stage(directory, [host, folding_host, slow_host, deaf_host], toml) as stage:
         yield stage
 
 
@@ -232,3 +239,24 @@ def test_a_slot_that_was_not_cancelled_is_free_at_once(stage: Stage, slow_host: 
         assert client.answer().ended
     for record in stage.finished(3):
         assert record["stages_ns"]["queue"] < GRACE_MS * MS / 2
+
+
+@pytest.mark.parametrize("end", ["answer", "close"])
+def test_a_host_that_cannot_be_told_keeps_its_slot_until_it_has_finished(
+    stage: Stage, deaf_host: ScriptedHost, end: str
+) -> None:
+    """With log probabilities a whole answer is not folded, and such a host works on for a client that has left."""
+    gate = stage.gate()
+    deaf_host.script(gate, PLAIN_BYTES if end == "answer" else sh.End.CLOSE)
+    first, second = stage.client(), stage.client()
+    first.chat(model="deaf", stream=False, logprobs=True)
+    assert gate.reached.wait(sh.WAIT_S)
+    count = len(deaf_host.exchanges)
+    first.close()
+    assert stage.last_finished()["outcome"] == "client_gone"
+    second.chat(model="deaf")
+    stage.wait_phase("waiting")
+    assert len(deaf_host.exchanges) == count, "nothing waits inside a host that is still at work"
+    gate.open()
+    assert second.answer().ended
+    stage.finished(2)
