@@ -178,6 +178,15 @@ class Client:
         assert data, "the connection ended"
         return data
 
+    def read_events(self, count: int) -> None:
+        """Read and forget until so many events with data have come."""
+        while count > 0:
+            if b"\n\n" in self._buffer:
+                event, _, self._buffer = self._buffer.partition(b"\n\n")
+                count -= b"data: " in event
+            else:
+                assert self._read(), "the connection ended before the event"
+
     def read_to_end(self) -> bytes:
         """Return all that comes until the other side closes."""
         while self._read():

@@ -81,6 +81,7 @@ class Stage:
         self._inflight = InflightReader(directory)
         self._counters = CountersReader.attach(directory / "counters")
         wait_until(lambda: not self.connections_open(), "no client connection")
+        self._connected_count = self._accepted_count()
         self._descriptor_count = self._steady_descriptor_count()
         return self
 
@@ -95,6 +96,7 @@ class Stage:
     def client(self, **keys: Any) -> Client:
         """Return a new connection to the router, closed after the test."""
         client = Client(self.router.port, **keys)
+        self._connected_count += 1
         self._clients.append(client)
         return client
 
@@ -119,11 +121,11 @@ class Stage:
         """Return the done record of the request that is now, or has just been, answered last."""
         return self.finished(len(self._done) + 1)[-1]
 
-    def token_records(self, request_seq: int) -> list[dict[str, Any]]:
-        """Return the token records of one request."""
+    def token_records(self, request_seq: int | None = None) -> list[dict[str, Any]]:
+        """Return the token records of this test, those of one request only if it is given."""
         while more := self._token_reader.poll():
             self._tokens += more
-        return [record for record in self._tokens if record["request_seq"] == request_seq]
+        return [record for record in self._tokens if request_seq in {None, record["request_seq"]}]
 
     def host_events(self, record: dict[str, Any]) -> list[str]:
         """Return the kinds of the host's events that were recorded for a finished request."""
@@ -146,6 +148,14 @@ class Stage:
         """Return how many client connections the router has."""
         return self.counter("connections_open")
 
+    def _wait_all_gone(self) -> None:
+        """Wait until the router has seen every connection of a client come and go."""
+        wait_until(lambda: self._accepted_count() == self._connected_count, "every connection was accepted")
+        wait_until(lambda: not self.connections_open(), "no client connection")
+
+    def _accepted_count(self) -> int:
+        return self.counter("connections_accepted") + self.counter("connections_refused")
+
     def memory_bytes(self) -> int:
         """Return the router's anonymous memory."""
         status = Path(f"/proc/{self.router.pid}/status").read_text(encoding="ascii")
@@ -167,15 +177,15 @@ class Stage:
             client.close()
         self._clients.clear()
         self._gates.clear()
+        self._wait_all_gone()
         wait_until(lambda: not self.in_flight(), "no request in flight")
-        wait_until(lambda: not self.connections_open(), "no client connection")
         wait_until(
             lambda: self._own_descriptor_count() == self._descriptor_count,
             "descriptors: as many as at the start",
         )
         self._done += self._done_reader.poll()
         assert self._done_reader.lost_count == 0
-        self.token_records(0)
+        self.token_records()
         for record in self._done:
             check_stages(record)
             check_events(record, self.token_records(record["request_seq"]))
@@ -206,14 +216,15 @@ class Stage:
         wait_until(self._all_slots_free, "no slot in use")
 
     def _all_slots_free(self) -> bool:
-        with Client(self.router.port) as client:
-            for model in self.models:
-                client.chat(model=model, stream=False)
-                answer = client.answer()
-                assert answer.status == 200, answer.body
+        client = self.client()
+        for model in self.models:
+            client.chat(model=model, stream=False)
+            answer = client.answer()
+            assert answer.status == 200, answer.body
+        client.close()
         wait_until(lambda: not self.in_flight(), "no request in flight")
         records = self._done_reader.poll()
-        self.token_records(0)
+        self.token_records()
         self._tokens = []
         return all(candidate["score"] == 0 for record in records for candidate in record["candidates"])
 

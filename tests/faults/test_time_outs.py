@@ -6,6 +6,7 @@ import select
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic_ns
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,12 @@ from tests.faults.client import CHAT, Answer
 from tests.faults.stage import LATE_NS_MAX, QUIET, Stage, check_on_time, host_entry
 from tests.support import scripted_host as sh
 from tests.support.scripted_host import ScriptedHost, chunk
+from tests.support.waiting import wait_until
 
 LIMIT_S = 0.2
 TEXT_BYTES = 16_384
+CLIENT_BUFFER_BYTES = 256 * 1024
+"""`limits.client_buffer_bytes` as it is without configuration."""
 FLOOD: list[sh.Step] = [sh.stream_head(), chunk(sh.ROLE), *[chunk(sh.token("x" * TEXT_BYTES))] * 2000]
 DELAYED_ACK_NS = 40_000_000
 """What a client has taken is known when its kernel acknowledges it, which a single segment makes it put off."""
@@ -318,18 +322,33 @@ def test_total_in_the_waiting_room(stage: Stage, narrow_host: ScriptedHost) -> N
 
 def test_a_paused_host_is_not_idle(stage: Stage, host: ScriptedHost) -> None:
     """The router does not read a host while its client is too far behind: silence then is no fault of the host."""
-    gate = stage.gate()
-    host.script(*FLOOD[:900], gate, chunk(sh.FINISH), chunk(sh.DONE), sh.LAST_CHUNK)
-    client = stage.client(receive_buffer_bytes=65536)
+    gates = [stage.gate() for _ in range(400)]
+    host.script(sh.stream_head(), *(step for gate in gates for step in (gate, chunk(sh.token("x" * 65_536)))))
+    client = stage.client(receive_buffer_bytes=4096)
     client.chat(model="idle")
-    client.wait_for(b"\r\n\r\n")
+    opened, unsent = 0, 0
+    while unsent <= CLIENT_BUFFER_BYTES:  # one event at a time: nothing is left to be read when the host is paused
+        gates[opened].open()
+        opened += 1
+        unsent = unsent_after(stage, opened)
     select.select([], [], [], LIMIT_S * 2)
-    while not gate.reached.is_set():
-        client.socket.recv(1 << 20)
-    gate.open()
-    assert client.read_to_end_of(sh.LAST_CHUNK)
+    assert len(stage.in_flight("decode")) == 1, "while it is paused no time runs"
+    client.read_events(opened)
+    select.select([], [], [], LIMIT_S / 2)
+    gates[opened].open()
+    client.read_events(1)
+    client.close()
     (record,) = stage.finished(1)
-    assert record["outcome"] == "ok"
+    assert (record["outcome"], record["n_content"]) == ("client_gone", opened + 1), "behind the pause it began anew"
+
+
+def unsent_after(stage: Stage, token_count: int) -> int:
+    """Wait until so many tokens are recorded; return how many bytes the client had not taken after the last one."""
+
+    def tokens() -> list[dict[str, Any]]:
+        return [row for row in stage.token_records() if row["kind"] == "text"][token_count - 1 :]
+
+    return int(wait_until(tokens, f"token {token_count}")[0]["client_unsent_bytes"])
 
 
 def test_a_bad_request_is_not_kept_until_a_time_out(stage: Stage) -> None:
