@@ -362,7 +362,7 @@ class Loop:
         request.status = status
         outcome = Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR
         if request.committed:
-            request.egress.break_stream(outbound.error_event(error_object(ErrorKind.HOST_STATUS, f"{status}: {text}")))
+            request.egress.break_stream(error_object(ErrorKind.HOST_STATUS, f"{status}: {text}"))
         else:
             content_type, body = outbound.openai_shaped(status, content_type, body)
             extra = b"retry-after: %b\r\n" % attempt.retry_after if attempt.retry_after else b""
@@ -416,8 +416,7 @@ class Loop:
         self._leave_waiting(request)
         if request.committed:
             self.telemetry.event(now, request, Kind.ERROR)
-            event = outbound.error_event(error_object(kind, text, delivered=request.content_count))
-            request.egress.break_stream(event)
+            request.egress.break_stream(error_object(kind, text, delivered=request.content_count))
         else:
             request.status = WIRE[kind].status
             retry_after = _RETRY_AFTER_S if request.status in {429, 503} else 0

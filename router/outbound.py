@@ -73,11 +73,6 @@ def _body(attempt: Attempt) -> bytes:
     return edit_body(request.body, add, replace)
 
 
-def error_event(error: bytes) -> bytes:
-    """Return an error object as a server-sent event."""
-    return b"data: %b\n\n" % error
-
-
 def error_text(body: bytes) -> str:
     """Return the message in a host's error body, whatever its shape; at most 200 characters."""
     try:

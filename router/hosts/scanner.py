@@ -231,7 +231,7 @@ class StreamScanner:
         """Return the payload's size if a read is one chunk with one event that fits the template, else 0.
 
         Most reads of most streams are exactly this. Nothing is added to ``events``: the event's code is ``code``. With
-        0 nothing was taken, and the read is to be fed. Only for ``raw`` scanners.
+        0 nothing was taken, and the read is to be fed. The payload ends two bytes before the read does.
         """
         if not self._aligned:
             return 0
@@ -281,7 +281,7 @@ class StreamScanner:
         if self._lesson is not None:
             self.learn()
         if not self._aligned or self.payloads is not None:
-            return self._feed_slowly(data, 0)
+            return self._feed_slowly(data, b"")
         position, size_of_data = 0, len(data)
         prefix, suffix, code = self._prefix, self._suffix, self.code
         prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
@@ -312,9 +312,8 @@ class StreamScanner:
             self.event_count += hits
             self.content_count += hits
             self._misses = 0
-        if position == size_of_data and self._raw:
-            return data
-        return self._feed_slowly(data, position)
+        done = data[:position] if self._raw else self._bare(data, hits)
+        return done if position == size_of_data else self._feed_slowly(data[position:], done)
 
     def finish(self) -> bytes:
         """Take the end of the body: an event that lacks only its blank line gets it and is returned.
@@ -330,22 +329,27 @@ class StreamScanner:
         return chunk(payload) if payload and self._raw else payload
 
     # ------------------------------------------------------------ everything that is not the same token again
-    def _feed_slowly(self, data: bytes, position: int) -> bytes:
-        done = data[:position]
+    def _feed_slowly(self, data: bytes, done: bytes) -> bytes:
+        """Take the rest of a read, of which ``done`` is ready to go out."""
         was_aligned = self._aligned
-        events, kept_all = self._split(self._decoder.feed(data[position:] if position else data))
+        events, kept_all = self._split(self._decoder.feed(data))
         self._aligned = not self._tail and self._decoder.at_boundary
         if self._raw and kept_all and was_aligned and self._aligned:
-            return data
+            return done + data
         out = b"".join(events)
-        if not self._raw:
-            return self._bare(done) + out if done else out
-        return done + chunk(out) if out else done
+        if out and self._raw:
+            out = chunk(out)
+        return done + out if done else out
 
-    @staticmethod
-    def _bare(framed: bytes) -> bytes:
-        """Take the framing off whole chunks that the fast loop has counted already."""
-        return ChunkedDecoder().feed(framed)
+    def _bare(self, data: bytes, hits: int) -> bytes:
+        """Return the payloads of the chunks at the start of a read whose events were just counted, ``hits`` of them."""
+        parts: list[bytes] = []
+        end = 0
+        for _, size in self.events[len(self.events) - hits :]:
+            start = data.find(b"\r\n", end) + 2
+            parts.append(data[start : start + size])
+            end = start + size + 2
+        return b"".join(parts)
 
     def _split(self, payload: bytes) -> tuple[list[bytes], bool]:
         """Cut whole events off; return those to forward and whether these are all of ``payload``."""
