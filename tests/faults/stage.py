@@ -13,6 +13,7 @@ from ringbuffer import CountersReader, find_current
 from router.stamps import STAMPS
 from router.telemetry.reader import DoneReader, InflightReader, TokenReader
 from tests.faults.client import Client
+from tests.faults.zeromq_client import ZeromqClient
 from tests.support.processes import RouterProcess, host_toml
 from tests.support.scripted_host import Gate, ScriptedHost
 from tests.support.waiting import wait_until
@@ -69,6 +70,7 @@ class Stage:
         self.models = models or sorted({name for host in hosts for name in host.models})
         self.router = RouterProcess(directory, toml)
         self._clients: list[Client] = []
+        self._zeromq_clients: list[ZeromqClient] = []
         self._gates: list[Gate] = []
         self._done: list[dict[str, Any]] = []
         self._tokens: list[dict[str, Any]] = []
@@ -98,6 +100,17 @@ class Stage:
         client = Client(self.router.port, **keys)
         self._connected_count += 1
         self._clients.append(client)
+        return client
+
+    @property
+    def zeromq_endpoint(self) -> str:
+        """Where the router's ZeroMQ socket is."""
+        return f"ipc://{self.router.instance_dir}/zmq.sock"
+
+    def zeromq_client(self, **keys: Any) -> ZeromqClient:
+        """Return a new ZeroMQ socket at the router, closed after the test."""
+        client = ZeromqClient(self.zeromq_endpoint, **keys)
+        self._zeromq_clients.append(client)
         return client
 
     def gate(self) -> Gate:
@@ -135,6 +148,15 @@ class Stage:
     def counter(self, name: str) -> int:
         """Return the value of a counter."""
         return {spec.name: value for spec, value in self._counters.read()}[name]
+
+    def wait_counter(self, name: str, value: int) -> None:
+        """Wait until a counter has come to a value."""
+        wait_until(lambda: self.counter(name) >= value, f"{name} is {value}")
+
+    @staticmethod
+    def wait(is_so: Callable[[], object], what: str) -> None:
+        """Wait until something is so."""
+        wait_until(is_so, what)
 
     def in_flight(self, phase: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of the in-flight table, those in one phase only if it is given."""
@@ -176,6 +198,9 @@ class Stage:
         for client in self._clients:
             client.close()
         self._clients.clear()
+        for zeromq_client in self._zeromq_clients:
+            zeromq_client.close()
+        self._zeromq_clients.clear()
         self._gates.clear()
         self._wait_all_gone()
         wait_until(lambda: not self.in_flight(), "no request in flight")

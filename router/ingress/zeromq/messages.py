@@ -24,6 +24,8 @@ FRAMES_MAX: Final = 3
 """Identity, header, body."""
 _TAGS_MAX: Final = 64
 _ID_CHARS_MAX: Final = 64
+_SHOWN_CHARS_MAX: Final = 200
+"""Of a client's own values in an error."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 API_VERBS: Final = {"chat": Endpoint.CHAT, "completion": Endpoint.COMPLETION, "embeddings": Endpoint.EMBEDDINGS}
@@ -104,26 +106,41 @@ def read_header(frames: Sequence[bytes]) -> Header:
         raise _bad(f"a message has one or two frames, header and body, not {len(frames) - 1} or more")
     if len(raw) > HEADER_BYTES_MAX:
         raise _bad(f"the header has {len(raw)} bytes, at most {HEADER_BYTES_MAX} are allowed")
+    header = _decode(raw)
+    if header.verb not in API_VERBS and header.verb not in OTHER_VERBS:
+        known = ", ".join(sorted({*API_VERBS, *OTHER_VERBS}))
+        raise _bad(f"unknown verb {header.verb[:_SHOWN_CHARS_MAX]!r} (verbs: {known})", "verb")
+    if not _is_id(header.id) and (header.id or header.verb not in _NEED_NO_ID):
+        raise _bad("id must be 1 to 64 printable ASCII characters", "id")
+    _check_wishes(header)
+    return header
+
+
+def _decode(raw: bytes) -> Header:
     version: Any = None
     try:
         version = _decode_name(raw).v
-        header = _decode_header(raw) if version == VERSION else None
+        if version == VERSION:
+            return _decode_header(raw)
     except msgspec.ValidationError as error:
-        raise _bad(f"the header: {error}") from None
+        raise _bad(f"the header: {str(error)[:_SHOWN_CHARS_MAX]}") from None
     except UNDECODABLE as error:
         raise _bad(f"the header is not MessagePack: {error}") from None
-    if header is None:
-        raise _bad(f"protocol version {version!r} is not spoken here, {VERSION} is", "v")
-    if header.verb not in API_VERBS and header.verb not in OTHER_VERBS:
-        known = ", ".join(sorted({*API_VERBS, *OTHER_VERBS}))
-        raise _bad(f"unknown verb {header.verb[:100]!r} (verbs: {known})", "verb")
-    if not _is_id(header.id) and (header.id or header.verb not in _NEED_NO_ID):
-        raise _bad("id must be 1 to 64 printable ASCII characters", "id")
+    # Not the repr of just anything: that of what could barely be decoded is nested too deeply.
+    shown = repr(version)[:_SHOWN_CHARS_MAX] if isinstance(version, int | float | str | None) else "of another type"
+    raise _bad(f"protocol version {shown} is not spoken here, {VERSION} is", "v")
+
+
+def _check_wishes(header: Header) -> None:
+    """Check the values that go with a request."""
     if not 1 <= header.credit <= CREDIT_MAX:
         raise _bad(f"credit must be 1 to {CREDIT_MAX}, not {header.credit}", "credit")
     if len(header.tags) > _TAGS_MAX:
         raise _bad(f"{len(header.tags)} tags, at most {_TAGS_MAX} are allowed", "tags")
-    return header
+    for name in _TRACE_NAMES:  # they become header lines of the request to the host: a line end would add another one
+        value = getattr(header, name)
+        if not (value.isascii() and value.isprintable()):
+            raise _bad(f"{name} must be printable ASCII, as in a header line", name)
 
 
 def _is_id(value: Any) -> bool:
@@ -132,9 +149,12 @@ def _is_id(value: Any) -> bool:
 
 def id_of(frames: Sequence[bytes]) -> str:
     """Return the id in a header, empty if it cannot be read."""
+    raw = frames[1] if len(frames) > 1 else b""
+    if len(raw) > HEADER_BYTES_MAX:  # a header of megabytes would be decoded for a second and more
+        return ""
     try:
-        name = _decode_name(frames[1]).id
-    except (IndexError, *UNDECODABLE):
+        name = _decode_name(raw).id
+    except UNDECODABLE:
         return ""
     return name if _is_id(name) else ""
 

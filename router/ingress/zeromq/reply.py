@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NOT_FORWARDED: Final = int(TokenFlag.REMOVED) << 8
 _SENTINEL: Final = int(Kind.SENTINEL)
+_ERROR_TEXT_BYTES_MAX: Final = 200
 _Message = tuple[bytes, bytes | None]
 
 
@@ -103,7 +104,11 @@ class Reply:
         """Send the last events, then ``done``."""
         request.bytes_out += len(data)
         self.write(data)
-        self._finish(lambda: (self._done(request), None))
+        raw_error = request.attempt.scanner.error
+        if raw_error is None:
+            self._finish(lambda: (self._done(request), None))
+        else:  # the client has it as an event too, which says nothing of the end
+            self._finish(lambda: (self.error(WIRE[ErrorKind.HOST_ERROR_EVENT].status), _error_body(raw_error)))
 
     def break_stream(self, error: bytes) -> None:
         """Send ``error`` behind the events that are complete."""
@@ -129,9 +134,13 @@ class Reply:
 
     def finished(self) -> None:
         """The request is over: its id is free again, and so is its credit."""
-        self._client.under_way -= self._under_way
+        client = self._client
+        others_may_wait = client.under_way >= CREDIT_MAX
+        client.under_way -= self._under_way
         self._under_way = 0
-        self._server.forget(self._client, self)
+        self._server.forget(client, self)
+        if others_may_wait:
+            self._server.flush_soon(client)
 
     def untaken_bytes(self) -> int:
         """Return how many bytes are held."""
@@ -211,10 +220,11 @@ class Reply:
     def _done(self, request: Request) -> bytes:
         now = monotonic_ns()
         answered = now if request.tok1 else 0
+        out_n = 0 if self.blocked else request.out_n  # what was held until now went out now
         stamps = (
             request.recv, request.body_ns, request.pub, request.deq, request.admitted, request.routed1, request.routed,
             request.conn_ns, request.sent_ns, request.hfb, request.tok1, request.out1 or answered, request.tok_n,
-            request.out_n or answered, now,
+            out_n or answered, now,
         )  # fmt: skip
         assert len(stamps) == len(STAMPS)
         return messages.done(
@@ -229,6 +239,17 @@ class Reply:
     def error(self, status: int, retry_after_s: int = 0) -> bytes:
         """Return the header of an error that ends this answer."""
         return messages.error(self.request_id, status, retry_after_s, self._index)
+
+
+def _error_body(raw: bytes) -> bytes:
+    """Return the error in a host's stream as the body of an error."""
+    try:
+        is_object = isinstance(msgspec.json.decode(raw), dict)
+    except UNDECODABLE:
+        is_object = False
+    if is_object:
+        return b'{"error":%b}' % raw
+    return error_object(ErrorKind.HOST_ERROR_EVENT, raw[:_ERROR_TEXT_BYTES_MAX].decode("utf-8", "replace"))
 
 
 def _usage(raw: bytes | None) -> Any:

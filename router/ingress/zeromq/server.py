@@ -106,7 +106,8 @@ class ZmqServer:
         self._generation_ns = generation_ns
         self._models = models
         self._counters = loop.counters
-        self._endpoints: list[str] = []
+        self._paths: list[Path] = []
+        """Socket files."""
         self._full: list[ZmqClient] = []
         self._client_count = 0
         self._draining = False
@@ -155,23 +156,23 @@ class ZmqServer:
         except zmq.ZMQError as error:
             raise OSError(error.errno, str(error)) from None
         if path:
-            Path(path).chmod(_SOCKET_MODE)
-        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._endpoints.append(bound)
-        return bound
+            self._paths.append(Path(path))
+            self._paths[-1].chmod(_SOCKET_MODE)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def start(self) -> None:
         """Begin to read."""
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._event_loop.add_reader(_descriptor(self._monitor), self._on_disconnect)
         self._event_loop.add_reader(_descriptor(self._socket), self.drain)
+        self._on_disconnect()  # libzmq signals only to who has looked once and found nothing
         self.drain()
 
     def stop_listening(self) -> None:
-        """Take no new connections; those that are there go on."""
-        for endpoint in self._endpoints:
-            self._socket.unbind(endpoint)
-        self._endpoints.clear()
+        """Let nobody find the socket any more. Unbound it would lose the clients that are there, who go on."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._paths.clear()
 
     def close(self) -> None:
         """Send what is under way, for half a second at most, and close."""
@@ -198,6 +199,7 @@ class ZmqServer:
         if client.full:
             return False
         send = self._send
+        sent = True
         try:
             send(client.identity, _MORE)
             if body is None:
@@ -206,19 +208,18 @@ class ZmqServer:
                 send(header, _MORE)
                 send(body, _NOBLOCK)
         except zmq.Again:
+            sent = False
             client.full = True
             self._full.append(client)
             if self._retry_timer is None:
                 self._retry_timer = self._event_loop.call_later(_RETRY_S, self._retry)
-            return False
         except zmq.ZMQError:  # EHOSTUNREACH; its requests end in a turn of their own, not within this write
             if not client.gone:
                 client.gone = True
                 self._event_loop.call_soon(self._drop, client)
-            return True
         if not self._draining and not self._drain_due and self._option(_EVENTS) & _POLLIN:
             self._drain_soon()
-        return True
+        return sent
 
     def control(self, client: ZmqClient, header: bytes, body: bytes | None = None) -> None:
         """Send a message that needs no credit; it waits while the pipe has no room."""
@@ -258,6 +259,10 @@ class ZmqServer:
             self._flush(client)
             self._let_go(client)
 
+    def flush_soon(self, client: ZmqClient) -> None:
+        """Let the held streams of a client go on, in a turn of its own: one of them may end by that."""
+        self._event_loop.call_soon(self._flush, client)
+
     def _flush(self, client: ZmqClient) -> None:
         """Let the held streams of a client go on."""
         for reply in list(client.replies.values()):
@@ -285,10 +290,10 @@ class ZmqServer:
 
     def _drop(self, client: ZmqClient) -> None:
         """A client is gone: whatever runs for it stops."""
-        now = monotonic_ns()
-        for reply in list(client.replies.values()):
-            if reply.request is not None:
-                self.loop.client_left(reply.request, now)
+        requests = [reply.request for reply in client.replies.values() if reply.request is not None]
+        requests.sort(key=lambda request: request.phase != Phase.WAITING)  # or they would take the slots of the others
+        for request in requests:
+            self.loop.client_left(request, monotonic_ns())
         client.replies.clear()
         client.control.clear()
         self._let_go(client)
@@ -338,12 +343,14 @@ class ZmqServer:
             body = frames[2] if len(frames) == FRAMES_MAX else b""
             if header.verb in API_VERBS:
                 self._ask(client, header, body, recv_ns)
+            elif len(frames) == FRAMES_MAX:
+                raise RequestError(ErrorKind.BAD_MESSAGE, f"{header.verb} has no body")
             else:
                 self._verbs[header.verb](client, header)
         except RequestError as error:
             request_id = id_of(frames)
-            if request_id in client.replies:
-                request_id = ""  # whoever reads it must not take it for the end of the request that runs
+            if request_id in client.replies or error.kind == ErrorKind.BAD_CREDIT:
+                request_id = ""  # whoever reads it must not take it for the end of a request that runs
             self._refuse(client, request_id, error)
 
     def _refuse(self, client: ZmqClient, request_id: str, error: RequestError) -> None:
