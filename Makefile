@@ -53,15 +53,15 @@ node-clients: $(NODE_READY)
 
 clean:
 	rm -rf $(VENV) $(HOST_VENV) $(NODE)/node_modules build dist ./*.egg-info .mypy_cache .ruff_cache .hypothesis
-	rm -f ringbuffer/*.so router/*/*.so
+	rm -f ringbuffer/*.so router/*.so
 	find ringbuffer router tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The router's own environment. One that is there and works is kept, so that an upgrade is quick.
-$(VENV_READY): pyproject.toml $(wildcard ringbuffer/*.c router/*/*.c)
+$(VENV_READY): pyproject.toml $(wildcard ringbuffer/*.c router/*.c)
 	$(require_python)
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	  echo "==> $(VENV): a new environment (about 5 s)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "==> $(VENV): the router and its development tools, compiling its extension (about 20 s)"
+	@echo "==> $(VENV): the router and its development tools, compiling its extensions (about 20 s)"
 	@$(VENV)/bin/python $(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 

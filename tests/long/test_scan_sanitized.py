@@ -1,0 +1,80 @@
+"""The native scan under the address and undefined-behaviour sanitizers, on damaged streams."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+SECONDS = 60
+PROGRAM = """
+import importlib.util, random, sys, time
+from tests.captures import capture, stream_names
+from tests.support.stream_damage import damage
+spec = importlib.util.spec_from_file_location("router._scan", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+rng = random.Random(int(sys.argv[3]))
+until = time.monotonic() + float(sys.argv[2])
+taken = rounds = 0
+while time.monotonic() < until:
+    rounds += 1
+    data = capture(rng.choice(stream_names())).framed
+    if rounds % 8:
+        data = damage(data, rng)
+    begin = rng.randrange(len(data) + 1) if rounds % 3 == 0 else 0
+    switches = [rng.random() < 0.5 for _ in range(3)]
+    found = module.scan(data[begin : begin + rng.choice((50, 300, 5000, 1 << 20))], *switches)
+    while found is None and b"\\r\\n" in data:  # and chunk by chunk, which is taken more often
+        at = data.find(b"\\n\\n\\r\\n")
+        piece, data = (data[: at + 4], data[at + 4 :]) if at >= 0 else (data, b"")
+        taken += module.scan(piece, True, True, True) is not None
+print(rounds, taken)
+"""
+
+
+def test_no_byte_out_of_bounds(tmp_path: Path) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("gcc is not installed")
+    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not Path(runtime.stdout.strip()).is_absolute():
+        pytest.skip("gcc has no address sanitizer here")
+    library = tmp_path / "_scan.so"
+    flags = ["-std=c11", "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    include = f"-I{sysconfig.get_paths()['include']}"
+    command = [
+        compiler,
+        *flags,
+        "-DPy_LIMITED_API=0x030b0000",
+        include,
+        str(ROOT / "router" / "_scan.c"),
+        "-o",
+        str(library),
+    ]
+    subprocess.run(command, check=True)
+    environment = os.environ | {
+        "LD_PRELOAD": runtime.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps what it has until its end
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(ROOT),
+    }
+    seed = str(int.from_bytes(os.urandom(4), "big"))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(library), str(SECONDS), seed],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-4000:]}"
+    rounds, taken = map(int, done.stdout.split())
+    assert rounds > 100
+    assert taken > 100, "the scan must have come far into many reads"
