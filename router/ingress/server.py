@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -11,8 +11,10 @@ from zlib import crc32
 
 import msgspec
 
+from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
 from router.ingress.http import ClientConnection
+from router.ingress.passthrough import PassThrough
 from router.messages import decode_body
 from router.request import Request
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
@@ -66,6 +68,7 @@ class HttpServer:
         self._id_count = 0
         self._connection_count = 0
         self._created = int(time())
+        self._passed = PassThrough(loop, self._unknown_model)
         self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
             b"/health": self._health,
             b"/ready": self._ready_page,
@@ -162,6 +165,13 @@ class HttpServer:
                 self._submit(connection, endpoint, head, body, body_ns)
                 return
             page = self._pages.get(path) or self._one_model(path)
+            if page is None and self._passed.takes(path):
+                if head.method != b"POST":
+                    raise RequestError(
+                        ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes POST, not {_show(head.method)}"
+                    )
+                self._publish(connection, self._passed.request(connection, head, body, body_ns))
+                return
             if page is None:
                 raise RequestError(ErrorKind.NOT_FOUND, f"there is nothing at {_show(path)}")
             if head.method not in {b"GET", b"HEAD"}:
@@ -182,11 +192,18 @@ class HttpServer:
             error.message,
             error.param,
             retry_after_s=1 if refused else 0,
-            extra=_allowed(head) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
+            extra=self._allowed(head) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
             head_only=head.method == b"HEAD",
+            dialect=dialect_of(head.url.decode("latin-1")),
         )
         connection.end()
         self.answered(connection)
+
+    def _allowed(self, head: Head) -> bytes:
+        """Return the header that RFC 9110 §15.5.6 wants with a 405."""
+        path = head.url.partition(b"?")[0]
+        own_page = path in self._pages or path.startswith(b"/v1/models/")
+        return b"allow: GET, HEAD\r\n" if own_page else b"allow: POST\r\n"
 
     def _submit(self, connection: ClientConnection, endpoint: Endpoint, head: Head, body: bytes, body_ns: int) -> None:
         fields = decode_body(endpoint, body)
@@ -208,12 +225,17 @@ class HttpServer:
             request.choices_asked = min(max(fields.n, 1), 0xFFFF)
         if fields.temperature:
             request.temperature = min(max(fields.temperature, -_F32), _F32)
+        self._publish(connection, request)
+
+    def _publish(self, connection: ClientConnection, request: Request) -> None:
+        """Hand a request to the loop."""
+        headers = request.headers
         request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         if b"traceparent" in headers:
             request.trace_headers = _trace_headers(headers)
         connection.request = request
-        w4 = model.model_id | endpoint << 16 | request.stream << 24 | connection.number << 32
-        w5 = min(len(body), _U32) | request.max_tokens << 32
+        w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | connection.number << 32
+        w5 = min(len(request.body), _U32) | request.max_tokens << 32
         self.loop.submit(request, w4, w5, crc32(request.request_id.encode()))
         self._counters.add(Counter.REQUESTS)
 
@@ -284,11 +306,6 @@ class HttpServer:
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
 
 
-def _allowed(head: Head) -> bytes:
-    """Return the header that RFC 9110 §15.5.6 wants with a 405."""
-    return b"allow: POST\r\n" if head.url.partition(b"?")[0] in _API else b"allow: GET, HEAD\r\n"
-
-
 def _folds(model: Model, *, log_probabilities: bool) -> bool:
     """Return whether a not-streamed answer of this model is folded from a stream.
 
@@ -300,7 +317,7 @@ def _folds(model: Model, *, log_probabilities: bool) -> bool:
     return not log_probabilities and any(not host.facts.cancels_whole_answers for host in model.hosts)
 
 
-def _trace_headers(headers: dict[bytes, bytes]) -> bytes:
+def _trace_headers(headers: Mapping[bytes, bytes]) -> bytes:
     lines = b"traceparent: %b\r\n" % headers[b"traceparent"][:512]
     if b"tracestate" in headers:
         lines += b"tracestate: %b\r\n" % headers[b"tracestate"][:512]
