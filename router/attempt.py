@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from router.hosts.connection import HostConnection
     from router.hosts.host import Host
     from router.loop import Loop
-    from router.request import Request
+    from router.request import CountingEgress, Request
 
 _EVENT_STREAM: Final = b"text/event-stream"
 _CONTENT_FIRST: Final = int(Kind.TEXT)
@@ -47,6 +47,7 @@ class Attempt:
         "_answer",
         "_content_seen",
         "_content_type",
+        "_counting",
         "_decoder",
         "_early_end_ns",
         "_fold",
@@ -83,6 +84,7 @@ class Attempt:
         self._early_end_ns = 0
         self._content_seen = 0
         self._content_type = b""
+        self._counting: CountingEgress | None = None
         self._answer: bytearray | None = None
         self._decoder: BodyDecoder | None = None
         self._fold: Fold | None = None
@@ -141,6 +143,8 @@ class Attempt:
             return self._take_whole
         if request.fold:
             self._fold = Fold(chat=request.endpoint == Endpoint.CHAT, answer_bytes_max=self._loop.limits.answer_bytes)
+        elif request.egress.counts_events:
+            self._counting = cast("CountingEgress", request.egress)
         self.scanner = StreamScanner(
             decoder,
             raw=request.egress.raw and not request.fold,
@@ -171,7 +175,13 @@ class Attempt:
         assert scanner is not None
         self.last_read_ns = now
         if self._relaying and (size := scanner.same(data)):
-            self._relay_token(data, size, now)
+            if self._counting is None:
+                self.request.bytes_out += len(data)
+                self.request.egress.write(data)
+            else:
+                self.request.bytes_out += size
+                self._counting.write_event(scanner.code, now, data[-size - 2 : -2])
+            self._record_token(size, now)
             return
         if self._unopened and scanner.opens_plainly(data):
             self._open_plainly(data, now)
@@ -184,7 +194,10 @@ class Attempt:
             return
         if scanner.sentinel is not None or scanner.ended:
             self._take_last(out, now)
-        elif self._live:
+            return
+        if self._counting is not None:
+            self._counting.note(scanner.events, now)
+        if self._live:
             if out:
                 request = self.request
                 request.bytes_out += len(out)
@@ -193,13 +206,11 @@ class Attempt:
         else:
             self._take_early(out, now)
 
-    def _relay_token(self, data: bytes, size: int, now: int) -> None:
-        """Relay a read that is one more token like the last: written, then recorded, in the fewest steps."""
+    def _record_token(self, size: int, now: int) -> None:
+        """Record a read that was one more token like the last, in the fewest steps."""
+        written = monotonic_ns()
         request, scanner = self.request, self.scanner
         egress = request.egress
-        request.bytes_out += len(data)
-        egress.write(data)
-        written = monotonic_ns()
         gap = now - request.last_content_ns
         index = request.event_index
         unsent = self._unsent(request) if egress.blocked else 0
@@ -316,7 +327,7 @@ class Attempt:
         self._live = True
         request = self.request
         self._unopened = False
-        self._relaying = request.egress.raw and not request.path
+        self._relaying = (request.egress.raw or self._counting is not None) and not request.path
         if request.path:
             self._settle_foreign()
         if request.committed:  # a heartbeat has sent the head
@@ -359,6 +370,8 @@ class Attempt:
         assert scanner is not None
         if scanner.sentinel is None:
             out += scanner.finish()
+        if self._counting is not None:
+            self._counting.note(scanner.events, now)
         if scanner.error is not None and not self._live and not scanner.content_count:
             self._record(now, now)
             self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
@@ -376,8 +389,8 @@ class Attempt:
             out = b""
             self._commit()
         self._note_report()
-        if request.timing_asked:
-            self._record(now, now)  # the comment goes out with the last write, so it must be counted before it
+        if request.timing_asked or self._counting is not None:
+            self._record(now, now)  # what is said of the timing goes out with the last write
         request.egress.end_stream(request, out, scanner.sentinel or b"")
         self._record(now, monotonic_ns())
         self.complete(now)

@@ -25,6 +25,9 @@ CONFIG_VERSION: Final = 1
 # Names become directories and header values: no "..", no line end. \Z, because $ would let a final line end pass.
 _NAME: Final = r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 _NAME_ALLOWED: Final = {"allowed": "1 to 64 of `A-Za-z0-9_.-`, not beginning with `.` or `-`"}
+_SUN_PATH_BYTES_MAX: Final = 107
+"""Of ``sockaddr_un``, less its NUL."""
+_ZEROMQ_ALLOWED: Final = "`ipc`, `ipc:///path/of.sock` or `tcp://address:port`"
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -47,6 +50,13 @@ class Listen(_Section, frozen=True):
         list[Annotated[str, Meta(extra={"allowed": "`host:port` or `unix:/path`"})]],
         Meta(min_length=1, description="Addresses of the HTTP API. A single one needs no list."),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8400"])
+    zeromq: Annotated[
+        list[Annotated[str, Meta(extra={"allowed": _ZEROMQ_ALLOWED})]],
+        Meta(
+            description="Endpoints of the ZeroMQ socket: `ipc` is `RUN/INSTANCE/zmq.sock`. A single one needs no list, "
+            "an empty list switches it off. TCP has neither encryption nor keys."
+        ),
+    ] = msgspec.field(default_factory=lambda: ["ipc"])
     run_dir: Annotated[
         str,
         Meta(
@@ -347,8 +357,9 @@ def parse(text: str, *, need_keys: bool = True) -> Config:
     if "version" not in raw:
         raise ConfigError(f"version is missing: begin the file with `version = {CONFIG_VERSION}`")
     listen = raw.get("listen")
-    if isinstance(listen, dict) and isinstance(listen.get("http"), str):
-        listen["http"] = [listen["http"]]
+    for key in ("http", "zeromq"):
+        if isinstance(listen, dict) and isinstance(listen.get(key), str):
+            listen[key] = [listen[key]]
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError:
@@ -375,6 +386,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"tags.own[{index}] = {shown(own)}: expected names that differ, this one stands twice")
     for index, address in enumerate(config.listen.http):
         split_address(address, f"listen.http[{index}]")
+    for index, endpoint in enumerate(config.listen.zeromq):
+        zeromq_endpoint(config, endpoint, f"listen.zeromq[{index}]")
     _check_hosts(config.hosts)
 
 
@@ -412,13 +425,38 @@ def split_address(address: str, key: str) -> tuple[str, int] | str:
     """Split ``host:port`` into its parts, or return the path of ``unix:/path``; raises :class:`ConfigError`."""
     if address.startswith("unix:"):
         path = address.removeprefix("unix://") if address.startswith("unix:///") else address.removeprefix("unix:")
-        if not path.startswith("/") or len(os.fsencode(path)) > 107:  # sun_path of sockaddr_un, less its NUL
-            raise ConfigError(f"{key} = {shown(address)}: expected unix:/absolute/path of at most 107 bytes")
+        if not path.startswith("/") or len(os.fsencode(path)) > _SUN_PATH_BYTES_MAX:
+            raise ConfigError(
+                f"{key} = {shown(address)}: expected unix:/absolute/path of at most {_SUN_PATH_BYTES_MAX} bytes"
+            )
         return path
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{key} = {shown(address)}: expected host:port (port 0 to 65535) or unix:/absolute/path")
     return host.strip("[]"), int(port)
+
+
+def zeromq_endpoint(config: Config, endpoint: str, key: str = "listen.zeromq", directory: Path | None = None) -> str:
+    """Return an endpoint of ``listen.zeromq`` as libzmq wants it; raises :class:`ConfigError`.
+
+    ``directory`` is the one of the rings where it is known; a router without a tmpfs at ``run_dir`` takes another.
+    """
+    if endpoint.startswith("tcp://"):
+        where = split_address(endpoint.removeprefix("tcp://"), key)
+        if isinstance(where, str):
+            raise ConfigError(f"{key} = {shown(endpoint)}: expected {_ZEROMQ_ALLOWED}")
+        return endpoint
+    if endpoint == "ipc":
+        path = str((directory or run_dir(config)) / config.listen.instance / "zmq.sock")
+    elif endpoint.startswith("ipc:///"):
+        path = endpoint.removeprefix("ipc://")
+    else:
+        raise ConfigError(f"{key} = {shown(endpoint)}: expected {_ZEROMQ_ALLOWED}")
+    if len(os.fsencode(path)) > _SUN_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"{key} = {shown(endpoint)}: {path} is longer than the {_SUN_PATH_BYTES_MAX} bytes of a socket's path"
+        )
+    return f"ipc://{path}"
 
 
 def host_address(url: str, key: str) -> tuple[str, int] | str:

@@ -16,7 +16,7 @@ import uvloop
 
 import ringbuffer
 from ringbuffer import RingError
-from router.config import Config, model_timeouts, run_dir, split_address, tmpfs_run_dir
+from router.config import Config, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
@@ -32,6 +32,8 @@ from router.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
 _STOP_POLL_S: Final = 0.02
@@ -57,6 +59,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
         self._socket_files: list[str] = []
+        self.zeromq: ZmqServer | None = None
+        self._zeromq_endpoints: list[str] = []
         self._was_ready = False
         for host in self.hosts:
             for name in _names(host.config.models):
@@ -80,11 +84,12 @@ class Daemon:
             self.loop,
             threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
             shortest_s=self._shortest_timeout_s(),
-            clients_under_way=self.server.check,
+            clients_under_way=self._check_clients,
         )
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
         await self._listen()
+        self._listen_zeromq()
         health.start()
         watch.start()
         gc.collect()
@@ -92,6 +97,7 @@ class Daemon:
         self.log.info(
             "serving",
             http=self.addresses(),
+            zeromq=self._zeromq_endpoints,
             rings=str(self.telemetry.generation.path),
             ring_backend=ringbuffer.BACKEND,
             pid=os.getpid(),
@@ -106,6 +112,8 @@ class Daemon:
             listener.close()
         for path in self._socket_files:
             Path(path).unlink(missing_ok=True)
+        if self.zeromq is not None:
+            self.zeromq.stop_listening()
         self.loop.stopping = True
         self.server.close_idle()
         until = monotonic_ns() + int(self.config.timeouts.drain_s * 1e9)
@@ -117,6 +125,8 @@ class Daemon:
         await asyncio.sleep(0)
         for connection in list(self.server.connections):
             connection.close_idle()
+        if self.zeromq is not None:
+            self.zeromq.close()
         await health.stop()
         await self.fleet.close()
         watch.stop()
@@ -151,6 +161,33 @@ class Daemon:
                     f"listen.http = {address!r}: cannot listen there: {error.strerror or error}"
                 ) from None
             self._listeners.append(listener)
+
+    def _listen_zeromq(self) -> None:
+        endpoints = self.config.listen.zeromq
+        if not endpoints:
+            return
+        from router.ingress.zeromq.server import ZmqServer  # noqa: PLC0415 - only who uses ZeroMQ loads it
+
+        self.zeromq = ZmqServer(
+            self.loop,
+            body_bytes_max=self.config.limits.body_bytes,
+            generation_ns=int(self.telemetry.generation.path.name),
+            models=self.server.models_page,
+        )
+        for index, endpoint in enumerate(endpoints):
+            key = f"listen.zeromq[{index}]"
+            try:
+                bound = self.zeromq.bind(zeromq_endpoint(self.config, endpoint, key, self.run_dir))
+            except OSError as error:
+                raise ConfigError(f"{key} = {endpoint!r}: cannot listen there: {error.strerror or error}") from None
+            self._zeromq_endpoints.append(bound)
+        self.zeromq.start()
+
+    def _check_clients(self, now: int) -> bool:
+        """Look after clients of all kinds; return whether one needs a closer look."""
+        if self.zeromq is not None:
+            self.zeromq.check(now)
+        return self.server.check(now)
 
     def _client(self) -> ClientConnection:
         return ClientConnection(self.server)

@@ -57,6 +57,12 @@ class ErrorKind(IntEnum):
     ANSWER_TOO_LARGE = 26
     SHUTTING_DOWN = 27
     PIPELINE_TOO_LONG = 28
+    BAD_MESSAGE = 29
+    """A ZeroMQ message that is not of the protocol."""
+    BAD_CREDIT = 30
+    DUPLICATE_REQUEST = 31
+    CANCELLED = 32
+    """The client said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,10 @@ WIRE: Final[dict[ErrorKind, WireError]] = {
     ErrorKind.ANSWER_TOO_LARGE: WireError(502, _HOST, "answer_too_large"),
     ErrorKind.SHUTTING_DOWN: WireError(503, "overloaded_error", "shutting_down"),
     ErrorKind.PIPELINE_TOO_LONG: WireError(400, _INVALID, "pipeline_too_long"),
+    ErrorKind.BAD_MESSAGE: WireError(400, _INVALID, "bad_message"),
+    ErrorKind.BAD_CREDIT: WireError(400, _INVALID, "bad_credit"),
+    ErrorKind.DUPLICATE_REQUEST: WireError(409, _INVALID, "duplicate_request"),
+    ErrorKind.CANCELLED: WireError(499, "client_error", "cancelled"),
 }
 
 assert set(WIRE) == set(ErrorKind) - {ErrorKind.NONE}

@@ -384,8 +384,7 @@ class Loop:
         request.status = status
         outcome = Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR
         if request.committed:
-            failure = request.failure(ErrorKind.HOST_STATUS, f"{status}: {text}")
-            request.egress.break_stream(request.dialect.event(failure))
+            request.egress.break_stream(request, request.failure(ErrorKind.HOST_STATUS, f"{status}: {text}"))
         else:
             if not request.path:
                 content_type, body = outbound.openai_shaped(status, content_type, body)
@@ -440,7 +439,7 @@ class Loop:
         self._leave_waiting(request)
         if request.committed:
             self.telemetry.event(now, request, Kind.ERROR)
-            request.egress.break_stream(request.dialect.event(request.failure(kind, text)))
+            request.egress.break_stream(request, request.failure(kind, text))
         else:
             request.status = WIRE[kind].status
             retry_after = _RETRY_AFTER_S if request.status in {429, 503} else 0

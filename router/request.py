@@ -21,11 +21,13 @@ _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 class Egress(Protocol):
     """How an answer goes out, whatever the ingress. The loop calls it; it never blocks.
 
-    ``raw`` tells whether streams are written with HTTP chunk framing. ``blocked`` is true while the client's socket
-    does not take all bytes; while it is false, everything written has been taken.
+    ``raw`` tells whether streams are written with HTTP chunk framing, ``counts_events`` whether it is a
+    :class:`CountingEgress`. ``blocked`` is true while the client's side does not take all bytes; while it is false,
+    everything written has been taken.
     """
 
     raw: bool
+    counts_events: bool
     blocked: bool
 
     def prepare(self, request: Request) -> None:
@@ -43,8 +45,8 @@ class Egress(Protocol):
     def end_stream(self, request: Request, data: bytes, sentinel: bytes) -> None:
         """Write the last bytes (framed as ``raw`` says) and the bare sentinel event, and end the stream properly."""
 
-    def break_stream(self, event: bytes) -> None:
-        """Write a bare error event and end the stream in a way no client can take for a proper end."""
+    def break_stream(self, request: Request, failure: Failure) -> None:
+        """Write an error and end the stream in a way no client can take for a proper end."""
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Write a whole answer; ``extra`` are further header lines."""
@@ -66,6 +68,16 @@ class Egress(Protocol):
 
     def abort(self) -> None:
         """Drop the client at once."""
+
+
+class CountingEgress(Egress, Protocol):
+    """An egress that tells its client which events are in the bytes of a stream. It is never ``raw``."""
+
+    def note(self, events: Sequence[tuple[int, int]], now: int) -> None:
+        """Take the events of one read, ``(code, bytes)`` each, before their bytes are written."""
+
+    def write_event(self, code: int, now: int, data: bytes) -> None:
+        """Write one event of a stream that has begun, as :meth:`note` and ``write`` together would."""
 
 
 @dataclass(slots=True, eq=False)

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(settings: Config) -> Iterator[str]:
     """Yield lines that say where the router would listen, which hosts it would use and which models it would serve."""
-    yield from _labelled("listens at", [_listen_address(address) for address in settings.listen.http])
+    endpoints = [config.zeromq_endpoint(settings, endpoint) for endpoint in settings.listen.zeromq]
+    yield from _labelled("listens at", [*(_listen_address(address) for address in settings.listen.http), *endpoints])
     yield from _labelled("rings in", [str(config.run_dir(settings) / settings.listen.instance)])
     yield from _labelled(
         "hosts", _columns([_host_row(host) for host in settings.hosts]) or ["none: every request is refused"]

@@ -154,29 +154,23 @@ class EventScanner:
 
     def feed(self, data: bytes) -> bytes:
         """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
-        return self._feed_slowly(data, 0)
+        return self._feed_slowly(data, b"")
 
     def finish(self) -> bytes:
         """Take the end of the body; return what the client gets of what was left."""
         raise NotImplementedError
 
-    def _feed_slowly(self, data: bytes, position: int) -> bytes:
-        """Take a read of which the whole chunks before ``position`` were counted already."""
-        done = data[:position]
+    def _feed_slowly(self, data: bytes, done: bytes) -> bytes:
+        """Take the rest of a read, of which ``done`` is ready to go out."""
         was_aligned = self._aligned
-        events, kept_all = self._split(self._decoder.feed(data[position:] if position else data))
+        events, kept_all = self._split(self._decoder.feed(data))
         self._aligned = not self._tail and self._decoder.at_boundary
         if self._raw and kept_all and was_aligned and self._aligned:
-            return data
+            return done + data
         out = b"".join(events)
-        if not self._raw:
-            return self._bare(done) + out if done else out
-        return done + chunk(out) if out else done
-
-    @staticmethod
-    def _bare(framed: bytes) -> bytes:
-        """Take the framing off whole chunks."""
-        return ChunkedDecoder().feed(framed)
+        if out and self._raw:
+            out = chunk(out)
+        return done + out if done else out
 
     def _split(self, payload: bytes) -> tuple[list[bytes], bool]:
         """Cut whole events off; return those to forward and whether these are all of ``payload``."""

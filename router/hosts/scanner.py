@@ -139,7 +139,7 @@ class StreamScanner(EventScanner):
         """Return the payload's size if a read is one chunk with one event that fits the template, else 0.
 
         Most reads of most streams are exactly this. Nothing is added to ``events``: the event's code is ``code``. With
-        0 nothing was taken, and the read is to be fed. Only for ``raw`` scanners.
+        0 nothing was taken, and the read is to be fed. The payload ends two bytes before the read does.
         """
         if not self._aligned:
             return 0
@@ -189,7 +189,7 @@ class StreamScanner(EventScanner):
         if self._lesson is not None:
             self.learn()
         if not self._aligned or self.payloads is not None:
-            return self._feed_slowly(data, 0)
+            return self._feed_slowly(data, b"")
         position, size_of_data = 0, len(data)
         prefix, suffix, code = self._prefix, self._suffix, self.code
         prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
@@ -220,9 +220,8 @@ class StreamScanner(EventScanner):
             self.event_count += hits
             self.content_count += hits
             self._misses = 0
-        if position == size_of_data and self._raw:
-            return data
-        return self._feed_slowly(data, position)
+        done = data[:position] if self._raw else self._bare(data, hits)
+        return done if position == size_of_data else self._feed_slowly(data[position:], done)
 
     def finish(self) -> bytes:
         """Take the end of the body: an event that lacks only its blank line gets it and is returned.
@@ -238,6 +237,16 @@ class StreamScanner(EventScanner):
         return chunk(payload) if payload and self._raw else payload
 
     # ------------------------------------------------------------ everything that is not the same token again
+    def _bare(self, data: bytes, hits: int) -> bytes:
+        """Return the payloads of the chunks at the start of a read whose events were just counted, ``hits`` of them."""
+        parts: list[bytes] = []
+        end = 0
+        for _, size in self.events[len(self.events) - hits :]:
+            start = data.find(b"\r\n", end) + 2
+            parts.append(data[start : start + size])
+            end = start + size + 2
+        return b"".join(parts)
+
     def _classify(self, event: bytes) -> tuple[int, bool]:
         """Return the event's code and whether the client gets it."""
         data, name, has_fields = split_lines(event)

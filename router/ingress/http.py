@@ -44,6 +44,8 @@ def _drop(data: bytes) -> None:
 class ClientConnection(asyncio.Protocol):
     """One client. Also the egress of its requests (:class:`router.request.Egress`)."""
 
+    counts_events = False
+
     __slots__ = (
         "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_refused",
         "_server", "_stream_head", "_transport", "blocked", "number", "raw", "recv_ns", "request", "request_id",
@@ -416,9 +418,10 @@ class ClientConnection(asyncio.Protocol):
             data += sentinel
         self._write_counted(data)
 
-    def break_stream(self, event: bytes) -> None:
+    def break_stream(self, request: Request, failure: Failure) -> None:
         """Write an error event and close without the last chunk."""
         self._close_after = True
+        event = request.dialect.event(failure)
         self._write_counted(chunk(event) if self.raw else event)
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Final
 from router.dialects import dialect_of, endpoint_of
 from router.errors import ErrorKind, RequestError
 from router.hosts.kinds import KINDS
+from router.ingress.submission import F32, U32, trace_headers, unknown_model
 from router.messages import decode_pass_body
 from router.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from router.http1 import Head
     from router.ingress.http import ClientConnection
     from router.loop import Loop
@@ -28,16 +27,13 @@ _DIALECT_HEADERS: Final = (b"anthropic-version", b"anthropic-beta", b"openai-bet
 """What hosts may need of a client's head. Its keys are for the router alone."""
 _NAMED_MAX: Final = 20
 """Models named in an error."""
-_U32: Final = 0xFFFFFFFF
-_F32: Final = 3.0e38
 
 
 class PassThrough:
     """Makes requests of what comes to a path that is none of the router's own."""
 
-    def __init__(self, loop: Loop, unknown_model: Callable[[str], RequestError]) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._unknown_model = unknown_model
         facts = [host.config.facts for host in loop.hosts]
         named = [own.paths if own.paths is not None else () for own in facts]
         self._paths = frozenset(path for paths in named for path in paths).union(*(k.paths for k in KINDS.values()))
@@ -73,9 +69,11 @@ class PassThrough:
         )
         request.dialect_headers = b"".join(b"%b: %b\r\n" % (n, headers[n]) for n in _DIALECT_HEADERS if n in headers)
         request.stream = fields.stream if isinstance(fields.stream, bool) else dialect.streams_by_default
-        request.max_tokens = int(min(max(fields.token_limit(), 0), _U32))
+        request.max_tokens = int(min(max(fields.token_limit(), 0), U32))
         if isinstance(fields.temperature, int | float):
-            request.temperature = min(max(fields.temperature, -_F32), _F32)
+            request.temperature = min(max(fields.temperature, -F32), F32)
+        if b"traceparent" in headers:
+            request.trace_headers = trace_headers(headers)
         return request
 
     def _model(self, path: str, fields: PassBody, header: str) -> Model:
@@ -84,7 +82,7 @@ class PassThrough:
             return self._only_model(path)
         model = self._loop.models.get(name)
         if model is None:
-            raise self._unknown_model(name)
+            raise unknown_model(self._loop, name)
         if not _has(model, path):
             raise self._nobody(path, f"no host of model {name!r} has {path}")
         return model

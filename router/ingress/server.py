@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
-from zlib import crc32
 
 import msgspec
 
@@ -15,8 +13,7 @@ from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
 from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
-from router.messages import decode_body
-from router.request import Request
+from router.ingress.submission import RequestIds, is_refusal, make_request, submit, unknown_model
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
 from router.telemetry.counters import Counter
 from router.telemetry.host_report import read_report
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from router.config import Config
     from router.http1 import Head
     from router.loop import Loop
-    from router.models import Model
+    from router.request import Request
 
 _JSON: Final = b"application/json"
 _NS: Final = 1_000_000_000
@@ -42,9 +39,6 @@ _API: Final = {
     b"/v1/completions": Endpoint.COMPLETION,
     b"/v1/embeddings": Endpoint.EMBEDDINGS,
 }
-_U32: Final = 0xFFFFFFFF
-_F32: Final = 3.0e38
-"""What the record's fields hold: the host judges the client's values, not the router."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -64,11 +58,10 @@ class HttpServer:
         self._idle_check_ns = 0
         self._head_ns = int(config.timeouts.head_s * _NS)
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
-        self._id_prefix = f"rr-{os.urandom(4).hex()}-"
-        self._id_count = 0
+        self._ids = RequestIds()
         self._connection_count = 0
         self._created = int(time())
-        self._passed = PassThrough(loop, self._unknown_model)
+        self._passed = PassThrough(loop)
         self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
             b"/health": self._health,
             b"/ready": self._ready_page,
@@ -82,7 +75,7 @@ class HttpServer:
         """Count a new connection; false when there are too many."""
         self.connections.add(connection)
         self._connection_count += 1
-        connection.number = self._connection_count & _U32
+        connection.number = self._connection_count
         full = len(self.connections) > self.limits.connections
         self._counters.add(Counter.CONNECTIONS_REFUSED if full else Counter.CONNECTIONS_ACCEPTED)
         self._counters.set(Counter.CONNECTIONS_OPEN, len(self.connections))
@@ -149,8 +142,7 @@ class HttpServer:
         given = head.headers.get(b"x-request-id", b"")
         if given and len(given) <= _REQUEST_ID_BYTES_MAX and given.isascii() and given.decode("ascii").isprintable():
             return given.decode("ascii")
-        self._id_count += 1
-        return f"{self._id_prefix}{self._id_count:x}"
+        return self._ids.next()
 
     def handle(self, connection: ClientConnection, head: Head, body: bytes, body_ns: int) -> None:
         """Answer one request or hand it to the loop."""
@@ -184,7 +176,7 @@ class HttpServer:
         self.answered(connection)
 
     def _refuse(self, connection: ClientConnection, head: Head, error: RequestError) -> None:
-        refused = error.kind in {ErrorKind.OVERLOADED, ErrorKind.SHUTTING_DOWN, ErrorKind.NO_HOST}
+        refused = is_refusal(error)
         self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.REQUESTS_BAD)
         connection.request = None
         connection.error(
@@ -206,48 +198,24 @@ class HttpServer:
         return b"allow: GET, HEAD\r\n" if own_page else b"allow: POST\r\n"
 
     def _submit(self, connection: ClientConnection, endpoint: Endpoint, head: Head, body: bytes, body_ns: int) -> None:
-        fields = decode_body(endpoint, body)
-        model = self.loop.models.get(fields.model)
-        if model is None:
-            raise self._unknown_model(fields.model)
-        headers = head.headers
-        request = Request(
-            connection, endpoint, connection.request_id, body, fields, headers, model, connection.recv_ns, body_ns
+        request = make_request(
+            self.loop,
+            connection,
+            endpoint,
+            connection.request_id,
+            body,
+            head.headers,
+            recv_ns=connection.recv_ns,
+            body_ns=body_ns,
+            streams_by_default=False,
         )
-        if endpoint is not Endpoint.EMBEDDINGS:
-            stream = fields.stream
-            request.stream = model.config.stream_by_default if not isinstance(stream, bool) else stream
-            request.fold = not request.stream and _folds(model, log_probabilities=bool(fields.logprobs))
-        max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
-        if max_tokens:
-            request.max_tokens = min(max(int(max_tokens), 0), _U32)
-        if fields.n:
-            request.choices_asked = min(max(fields.n, 1), 0xFFFF)
-        if fields.temperature:
-            request.temperature = min(max(fields.temperature, -_F32), _F32)
         self._publish(connection, request)
 
     def _publish(self, connection: ClientConnection, request: Request) -> None:
         """Hand a request to the loop."""
-        headers = request.headers
-        request.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
-        if b"traceparent" in headers:
-            request.trace_headers = _trace_headers(headers)
+        request.timing_asked = request.headers.get(b"x-ringrouter-timing") == b"1"
         connection.request = request
-        w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | connection.number << 32
-        w5 = min(len(request.body), _U32) | request.max_tokens << 32
-        self.loop.submit(request, w4, w5, crc32(request.request_id.encode()))
-        self._counters.add(Counter.REQUESTS)
-
-    def _unknown_model(self, name: str) -> RequestError:
-        waiting = [h.name for h in self.loop.hosts if not h.probed]
-        if waiting:
-            text = f"model {name!r} is not known yet: no answer from {', '.join(waiting)} so far"
-            return RequestError(ErrorKind.NO_HOST, text, "model")
-        known = ", ".join(sorted(self.loop.models)[:20]) or "none"
-        return RequestError(
-            ErrorKind.MODEL_NOT_FOUND, f"model {name[:200]!r} is not served here (models: {known})", "model"
-        )
+        submit(self.loop, request, connection.number)
 
     # ------------------------------------------------------------ answers about a request
     def host_name(self, request: Request) -> str:
@@ -292,36 +260,22 @@ class HttpServer:
         if not path.startswith(b"/v1/models/"):
             return None
         if name not in self.loop.models:
-            raise self._unknown_model(name)
+            raise unknown_model(self.loop, name)
         return lambda connection, head_only: connection.answer(
             200, _JSON, _encode(self._model(name)), head_only=head_only
         )
 
-    def _models(self, connection: ClientConnection, head_only: bool) -> None:
+    def models_page(self) -> bytes:
+        """Return the list of models in OpenAI's shape, as JSON."""
         data = [self._model(name) for name in sorted(self.loop.models)]
-        connection.answer(200, _JSON, _encode({"object": "list", "data": data}), head_only=head_only)
+        return _encode({"object": "list", "data": data})
+
+    def _models(self, connection: ClientConnection, head_only: bool) -> None:
+        connection.answer(200, _JSON, self.models_page(), head_only=head_only)
 
     def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
         text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
-
-
-def _folds(model: Model, *, log_probabilities: bool) -> bool:
-    """Return whether a not-streamed answer of this model is folded from a stream.
-
-    One with log probabilities is not: llama.cpp leaves the stop token's out of a stream, so that the plain answer could
-    not be made from it.
-    """
-    if model.config.fold != "auto":
-        return model.config.fold == "always"
-    return not log_probabilities and any(not host.facts.cancels_whole_answers for host in model.hosts)
-
-
-def _trace_headers(headers: Mapping[bytes, bytes]) -> bytes:
-    lines = b"traceparent: %b\r\n" % headers[b"traceparent"][:512]
-    if b"tracestate" in headers:
-        lines += b"tracestate: %b\r\n" % headers[b"tracestate"][:512]
-    return lines
 
 
 def _show(raw: bytes) -> str:

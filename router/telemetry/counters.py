@@ -34,6 +34,9 @@ class Counter(IntEnum):
     HOSTS_HEALTHY = 20
     TIMEOUTS = 21
     HEARTBEATS = 22
+    ZEROMQ_MESSAGES = 23
+    ZEROMQ_BAD = 24
+    ZEROMQ_DROPPED = 25
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -64,6 +67,9 @@ CATALOGUE: Final = [
     _spec(Counter.HOSTS_HEALTHY, "hosts", "hosts that can serve now"),
     _spec(Counter.TIMEOUTS, "requests", "requests ended by a time-out of the router"),
     _spec(Counter.HEARTBEATS, "comments", "comments sent to keep silent streams alive"),
+    _spec(Counter.ZEROMQ_MESSAGES, "messages", "messages of ZeroMQ clients read"),
+    _spec(Counter.ZEROMQ_BAD, "messages", "messages of ZeroMQ clients answered with an error"),
+    _spec(Counter.ZEROMQ_DROPPED, "messages", "ZeroMQ messages dropped: of a request that is over, to a full client"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

@@ -107,7 +107,7 @@ def _first(given: dict[str, Any], names: tuple[str, ...]) -> int:
 
 def _detail(given: dict[str, Any], names: tuple[str, ...], field: str) -> int:
     """Return a count one level deeper, from the first of these objects that there is."""
-    details = next((given[name] for name in names if isinstance(given.get(name), dict)), {})
+    details: dict[str, Any] = next((given[name] for name in names if isinstance(given.get(name), dict)), {})
     return _count(details.get(field))
 
 

@@ -32,6 +32,9 @@ PATH_MODULES = [
         "ingress/heads.py",
         "ingress/http.py",
         "ingress/server.py",
+        "ingress/submission.py",
+        "ingress/zeromq/reply.py",
+        "ingress/zeromq/server.py",
     )
 ]
 PURE_MODULES = [
@@ -39,6 +42,7 @@ PURE_MODULES = [
     "router.hosts.fold",
     "router.hosts.scanner",
     "router.hosts.spares",
+    "router.ingress.zeromq.messages",
     "router.http1",
     "router.routing.least_outstanding",
     "router.stamps",

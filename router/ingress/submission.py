@@ -1,0 +1,128 @@
+"""From a decoded body to a request in the ring: what every ingress does alike."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
+
+from router.errors import ErrorKind, RequestError
+from router.messages import decode_body
+from router.request import Request
+from router.telemetry.counters import Counter
+from router.telemetry.records import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router.loop import Loop
+    from router.models import Model
+    from router.request import Egress
+
+U32: Final = 0xFFFFFFFF
+F32: Final = 3.0e38
+"""What the record's fields hold: the host judges the client's values, not the router."""
+_MODELS_SHOWN_MAX: Final = 20
+
+
+class RequestIds:
+    """Makes ids for requests whose clients gave none: unlike those of any other router."""
+
+    def __init__(self) -> None:
+        self._prefix = f"rr-{os.urandom(4).hex()}-"
+        self._count = 0
+
+    def next(self) -> str:
+        """Return a new id."""
+        self._count += 1
+        return f"{self._prefix}{self._count:x}"
+
+
+def make_request(
+    loop: Loop,
+    egress: Egress,
+    endpoint: Endpoint,
+    request_id: str,
+    body: bytes,
+    headers: Mapping[bytes, bytes],
+    *,
+    recv_ns: int,
+    body_ns: int,
+    streams_by_default: bool,
+) -> Request:
+    """Return the request that a body asks for; raises :class:`RequestError` that names what is wrong with it.
+
+    ``streams_by_default``: an answer is streamed whose body does not say.
+    """
+    fields = decode_body(endpoint, body)
+    model = loop.models.get(fields.model)
+    if model is None:
+        raise unknown_model(loop, fields.model)
+    request = Request(egress, endpoint, request_id, body, fields, headers, model, recv_ns, body_ns)
+    if endpoint is not Endpoint.EMBEDDINGS:
+        stream = fields.stream
+        default = streams_by_default or model.config.stream_by_default
+        request.stream = default if not isinstance(stream, bool) else stream
+        request.fold = not request.stream and _folds(model, log_probabilities=bool(fields.logprobs))
+    _note_wishes(request, fields)
+    if b"traceparent" in headers:
+        request.trace_headers = trace_headers(headers)
+    return request
+
+
+def _note_wishes(request: Request, fields: Any) -> None:
+    """Note what the records tell of a body, cut to what they can hold."""
+    max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
+    if max_tokens:
+        request.max_tokens = min(max(int(max_tokens), 0), U32)
+    if fields.n:
+        request.choices_asked = min(max(fields.n, 1), 0xFFFF)
+    if fields.temperature:
+        request.temperature = min(max(fields.temperature, -F32), F32)
+
+
+def submit(loop: Loop, request: Request, client_number: int) -> None:
+    """Publish a request and have it drained; raises :class:`RequestError` when there is no room.
+
+    ``client_number`` tells in the request record which of this router's clients it came from.
+    """
+    w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | (client_number & U32) << 32
+    w5 = min(len(request.body), U32) | request.max_tokens << 32
+    loop.submit(request, w4, w5, crc32(request.request_id.encode()))
+    loop.counters.add(Counter.REQUESTS)
+
+
+def is_refusal(error: RequestError) -> bool:
+    """Return whether a request could have been served at another time."""
+    return error.kind in {ErrorKind.OVERLOADED, ErrorKind.SHUTTING_DOWN, ErrorKind.NO_HOST}
+
+
+def unknown_model(loop: Loop, name: str) -> RequestError:
+    """Return the error for a model that no host has, as far as is known."""
+    waiting = [h.name for h in loop.hosts if not h.probed]
+    if waiting:
+        text = f"model {name!r} is not known yet: no answer from {', '.join(waiting)} so far"
+        return RequestError(ErrorKind.NO_HOST, text, "model")
+    known = ", ".join(sorted(loop.models)[:_MODELS_SHOWN_MAX]) or "none"
+    return RequestError(
+        ErrorKind.MODEL_NOT_FOUND, f"model {name[:200]!r} is not served here (models: {known})", "model"
+    )
+
+
+def _folds(model: Model, *, log_probabilities: bool) -> bool:
+    """Return whether a not-streamed answer of this model is folded from a stream.
+
+    One with log probabilities is not: llama.cpp leaves the stop token's out of a stream, so that the plain answer could
+    not be made from it.
+    """
+    if model.config.fold != "auto":
+        return model.config.fold == "always"
+    return not log_probabilities and any(not host.facts.cancels_whole_answers for host in model.hosts)
+
+
+def trace_headers(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the lines of the client's trace for hosts that make use of it."""
+    lines = b"traceparent: %b\r\n" % headers[b"traceparent"][:512]
+    if b"tracestate" in headers:
+        lines += b"tracestate: %b\r\n" % headers[b"tracestate"][:512]
+    return lines
