@@ -426,13 +426,14 @@ class ClientConnection(asyncio.Protocol):
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Write a whole answer; ``extra`` are further header lines."""
-        data = b"%bcontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b" % (
+        length = b"content-length: %d\r\n" % len(body) if status != 204 else b""  # RFC 9110 §8.6
+        data = b"%bcontent-type: %b\r\n%b%b%b%b\r\n%b" % (
             heads.status_line(status),
             content_type,
             heads.request_headers(request, self._server.host_name(request)),
             extra,
             self._connection_header(),
-            len(body),
+            length,
             body,
         )
         self._write_counted(data)

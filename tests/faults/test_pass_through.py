@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.faults.client import Client
 from tests.faults.stage import QUIET, SHORT_TICK, Stage, host_entry
 from tests.support import scripted_host as sh
 from tests.support.scripted_host import ScriptedHost, chunk
+from tests.support.waiting import wait_until
 
 MESSAGES, RESPONSES, OLLAMA = "/v1/messages", "/v1/responses", "/api/chat"
 BODY_BYTES_MAX, ANSWER_BYTES_MAX, EVENT_BYTES_MAX = 65_536, 16_384, 8_192
@@ -139,12 +141,12 @@ def test_head_and_preliminaries_wait_for_the_first_content(stage: Stage, alpha: 
     alpha.script(sh.stream_head(), *map(chunk, MESSAGE[:3]), gate, *map(chunk, MESSAGE[3:]), sh.LAST_CHUNK)
     client = stage.client()
     ask(client, MESSAGES, stream=True)
-    assert gate.reached.wait(sh.WAIT_S)
-    gate_open_ns = stage.hosts[0].exchanges[-1].sent_ns
+    wait_until(lambda: any(each["kind"] == "keepalive" for each in stage.token_records()), "the preliminaries are read")
+    opened_ns = monotonic_ns()
     gate.open()
     answer = client.answer()
     assert answer.body == b"".join(MESSAGE)
-    assert answer.begun_ns > gate_open_ns
+    assert answer.begun_ns > opened_ns
     record = stage.last_finished()
     assert record["stamps"]["tok1"] > record["ttfc_ns"] > 0
 
@@ -259,6 +261,19 @@ def test_a_whole_answer_arrives_as_it_is(
     assert (answer.status, answer.headers["content-type"], answer.body) == (status, content_type, body)
     record = stage.last_finished()
     assert (record["outcome"], record["status"], record["endpoint"]) == ("ok", status, "other")
+
+
+def test_an_answer_without_content_has_no_length(stage: Stage, alpha: ScriptedHost) -> None:
+    alpha.script(b"HTTP/1.1 204 No Content\r\n\r\n")
+    client = stage.client()
+    for _ in range(2):  # the second shows that nothing came behind the first
+        ask(client, "/own/path")
+        answer = client.answer(without_body=True)
+        assert answer.status == 204
+        assert "content-length" not in answer.headers
+        alpha.script(b"HTTP/1.1 204 No Content\r\n\r\n")
+    alpha.forget_scripts()
+    assert [record["outcome"] for record in stage.finished(2)] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
