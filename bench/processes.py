@@ -114,6 +114,7 @@ class RouterProcess:
                 router_command(config_file), env=router_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.pid = self._process.pid
+        self.zeromq_endpoint = f"ipc://{self._run_dir}/main/zmq.sock"
 
     def __enter__(self) -> Self:
         return self
