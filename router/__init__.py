@@ -10,7 +10,7 @@ The path of a request, in order:
 6.  :mod:`router.outbound`            the request as that host gets it
 7.  :mod:`router.hosts.fleet`         a warm connection
 8.  :mod:`router.hosts.connection`    bytes out, response head in
-9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O)
+9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O); of other dialects :mod:`router.hosts.foreign`
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 

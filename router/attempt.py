@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
+from router.dialects import in_stream
 from router.errors import UNDECODABLE, ErrorKind
+from router.hosts.events import EventScanner, StreamError
 from router.hosts.fold import Fold, FoldError
-from router.hosts.scanner import StreamError, StreamScanner
+from router.hosts.foreign import ForeignScanner, is_event_stream, is_json_lines, whole_report
+from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.stamps import EARLY_WINDOW_NS
 from router.telemetry.records import Endpoint, Kind, Phase
@@ -88,7 +91,7 @@ class Attempt:
         self.request = request
         self.host = host
         self.connection: HostConnection | None = None
-        self.scanner: StreamScanner | None = None
+        self.scanner: EventScanner | None = None
         self.status = 0
         self.retry_after = b""
         """The host's own ``retry-after``, which clients obey."""
@@ -133,6 +136,8 @@ class Attempt:
         self._content_type = head.headers.get(b"content-type", b"application/json")
         self.retry_after = head.headers.get(b"retry-after", b"")
         request = self.request
+        if request.path:
+            return self._begin_foreign(decoder)
         streamed = self._content_type.lower().startswith(_EVENT_STREAM)
         if head.status != 200 or not streamed or not (request.stream or request.fold):
             return self._take_whole
@@ -149,6 +154,19 @@ class Attempt:
             event_bytes_max=self._loop.limits.event_bytes,
         )
         self._unopened = request.egress.raw and not request.fold
+        return self._take_stream
+
+    def _begin_foreign(self, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
+        """Begin to relay an answer that passes through: what comes decides how, whatever was asked for."""
+        request = self.request
+        lines = is_json_lines(self._content_type)
+        if self.status != 200 or not (lines or is_event_stream(self._content_type)):
+            return self._take_whole
+        if request.committed and lines:  # a heartbeat has promised server-sent events
+            return self._take_whole
+        self.scanner = ForeignScanner(
+            decoder, raw=request.egress.raw, lines=lines, event_bytes_max=self._loop.limits.event_bytes
+        )
         return self._take_stream
 
     def _take_stream(self, data: bytes, now: int) -> None:
@@ -309,7 +327,9 @@ class Attempt:
         self._live = True
         request = self.request
         self._unopened = False
-        self._relaying = request.egress.raw or self._counting is not None
+        self._relaying = (request.egress.raw or self._counting is not None) and not request.path
+        if request.path:
+            self._settle_foreign()
         if request.committed:  # a heartbeat has sent the head
             if held:
                 request.bytes_out += len(held)
@@ -318,6 +338,15 @@ class Attempt:
         request.committed = True
         request.status = 200
         request.egress.begin_stream(request, held, self._content_type)
+
+    def _settle_foreign(self) -> None:
+        """From here on the client's answer is a stream of this format."""
+        request = self.request
+        lines = is_json_lines(self._content_type)
+        request.stream = True
+        request.comments = not lines
+        request.timing_asked = request.timing_asked and not lines
+        request.dialect = in_stream(request.dialect, lines=lines)
 
     def _fold_events(self, now: int) -> None:
         scanner = self.scanner
@@ -428,16 +457,21 @@ class Attempt:
     def _end_whole(self, now: int) -> None:
         body = bytes(self._answer or b"")
         request = self.request
-        if self.status != 200:
+        passes = bool(request.path)
+        if self.status != 200 and not (passes and 200 <= self.status < 300):
             self._loop.host_status(self, self.status, self._content_type, body, now)
             return
         if request.committed:  # a heartbeat promised a stream, and the host sends none
             self._fail(ErrorKind.HOST_PROTOCOL, "the host answered a request for a stream with a whole answer", now)
             return
-        request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
+        if passes:
+            request.stream = False  # whatever was asked for
+            request.usage, request.timings, request.metrics = whole_report(body)
+        else:
+            request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
-        request.status = 200
-        request.egress.whole(request, 200, self._content_type, body)
+        request.status = self.status
+        request.egress.whole(request, self.status, self._content_type, body)
         self.complete(now)
         self._loop.end_ok(request, now)
 
@@ -529,4 +563,6 @@ def _error_text(raw: bytes) -> str:
         decoded = decoded["error"]
     if isinstance(decoded, dict) and isinstance(decoded.get("message"), str):
         return str(decoded["message"])[:500]
+    if isinstance(decoded, str):
+        return decoded[:500]
     return raw[:200].decode("utf-8", "replace")

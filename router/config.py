@@ -194,6 +194,18 @@ class HostFacts(_Section, frozen=True):
     include_usage: Annotated[bool, Meta(description="Ask for usage at the end of streams.")] | None = None
     request_id_header: Annotated[bool, Meta(description="Send `x-request-id` to the host.")] | None = None
     trace_headers: Annotated[bool, Meta(description="Send `traceparent` and `tracestate` to the host.")] | None = None
+    paths: Annotated[
+        list[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"\A/[!-\"$->@-~]*\Z", extra={"allowed": "a path that begins with `/`, without `?` or `#`"}
+                ),
+            ]
+        ]
+        | None,
+        Meta(description="Further paths that take POST and pass through to this host, in place of the kind's own."),
+    ] = None
     health_path: (
         Annotated[
             str,

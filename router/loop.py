@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from router import outbound
 from router.admission import Admission, admit
 from router.attempt import Attempt
-from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError, error_object
+from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
 from router.models import Model
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
@@ -136,9 +136,10 @@ class Loop:
             if is_healthy:
                 healthy += 1
                 free += max(slots - busy, 0)
-        decision = admit(
-            waiting=len(model.waiting), waiting_max=self.limits.waiting, healthy_hosts=healthy, free_slots=free
-        )
+        waiting = len(model.waiting)
+        if waiting and free and not self._is_behind(request):
+            waiting = 0
+        decision = admit(waiting=waiting, waiting_max=self.limits.waiting, healthy_hosts=healthy, free_slots=free)
         if decision == Admission.RUN:
             self._run(request, request.deq, candidates)
             self._book(request)
@@ -152,7 +153,7 @@ class Loop:
                 request.deq,
             )
         else:
-            self.fail(request, ErrorKind.NO_HOST, self._no_host_text(model), request.deq)
+            self.fail(request, ErrorKind.NO_HOST, self._no_host_text(request), request.deq)
 
     def _book(self, request: Request) -> None:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
@@ -163,9 +164,19 @@ class Loop:
             self.telemetry.event(request.deq, request, Kind.OPEN)
             self.telemetry.show_phase(request)
 
-    def _no_host_text(self, model: Model) -> str:
-        reasons = "; ".join(f"{h.name}: {h.last_error or 'not healthy'}" for h in model.hosts) or "none is configured"
-        return f"no host can serve {model.name!r} now ({reasons})"
+    def _is_behind(self, request: Request) -> bool:
+        """Whether somebody waits for one of the free slots that a new request could take.
+
+        Who waits is not always in its way: requests that pass through wait for hosts that have their path, and those
+        that a host has failed wait for another.
+        """
+        free = [h for h in self._hosts(request) if h.healthy and h.free_slots > 0]
+        return any(self._may_serve(host, waiting) for waiting in request.model.waiting for host in free)
+
+    def _no_host_text(self, request: Request) -> str:
+        hosts = self._hosts(request)
+        reasons = "; ".join(f"{h.name}: {h.last_error or 'not healthy'}" for h in hosts) or "none is configured"
+        return f"no host can serve {request.model.name!r} now ({reasons})"
 
     def _wait(self, request: Request, *, first: bool = False) -> None:
         waiting = request.model.waiting
@@ -182,11 +193,17 @@ class Loop:
 
     # ------------------------------------------------------------ to a host
     @staticmethod
-    def _candidates(request: Request) -> list[Candidate]:
+    def _hosts(request: Request) -> list[Host]:
+        """Return the hosts of a request's model that have its path."""
+        hosts: list[Host] = request.model.hosts
+        path = request.path
+        return [h for h in hosts if path in h.facts.paths] if path else hosts
+
+    def _candidates(self, request: Request) -> list[Candidate]:
         tried = request.tried
         return [
             Candidate(h.host_id, h.running + len(h.draining), h.facts.slot_count, h.healthy, h.host_id in tried)
-            for h in request.model.hosts
+            for h in self._hosts(request)
         ]
 
     def _run(self, request: Request, now: int, candidates: list[Candidate] | None = None) -> bool:
@@ -200,7 +217,7 @@ class Loop:
         model.turn = chosen + 1
         if not request.admitted:
             request.admitted = now
-        host = model.hosts[chosen]
+        host = self.hosts[candidates[chosen].host_id - 1]
         request.candidates = candidates
         request.chosen = chosen
         request.host = host.host_id
@@ -296,15 +313,20 @@ class Loop:
             for request in model.waiting:
                 if best is not None and best.deq <= request.deq:
                     break
-                if host.host_id not in request.tried or not self._untried(request):
+                if self._may_serve(host, request):
                     best = request
                     break
         return best
 
-    @staticmethod
-    def _untried(request: Request) -> bool:
+    def _may_serve(self, host: Host, request: Request) -> bool:
+        """Whether a waiting request of one of the host's models may go there."""
+        if request.path and request.path not in host.facts.paths:
+            return False
+        return host.host_id not in request.tried or not self._untried(request)
+
+    def _untried(self, request: Request) -> bool:
         """Whether a healthy host is left that has not failed this request."""
-        return any(h.healthy and h.host_id not in request.tried for h in request.model.hosts)
+        return any(h.healthy and h.host_id not in request.tried for h in self._hosts(request))
 
     # ------------------------------------------------------------ failures
     def host_failed(self, host: Host, text: str, now: int) -> None:
@@ -362,9 +384,10 @@ class Loop:
         request.status = status
         outcome = Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR
         if request.committed:
-            request.egress.break_stream(error_object(ErrorKind.HOST_STATUS, f"{status}: {text}"))
+            request.egress.break_stream(request, request.failure(ErrorKind.HOST_STATUS, f"{status}: {text}"))
         else:
-            content_type, body = outbound.openai_shaped(status, content_type, body)
+            if not request.path:
+                content_type, body = outbound.openai_shaped(status, content_type, body)
             extra = b"retry-after: %b\r\n" % attempt.retry_after if attempt.retry_after else b""
             request.egress.whole(request, status, content_type, body, extra)
         self._end(request, outcome, now)
@@ -384,7 +407,7 @@ class Loop:
         if request.attempt_count >= self.limits.attempts or now - request.recv >= total_ns or self.stopping:
             return False
         request.tried += (host.host_id,)
-        if not (self._untried(request) if elsewhere else any(h.healthy for h in request.model.hosts)):
+        if not (self._untried(request) if elsewhere else any(h.healthy for h in self._hosts(request))):
             return False
         request.reset_attempt()
         if not self._run(request, now):
@@ -416,7 +439,7 @@ class Loop:
         self._leave_waiting(request)
         if request.committed:
             self.telemetry.event(now, request, Kind.ERROR)
-            request.egress.break_stream(error_object(kind, text, delivered=request.content_count))
+            request.egress.break_stream(request, request.failure(kind, text))
         else:
             request.status = WIRE[kind].status
             retry_after = _RETRY_AFTER_S if request.status in {429, 503} else 0

@@ -6,6 +6,7 @@ Only the fields below are looked at; messages, tools and whatever else a body ho
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -49,11 +50,33 @@ class _Embeddings(RequestBody):
     input: Raw = Raw(b"")
 
 
+class PassBody(msgspec.Struct):
+    """What the router reads of a body that passes through. What is of a wrong type is for the host to judge."""
+
+    model: str | None = None
+    stream: Any = None
+    user: Any = None
+    metadata: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n_predict: Any = None
+    temperature: Any = None
+
+    def token_limit(self) -> int | float:
+        """Return the most tokens that the answer may have, 0 where the body does not say."""
+        for limit in (self.max_tokens, self.max_completion_tokens, self.max_output_tokens, self.n_predict):
+            if isinstance(limit, int | float) and not isinstance(limit, bool):
+                return limit
+        return 0
+
+
 _DECODERS: Final = {
     Endpoint.CHAT: (msgspec.json.Decoder(_Chat).decode, "messages"),
     Endpoint.COMPLETION: (msgspec.json.Decoder(_Completion).decode, "prompt"),
     Endpoint.EMBEDDINGS: (msgspec.json.Decoder(_Embeddings).decode, "input"),
 }
+_decode_pass_body: Final = msgspec.json.Decoder(PassBody).decode
 _decode_fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode: Final = msgspec.json.Encoder().encode
 _PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
@@ -61,22 +84,8 @@ _PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
     """Decode a request body; raises :class:`RequestError` that names the field, what it is and what it should be."""
-    if not body.isascii():
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RequestError(ErrorKind.BAD_REQUEST, f"the body is not UTF-8: byte {error.start} is invalid") from None
     decode, content = _DECODERS[endpoint]
-    try:
-        decoded: RequestBody = decode(body)
-    except msgspec.ValidationError as error:
-        raise _field_error(str(error)) from None
-    except RecursionError:
-        raise RequestError(ErrorKind.BAD_REQUEST, "the body is nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise RequestError(
-            ErrorKind.BAD_REQUEST, f"the body is not JSON: {error}" if body else "the body is empty"
-        ) from None
+    decoded: RequestBody = _decoded(decode, body)
     given = bytes(memoryview(getattr(decoded, content))[:20])
     if not given or given == b"null":
         raise RequestError(ErrorKind.BAD_REQUEST, f"{content} is missing", content)
@@ -85,6 +94,34 @@ def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
             ErrorKind.BAD_REQUEST, f"messages must be an array, not {given.decode(errors='replace')}", content
         )
     return decoded
+
+
+def decode_pass_body(body: bytes) -> PassBody:
+    """Decode the body of a request that passes through; raises :class:`RequestError` unless it is a JSON object."""
+    decoded: PassBody = _decoded(_decode_pass_body, body)
+    if not isinstance(decoded.user, str):
+        decoded.user = None
+    if not isinstance(decoded.metadata, dict):
+        decoded.metadata = None
+    return decoded
+
+
+def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(ErrorKind.BAD_REQUEST, f"the body is not UTF-8: byte {error.start} is invalid") from None
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        raise _field_error(str(error)) from None
+    except RecursionError:
+        raise RequestError(ErrorKind.BAD_REQUEST, "the body is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise RequestError(
+            ErrorKind.BAD_REQUEST, f"the body is not JSON: {error}" if body else "the body is empty"
+        ) from None
 
 
 def _field_error(message: str) -> RequestError:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from router.messages import RequestBody
 
 PATHS: Final = {
-    Endpoint.CHAT: "/v1/chat/completions",
-    Endpoint.COMPLETION: "/v1/completions",
-    Endpoint.EMBEDDINGS: "/v1/embeddings",
+    Endpoint.CHAT: b"/v1/chat/completions",
+    Endpoint.COMPLETION: b"/v1/completions",
+    Endpoint.EMBEDDINGS: b"/v1/embeddings",
 }
 
 
@@ -28,8 +28,12 @@ def build(attempt: Attempt) -> bytes:
     """Return the request as this attempt's host gets it, and note in the attempt what to take out of its answer."""
     request, host = attempt.request, attempt.host
     facts = host.facts
-    body = _body(attempt)
-    head = host.request_head(PATHS[request.endpoint])
+    if request.path:
+        body = _passed_body(attempt)
+        head = host.request_head(request.target) + request.dialect_headers
+    else:
+        body = _body(attempt)
+        head = host.request_head(PATHS[request.endpoint])
     if facts.request_id_header:
         head += b"x-request-id: %b\r\n" % request.request_id.encode("ascii", "replace")
     if facts.trace_headers and request.trace_headers:
@@ -71,6 +75,16 @@ def _body(attempt: Attempt) -> bytes:
     if not add and not replace:
         return request.body
     return edit_body(request.body, add, replace)
+
+
+def _passed_body(attempt: Attempt) -> bytes:
+    """Return the client's body; the model, if it names one, gets the host's name for it."""
+    request = attempt.request
+    asked = request.fields.model
+    host_model = attempt.host.models.get(request.model.name, request.model.name)
+    if asked is None or asked == host_model:
+        return request.body
+    return edit_body(request.body, {}, {"model": msgspec.json.encode(host_model)})
 
 
 def error_text(body: bytes) -> str:

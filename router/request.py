@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
 from router.routing import Candidate, Policy
 from router.telemetry.records import Endpoint, Outcome, Phase
@@ -44,14 +45,14 @@ class Egress(Protocol):
     def end_stream(self, request: Request, data: bytes, sentinel: bytes) -> None:
         """Write the last bytes (framed as ``raw`` says) and the bare sentinel event, and end the stream properly."""
 
-    def break_stream(self, error: bytes) -> None:
-        """Write an error object and end the stream in a way no client can take for a proper end."""
+    def break_stream(self, request: Request, failure: Failure) -> None:
+        """Write an error and end the stream in a way no client can take for a proper end."""
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Write a whole answer; ``extra`` are further header lines."""
 
     def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:
-        """Write an error answer in OpenAI's shape; ``retry_after_s`` 0 = none."""
+        """Write an error answer in the shape of the request's dialect; ``retry_after_s`` 0 = none."""
 
     def finished(self) -> None:
         """The request is over and recorded: go on with the next one of this client."""
@@ -92,7 +93,7 @@ class Request:
     request_id: str
     body: bytes
     fields: Any
-    """The decoded body, a :data:`router.messages.RequestBody`."""
+    """The decoded body, a :data:`router.messages.RequestBody` or, of one that passes through, a ``PassBody``."""
     headers: Mapping[bytes, bytes]
     model: Any
     """A :class:`router.models.Model`."""
@@ -100,6 +101,16 @@ class Request:
     body_ns: int
     identity: bytes = b""
     trace_headers: bytes = b""
+    path: str = ""
+    """Of a request that passes through: its path, which not every host has. Empty for those that every host takes."""
+    target: bytes = b""
+    """``path`` with the client's query."""
+    dialect_headers: bytes = b""
+    """Lines of the client's head that the path's API needs."""
+    dialect: Dialect = OPENAI
+    """In which words errors are told."""
+    comments: bool = True
+    """Whether a comment may stand in its stream."""
     stream: bool = False
     fold: bool = False
     timing_asked: bool = False
@@ -187,6 +198,10 @@ class Request:
         self.fields = None
         self.headers = _NO_HEADERS
         self.candidates = ()
+
+    def failure(self, kind: ErrorKind, message: str) -> Failure:
+        """Return what there is to tell of an error."""
+        return Failure(kind, message, self.request_id, None, self.content_count, self.event_index)
 
     def reset_attempt(self) -> None:
         """Forget what belongs to one attempt, before a further one."""

@@ -175,7 +175,7 @@ class Watch:
     def _beat(self, request: Request, now: int) -> int:
         """Send a comment into a stream that has been silent for too long; return when the next one is due."""
         beat_ns: int = request.model.heartbeat_ns
-        if not beat_ns or not request.stream:
+        if not beat_ns or not request.stream or not request.comments:
             return _FAR_NS
         attempt: Attempt | None = request.attempt
         last_read = attempt.last_read_ns if attempt is not None and request.tok1 else 0

@@ -38,7 +38,7 @@ class Host:
         """Connections ready for use, the newest last."""
         self.connecting = 0
         self.spares = SpareTarget()
-        self.heads: dict[str, bytes] = {}
+        self.heads: dict[bytes, bytes] = {}
         self.last_error = ""
 
     @property
@@ -58,14 +58,16 @@ class Host:
             freed = True
         return freed
 
-    def request_head(self, path: str) -> bytes:
+    def request_head(self, target: bytes) -> bytes:
         """Return the constant part of a request's head, up to the headers that differ."""
-        head = self.heads.get(path)
+        head = self.heads.get(target)
         if head is None:
             host = "localhost" if isinstance(self.address, str) else f"{self.address[0]}:{self.address[1]}"
-            head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n".encode()
-            self.heads[path] = head + self.authorization()
-        return self.heads[path]
+            more = f"host: {host}\r\ncontent-type: application/json\r\n".encode() + self.authorization()
+            head = b"POST %b HTTP/1.1\r\n%b" % (target, more)
+            if b"?" not in target:  # paths are few, queries without end
+                self.heads[target] = head
+        return head
 
     def authorization(self) -> bytes:
         """Return the header line with the host's own key, empty without one."""

@@ -38,6 +38,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """It makes use of ``x-request-id``."""
     trace_headers: bool = False
     """It makes use of ``traceparent``."""
+    paths: tuple[str, ...] = ()
+    """Paths that take a POST of JSON and generate, count or judge, beyond chats, completions and embeddings."""
 
 
 KINDS: Final[dict[str, Facts]] = {
@@ -49,11 +51,34 @@ KINDS: Final[dict[str, Facts]] = {
         cancels_whole_answers=False,
         cancel_grace_ms=500.0,
         progress=True,
+        paths=(
+            *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/completion", "/infill", "/embedding"),
+            *("/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/tokenize", "/detokenize", "/apply-template"),
+        ),
     ),
-    "vllm": Facts(slot_count=256, request_id_header=True, trace_headers=True),
-    "sglang": Facts(slot_count=256, trace_headers=True),
-    "ollama": Facts(slot_count=1, health_path="/api/version"),
-    "openai": Facts(slot_count=64, health_path="/v1/models"),
+    "vllm": Facts(
+        slot_count=256,
+        request_id_header=True,
+        trace_headers=True,
+        paths=(
+            *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/pooling"),
+            *("/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+        ),
+    ),
+    "sglang": Facts(
+        slot_count=256,
+        trace_headers=True,
+        paths=(
+            *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/generate", "/encode", "/classify"),
+            *("/v1/classify", "/v1/score", "/v1/rerank", "/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"),
+        ),
+    ),
+    "ollama": Facts(
+        slot_count=1,
+        health_path="/api/version",
+        paths=("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/v1/responses", "/v1/messages"),
+    ),
+    "openai": Facts(slot_count=64, health_path="/v1/models", paths=("/v1/responses",)),
 }
 
 _OWNERS: Final = {"llamacpp": "llama.cpp", "vllm": "vllm", "sglang": "sglang", "library": "ollama"}
@@ -69,6 +94,8 @@ def facts_of(kind: str, host: HostConfig) -> Facts:
     """Return the facts of a kind with the host's own overrides."""
     facts = KINDS[kind]
     own = {f: v for f in host.facts.__struct_fields__ if (v := getattr(host.facts, f)) is not None}
+    if host.facts.paths is not None:
+        own["paths"] = tuple(host.facts.paths)
     if host.slots is not None:
         own["slot_count"] = host.slots
     return msgspec.structs.replace(facts, **own)

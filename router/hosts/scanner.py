@@ -1,9 +1,6 @@
 """The stream scanner, sans I/O: a host's response bytes in, whole server-sent events and what they are out.
 
-One pass per read. The bytes that come out are the bytes that went in, with their chunk framing, as long as a read
-begins and ends at an event boundary and has nothing to remove; else the whole events of the read are framed anew and
-what is incomplete waits. So the client only ever sees whole events, and an error or a comment can be put between any
-two writes.
+One pass per read; how reads become whole events is told in :mod:`router.hosts.events`.
 
 No JSON is decoded for most tokens. Consecutive token events of a stream differ only in the text itself, so the scanner
 keeps the bytes before and after the text of the last decoded one. An event that begins and ends with exactly these
@@ -22,37 +19,35 @@ from typing import Any, Final
 import msgspec
 
 from router.errors import UNDECODABLE
-from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk, whole_chunks
+from router.hosts.events import (
+    ABSENT,
+    DONE,
+    ERROR_CODE,
+    HEAD_CODE,
+    KEEPALIVE_CODE,
+    SENTINEL_CODE,
+    EventScanner,
+    StreamError,
+    event_code,
+    given,
+    split_lines,
+)
+from router.http1 import CHUNK_SIZES, BodyDecoder, chunk, whole_chunks
 from router.telemetry.records import Kind, TokenFlag
+
+__all__ = ["StreamError", "StreamScanner", "event_code"]
 
 # As plain integers: reading a member of an enum costs more than the comparison it is for.
 _TEXT, _REASONING, _TOOL_CALL = int(Kind.TEXT), int(Kind.REASONING), int(Kind.TOOL_CALL)
 _HEAD, _FINISH, _USAGE = int(Kind.HEAD), int(Kind.FINISH), int(Kind.USAGE)
-_SENTINEL: Final = int(Kind.SENTINEL)
 _FLAG_FINISH, _FLAG_USAGE = int(TokenFlag.FINISH), int(TokenFlag.USAGE)
-_FLAG_REMOVED: Final = int(TokenFlag.REMOVED) << 8
 
-_EVENT_END: Final = re.compile(rb"\n\r?\n")
-"""A carriage return in front belongs to the event either way; not to ask for it lets the search skip to line ends."""
-_EVENT_END_BYTES_MAX: Final = 3
 _TEXT_VALUE: Final = re.compile(rb'"(?:content|text|reasoning|reasoning_content)" ?: ?"((?:[^"\\]++|\\.)++)"')
 _MISSES_MAX: Final = 16
 """Consecutive events that did not fit the template after which no new one is learned: learning costs about 1 µs, and
 streams whose every event differs (log probabilities, running timings, several choices) never repay it."""
-_DONE: Final = b"[DONE]"
 _CHUNK_LINE_SEARCH: Final = 18
-
-_HOST_EVENT: Final = int(TokenFlag.HOST_EVENT) << 8
-
-
 _QUOTE: Final = ord('"')
-
-
-class StreamError(Exception):
-    """The host's stream cannot be taken further; the text says why."""
-
-
-_ABSENT: Final = msgspec.Raw(b"")
 
 
 class _Delta(msgspec.Struct):
@@ -73,60 +68,20 @@ class _Choice(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = _ABSENT
-    timings: msgspec.Raw = _ABSENT
-    metrics: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
-    prompt_progress: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = ABSENT
+    timings: msgspec.Raw = ABSENT
+    metrics: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+    prompt_progress: msgspec.Raw = ABSENT
 
 
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
-_NULL: Final = b"null"
-
-
-def _given(raw: msgspec.Raw) -> bytes | None:
-    """Return the JSON of a field, ``None`` where it is absent or null."""
-    if raw is _ABSENT:
-        return None
-    data = bytes(raw)
-    return None if not data or data == _NULL else data
-
-
-def event_code(kind: int, flags: int = 0, choice: int = 0) -> int:
-    """Return the third word of a token record for a host's event, without the host (bits 16 to 31)."""
-    return kind | flags << 8 | _HOST_EVENT | choice << 32
-
-
-_HEAD_CODE: Final = event_code(_HEAD)
-_KEEPALIVE_CODE: Final = event_code(Kind.KEEPALIVE)
-_SENTINEL_CODE: Final = event_code(_SENTINEL)
-_ERROR_CODE: Final = event_code(Kind.ERROR)
-
-
-def split_lines(event: bytes) -> tuple[bytes, bytes, bool]:
-    """Split one event into ``(data, event name, has any field)``; several data lines are joined by LF."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
-        return event[6:-2], b"", True  # as nearly all are
-    data: list[bytes] = []
-    name = b""
-    fields = False
-    for line in event.splitlines():
-        if not line or line.startswith(b":"):
-            continue
-        fields = True
-        key, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if key == b"data":
-            data.append(value)
-        elif key == b"event":
-            name = value
-    return b"\n".join(data), name, fields
 
 
 def _is_whole(event: bytes) -> bool:
     """Return whether an event that the end of the body left open is complete but for its blank line."""
     data = split_lines(event)[0]
-    if data == _DONE:
+    if data == DONE:
         return True
     try:
         msgspec.json.decode(data)
@@ -135,43 +90,22 @@ def _is_whole(event: bytes) -> bool:
     return True
 
 
-class StreamScanner:
-    """Scans one response body.
+class StreamScanner(EventScanner):
+    """Scans one response body of a chat or completion, as :class:`EventScanner` says.
 
-    After each :meth:`feed` the caller reads and clears ``events``: a list of ``(code, bytes)``, one for each event of
-    the host, ``code`` as :func:`event_code` makes it. ``raw`` keeps chunk framing in what :meth:`feed` returns;
-    without it the return value is the bare events. ``[DONE]`` is never in the return value: it waits in ``sentinel``,
-    because what is written at the end is the caller's decision.
+    ``[DONE]`` is never in what :meth:`feed` returns: it waits in ``sentinel``.
     """
 
     __slots__ = (
-        "_aligned",
-        "_decoder",
         "_drop_progress",
         "_drop_usage",
-        "_event_bytes_max",
         "_finished",
         "_lesson",
         "_misses",
         "_prefix",
         "_prefix_bytes",
-        "_raw",
         "_suffix",
         "_suffix_bytes",
-        "_tail",
-        "choice_count",
-        "code",
-        "content_count",
-        "error",
-        "event_count",
-        "events",
-        "finish_count",
-        "first_choices",
-        "metrics",
-        "payloads",
-        "sentinel",
-        "timings",
-        "usage",
     )
 
     def __init__(
@@ -184,43 +118,17 @@ class StreamScanner:
         keep_payloads: bool = False,
         event_bytes_max: int = 4 << 20,
     ) -> None:
-        self._decoder = decoder
-        self._raw = raw
+        super().__init__(decoder, raw=raw, event_bytes_max=event_bytes_max)
         self._drop_usage = drop_usage
         self._drop_progress = drop_progress
-        self._event_bytes_max = event_bytes_max
-        self._aligned = isinstance(decoder, ChunkedDecoder)
-        self._tail = b""
         self._misses = 0
         self._lesson: tuple[bytes, int] | None = None
         self._prefix = b"\0"  # fits no event until one was learned
         self._suffix = b"\0"
         self._prefix_bytes = self._suffix_bytes = 1
-        self.code = 0
         self._finished: frozenset[int] = frozenset()
-        self.events: list[tuple[int, int]] = []
-        self.payloads: list[bytes] | None = [] if keep_payloads else None
+        self.payloads = [] if keep_payloads else None
         """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
-        self.event_count = 0
-        self.content_count = 0
-        self.finish_count = 0
-        self.choice_count = 0
-        self.first_choices = False
-        self.usage: bytes | None = None
-        self.timings: bytes | None = None
-        self.metrics: bytes | None = None
-        self.error: bytes | None = None
-        self.sentinel: bytes | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the body's framing says that it is complete."""
-        return self._decoder.ended
-
-    @property
-    def surplus(self) -> bytes:
-        """Bytes behind the end of the body: the connection cannot be used again."""
-        return self._decoder.surplus
 
     @property
     def succeeded(self) -> bool:
@@ -329,18 +237,6 @@ class StreamScanner:
         return chunk(payload) if payload and self._raw else payload
 
     # ------------------------------------------------------------ everything that is not the same token again
-    def _feed_slowly(self, data: bytes, done: bytes) -> bytes:
-        """Take the rest of a read, of which ``done`` is ready to go out."""
-        was_aligned = self._aligned
-        events, kept_all = self._split(self._decoder.feed(data))
-        self._aligned = not self._tail and self._decoder.at_boundary
-        if self._raw and kept_all and was_aligned and self._aligned:
-            return done + data
-        out = b"".join(events)
-        if out and self._raw:
-            out = chunk(out)
-        return done + out if done else out
-
     def _bare(self, data: bytes, hits: int) -> bytes:
         """Return the payloads of the chunks at the start of a read whose events were just counted, ``hits`` of them."""
         parts: list[bytes] = []
@@ -351,52 +247,21 @@ class StreamScanner:
             end = start + size + 2
         return b"".join(parts)
 
-    def _split(self, payload: bytes) -> tuple[list[bytes], bool]:
-        """Cut whole events off; return those to forward and whether these are all of ``payload``."""
-        # An event's end may lie across two reads; what is before it was searched already.
-        searched = max(0, len(self._tail) - _EVENT_END_BYTES_MAX + 1)
-        if self._tail:
-            payload = self._tail + payload
-        forwarded: list[bytes] = []
-        start = 0
-        kept_all = True
-        for boundary in _EVENT_END.finditer(payload, searched):
-            end = boundary.end()
-            kept_all = self._take_event(payload[start:end], forwarded) and kept_all
-            start = end
-        self._tail = payload[start:]
-        if len(self._tail) > self._event_bytes_max:
-            raise StreamError(f"an event of the host exceeds {self._event_bytes_max} bytes")
-        return forwarded, kept_all
-
-    def _take_event(self, event: bytes, forwarded: list[bytes]) -> bool:
-        if self.sentinel is not None:  # the answer is over: what comes behind would be written before [DONE]
-            return False
-        code, keep = self._classify(event)
-        self.events.append((code if keep else code | _FLAG_REMOVED, len(event)))
-        self.event_count += 1
-        if code & 0xFF == _SENTINEL:
-            self.sentinel = event
-            return False
-        if keep:
-            forwarded.append(event)
-        return keep
-
     def _classify(self, event: bytes) -> tuple[int, bool]:
         """Return the event's code and whether the client gets it."""
         data, name, has_fields = split_lines(event)
         if not has_fields:
-            return _KEEPALIVE_CODE, True
-        if data == _DONE:
-            return _SENTINEL_CODE, True
+            return KEEPALIVE_CODE, True
+        if data == DONE:
+            return SENTINEL_CODE, True
         try:
             decoded = _decode_event(data)
         except UNDECODABLE:
             return self._classify_foreign(data, name)
-        error = _given(decoded.error)
+        error = given(decoded.error)
         if error is not None or name == b"error":
             self.error = error or data
-            return _ERROR_CODE, True
+            return ERROR_CODE, True
         if self.payloads is not None:
             self.payloads.append(data)
         return self._classify_answer(event, decoded)
@@ -405,21 +270,21 @@ class StreamScanner:
         """An event that is no chunk of OpenAI's shape: passed on, not understood."""
         if name == b"error":
             self.error = data
-            return _ERROR_CODE, True
-        return _HEAD_CODE, True
+            return ERROR_CODE, True
+        return HEAD_CODE, True
 
     def _classify_answer(self, event: bytes, decoded: _Event) -> tuple[int, bool]:
         flags = 0
-        usage = _given(decoded.usage)
+        usage = given(decoded.usage)
         if usage is not None:
             self.usage = usage
             flags = _FLAG_USAGE
-        self.timings = _given(decoded.timings) or self.timings
-        self.metrics = _given(decoded.metrics) or self.metrics
+        self.timings = given(decoded.timings) or self.timings
+        self.metrics = given(decoded.metrics) or self.metrics
         choices = decoded.choices
         if not choices:
             if usage is None:
-                return _HEAD_CODE, not (self._drop_progress and _given(decoded.prompt_progress) is not None)
+                return HEAD_CODE, not (self._drop_progress and given(decoded.prompt_progress) is not None)
             # The usage event that was asked for has an empty list of choices; one without the list is something else.
             return event_code(_USAGE, flags), choices is None or not self._drop_usage
         kind, choice = self._content(choices)
@@ -432,7 +297,7 @@ class StreamScanner:
             if len(choices) == 1 and not flags and kind != _TOOL_CALL:
                 self._lesson = (event, code)
             return code, True
-        progress = self._drop_progress and not finished and _given(decoded.prompt_progress) is not None
+        progress = self._drop_progress and not finished and given(decoded.prompt_progress) is not None
         return event_code(_FINISH if finished else _HEAD, flags, choice), not progress
 
     def _note_finished(self, choices: list[_Choice]) -> bool:

@@ -16,7 +16,8 @@ import termios
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, cast
 
-from router.errors import WIRE, ErrorKind, error_object
+from router.dialects import OPENAI, Dialect, Failure, dialect_of
+from router.errors import WIRE, ErrorKind
 from router.http1 import HEAD_END, LAST_CHUNK, ChunkedDecoder, Head, HeadMemo, ProtocolError, chunk, parse_request_head
 from router.ingress import heads
 from router.telemetry.tcp import TcpInfo, read_tcp_info
@@ -314,11 +315,12 @@ class ClientConnection(asyncio.Protocol):
         Only our side is closed. To close the socket while the client still sends would reset the connection, and the
         reset would take the answer away from the client that has not read it yet.
         """
+        dialect = dialect_of(self._head.url.decode("latin-1")) if self._head is not None else OPENAI
         self._server.refused()
         self._close_after = self._refused = True
         self._buffer = b""
         self._body.clear()
-        self.error(kind, message)
+        self.error(kind, message, dialect=dialect)
         self.request_id = ""
         if self._transport is not None and self._server.linger(self):
             self._transport.write_eof()
@@ -335,11 +337,13 @@ class ClientConnection(asyncio.Protocol):
         retry_after_s: int = 0,
         extra: bytes = b"",
         head_only: bool = False,
+        dialect: Dialect = OPENAI,
     ) -> None:
-        """Write an error answer in OpenAI's shape; ``extra`` are further header lines."""
+        """Write an error answer in the shape of a dialect; ``extra`` are further header lines."""
         if retry_after_s:
             extra += b"retry-after: %d\r\n" % retry_after_s
-        self.answer(WIRE[kind].status, _JSON, error_object(kind, message, param), extra, head_only=head_only)
+        body = dialect.body(Failure(kind, message, self.request_id, param))
+        self.answer(WIRE[kind].status, _JSON, body, extra, head_only=head_only)
 
     def answer(
         self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", *, head_only: bool = False
@@ -414,21 +418,22 @@ class ClientConnection(asyncio.Protocol):
             data += sentinel
         self._write_counted(data)
 
-    def break_stream(self, error: bytes) -> None:
+    def break_stream(self, request: Request, failure: Failure) -> None:
         """Write an error event and close without the last chunk."""
         self._close_after = True
-        event = b"data: %b\n\n" % error
+        event = request.dialect.event(failure)
         self._write_counted(chunk(event) if self.raw else event)
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Write a whole answer; ``extra`` are further header lines."""
-        data = b"%bcontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b" % (
+        length = b"content-length: %d\r\n" % len(body) if status != 204 else b""  # RFC 9110 §8.6
+        data = b"%bcontent-type: %b\r\n%b%b%b%b\r\n%b" % (
             heads.status_line(status),
             content_type,
             heads.request_headers(request, self._server.host_name(request)),
             extra,
             self._connection_header(),
-            len(body),
+            length,
             body,
         )
         self._write_counted(data)
@@ -436,7 +441,7 @@ class ClientConnection(asyncio.Protocol):
     def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:
         """Write an error answer to a request."""
         retry_after = b"retry-after: %d\r\n" % retry_after_s if retry_after_s else b""
-        body = error_object(kind, message)
+        body = request.dialect.body(request.failure(kind, message))
         self.whole(request, WIRE[kind].status, _JSON, body, retry_after)
 
     def finished(self) -> None:

@@ -9,8 +9,10 @@ from urllib.parse import unquote
 
 import msgspec
 
+from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
 from router.ingress.http import ClientConnection
+from router.ingress.passthrough import PassThrough
 from router.ingress.submission import RequestIds, is_refusal, make_request, submit, unknown_model
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
 from router.telemetry.counters import Counter
@@ -59,6 +61,7 @@ class HttpServer:
         self._ids = RequestIds()
         self._connection_count = 0
         self._created = int(time())
+        self._passed = PassThrough(loop)
         self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
             b"/health": self._health,
             b"/ready": self._ready_page,
@@ -154,6 +157,13 @@ class HttpServer:
                 self._submit(connection, endpoint, head, body, body_ns)
                 return
             page = self._pages.get(path) or self._one_model(path)
+            if page is None and self._passed.takes(path):
+                if head.method != b"POST":
+                    raise RequestError(
+                        ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes POST, not {_show(head.method)}"
+                    )
+                self._publish(connection, self._passed.request(connection, head, body, body_ns))
+                return
             if page is None:
                 raise RequestError(ErrorKind.NOT_FOUND, f"there is nothing at {_show(path)}")
             if head.method not in {b"GET", b"HEAD"}:
@@ -174,11 +184,18 @@ class HttpServer:
             error.message,
             error.param,
             retry_after_s=1 if refused else 0,
-            extra=_allowed(head) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
+            extra=self._allowed(head) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
             head_only=head.method == b"HEAD",
+            dialect=dialect_of(head.url.decode("latin-1")),
         )
         connection.end()
         self.answered(connection)
+
+    def _allowed(self, head: Head) -> bytes:
+        """Return the header that RFC 9110 §15.5.6 wants with a 405."""
+        path = head.url.partition(b"?")[0]
+        own_page = path in self._pages or path.startswith(b"/v1/models/")
+        return b"allow: GET, HEAD\r\n" if own_page else b"allow: POST\r\n"
 
     def _submit(self, connection: ClientConnection, endpoint: Endpoint, head: Head, body: bytes, body_ns: int) -> None:
         request = make_request(
@@ -192,7 +209,11 @@ class HttpServer:
             body_ns=body_ns,
             streams_by_default=False,
         )
-        request.timing_asked = head.headers.get(b"x-ringrouter-timing") == b"1"
+        self._publish(connection, request)
+
+    def _publish(self, connection: ClientConnection, request: Request) -> None:
+        """Hand a request to the loop."""
+        request.timing_asked = request.headers.get(b"x-ringrouter-timing") == b"1"
         connection.request = request
         submit(self.loop, request, connection.number)
 
@@ -255,11 +276,6 @@ class HttpServer:
     def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
         text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
-
-
-def _allowed(head: Head) -> bytes:
-    """Return the header that RFC 9110 §15.5.6 wants with a 405."""
-    return b"allow: POST\r\n" if head.url.partition(b"?")[0] in _API else b"allow: GET, HEAD\r\n"
 
 
 def _show(raw: bytes) -> str:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from router.models import Model
     from router.request import Egress
 
-_U32: Final = 0xFFFFFFFF
-_F32: Final = 3.0e38
+U32: Final = 0xFFFFFFFF
+F32: Final = 3.0e38
 """What the record's fields hold: the host judges the client's values, not the router."""
 _MODELS_SHOWN_MAX: Final = 20
 
@@ -66,7 +66,7 @@ def make_request(
         request.fold = not request.stream and _folds(model, log_probabilities=bool(fields.logprobs))
     _note_wishes(request, fields)
     if b"traceparent" in headers:
-        request.trace_headers = _trace_headers(headers)
+        request.trace_headers = trace_headers(headers)
     return request
 
 
@@ -74,11 +74,11 @@ def _note_wishes(request: Request, fields: Any) -> None:
     """Note what the records tell of a body, cut to what they can hold."""
     max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
     if max_tokens:
-        request.max_tokens = min(max(int(max_tokens), 0), _U32)
+        request.max_tokens = min(max(int(max_tokens), 0), U32)
     if fields.n:
         request.choices_asked = min(max(fields.n, 1), 0xFFFF)
     if fields.temperature:
-        request.temperature = min(max(fields.temperature, -_F32), _F32)
+        request.temperature = min(max(fields.temperature, -F32), F32)
 
 
 def submit(loop: Loop, request: Request, client_number: int) -> None:
@@ -86,8 +86,8 @@ def submit(loop: Loop, request: Request, client_number: int) -> None:
 
     ``client_number`` tells in the request record which of this router's clients it came from.
     """
-    w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | (client_number & _U32) << 32
-    w5 = min(len(request.body), _U32) | request.max_tokens << 32
+    w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | (client_number & U32) << 32
+    w5 = min(len(request.body), U32) | request.max_tokens << 32
     loop.submit(request, w4, w5, crc32(request.request_id.encode()))
     loop.counters.add(Counter.REQUESTS)
 
@@ -120,7 +120,8 @@ def _folds(model: Model, *, log_probabilities: bool) -> bool:
     return not log_probabilities and any(not host.facts.cancels_whole_answers for host in model.hosts)
 
 
-def _trace_headers(headers: Mapping[bytes, bytes]) -> bytes:
+def trace_headers(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the lines of the client's trace for hosts that make use of it."""
     lines = b"traceparent: %b\r\n" % headers[b"traceparent"][:512]
     if b"tracestate" in headers:
         lines += b"tracestate: %b\r\n" % headers[b"tracestate"][:512]

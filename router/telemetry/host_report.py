@@ -1,4 +1,5 @@
-"""What a host says of a request at its end: usage, llama.cpp's ``timings``, vLLM's ``metrics``; decoded leniently.
+"""What a host says of a request at its end: usage in the words of any dialect, llama.cpp's ``timings``, vLLM's
+``metrics``, Ollama's durations; decoded leniently.
 
 A field of the wrong type is left out, never an error: the answer is already at the client.
 """
@@ -16,6 +17,13 @@ SOURCE_TIMINGS: Final = 1
 """``timings`` of llama.cpp."""
 SOURCE_METRICS: Final = 2
 """``metrics`` of vLLM (``--enable-per-request-metrics``)."""
+SOURCE_DURATIONS: Final = 3
+"""Durations beside the counts of Ollama's own API."""
+_IN_NAMES: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count", "tokens_evaluated")
+_OUT_NAMES: Final = ("completion_tokens", "output_tokens", "eval_count", "tokens_predicted")
+"""What the dialects call tokens of the prompt and of the answer: OpenAI's chats; Anthropic, and OpenAI's responses;
+Ollama; llama.cpp's own completions."""
+_NS_PER_MS: Final = 1e6
 
 
 class HostReport(msgspec.Struct):
@@ -70,9 +78,9 @@ def _count(value: Any) -> int:
     return 0
 
 
-def _ms(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12:
-        return float(value)
+def _ms(value: Any, per_ms: float = 1.0) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12 * per_ms:
+        return value / per_ms
     return 0.0
 
 
@@ -93,18 +101,37 @@ def _read_usage(report: HostReport, raw: bytes) -> bool:
     return True
 
 
+def _first(given: dict[str, Any], names: tuple[str, ...]) -> int:
+    return next((_count(given[name]) for name in names if name in given), 0)
+
+
+def _detail(given: dict[str, Any], names: tuple[str, ...], field: str) -> int:
+    """Return a count one level deeper, from the first of these objects that there is."""
+    details: dict[str, Any] = next((given[name] for name in names if isinstance(given.get(name), dict)), {})
+    return _count(details.get(field))
+
+
+def _read_fields(report: HostReport, given: dict[str, Any]) -> None:
+    """Read usage of any shape, field by field."""
+    report.has_usage = any(name in given for name in (*_IN_NAMES, *_OUT_NAMES, "total_tokens"))
+    # Anthropic counts what comes from the prompt cache, or goes there, apart from the rest of the prompt.
+    cached = _count(given.get("cache_read_input_tokens"))
+    report.n_in = _first(given, _IN_NAMES) + cached + _count(given.get("cache_creation_input_tokens"))
+    report.n_out = _first(given, _OUT_NAMES)
+    report.n_cached = cached or _detail(given, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    out_details = ("completion_tokens_details", "output_tokens_details")
+    report.n_reasoning = _detail(given, out_details, "reasoning_tokens")
+    if "eval_duration" in given or "prompt_eval_duration" in given:
+        report.source = SOURCE_DURATIONS
+        report.prompt_ms = _ms(given.get("prompt_eval_duration"), _NS_PER_MS)
+        report.predicted_ms = _ms(given.get("eval_duration"), _NS_PER_MS)
+
+
 def read_report(usage: bytes | None, timings: bytes | None, metrics: bytes | None) -> HostReport:
     """Decode the JSON of the three objects, each ``None`` where the host did not send it."""
     report = HostReport()
     if usage and not _read_usage(report, usage):
-        given = _object(usage)
-        report.has_usage = "completion_tokens" in given or "total_tokens" in given or "prompt_tokens" in given
-        report.n_in = _count(given.get("prompt_tokens"))
-        report.n_out = _count(given.get("completion_tokens"))
-        details = given.get("prompt_tokens_details")
-        report.n_cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-        details = given.get("completion_tokens_details")
-        report.n_reasoning = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+        _read_fields(report, _object(usage))
     if given := _object(timings):
         report.source = SOURCE_TIMINGS
         report.prompt_ms, report.predicted_ms = _ms(given.get("prompt_ms")), _ms(given.get("predicted_ms"))

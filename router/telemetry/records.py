@@ -52,7 +52,7 @@ from typing import Any, Final
 
 from router.stamps import STAMPS
 
-RECORD_SCHEMA: Final = (1, 0)
+RECORD_SCHEMA: Final = (1, 1)
 """(major, minor) of every payload here. A reader refuses another major and tolerates a higher minor."""
 
 TOKENS_SLOT_BYTES: Final = 64
@@ -147,6 +147,15 @@ class Endpoint(IntEnum):
     CHAT = 1
     COMPLETION = 2
     EMBEDDINGS = 3
+    RESPONSES = 4
+    MESSAGES = 5
+    """Anthropic's messages."""
+    RERANK = 6
+    """Reranking and scoring."""
+    TOKENIZE = 7
+    """Tokens of a text, texts of tokens, counts of tokens."""
+    OTHER = 8
+    """Any other path that passes through."""
 
 
 class Phase(IntEnum):

@@ -44,7 +44,7 @@ class TestText:
         code, out = said(capsys, "--run-dir", run_dir)
         assert code == 0
         assert out.startswith(f"ringrouter main: pid {os.getpid()} alive, heartbeat ")
-        assert "done: broadcast, layout 1.0, schema 1.0" in out
+        assert "done: broadcast, layout 1.0, schema {}.{}".format(*rec.RECORD_SCHEMA) in out
         assert "64 x 1,024 B" in out
 
     def test_percentiles_stand_with_n_and_the_window(

@@ -54,6 +54,14 @@ def test_a_single_address_needs_no_list() -> None:
         (f"{HOST}models = [3]", "hosts[0].models[0] = 3: expected text"),
         (f"{HOST}models = {{ x = 3 }}", "hosts[0].models.x = 3: expected text"),
         (f"{HOST}[hosts.facts]\nprogress = 1", "hosts[0].facts.progress = 1: expected true or false"),
+        (
+            f'{HOST}[hosts.facts]\npaths = ["/rerank", "score"]',
+            'hosts[0].facts.paths[1] = "score": expected a path that begins with `/`, without `?` or `#`',
+        ),
+        (
+            f'{HOST}[hosts.facts]\npaths = ["/rerank?a=b"]',
+            'hosts[0].facts.paths[0] = "/rerank?a=b": expected a path that begins with `/`, without `?` or `#`',
+        ),
         (f"{HOST}slots = 0", "hosts[0].slots = 0: expected a whole number between 1 and 65_536"),
     ],
 )

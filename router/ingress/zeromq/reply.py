@@ -17,6 +17,7 @@ from router.telemetry.tcp import NO_TCP_INFO, TcpInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from router.dialects import Failure
     from router.ingress.zeromq.server import ZmqClient, ZmqServer
     from router.request import Request
 
@@ -110,11 +111,11 @@ class Reply:
         else:  # the client has it as an event too, which says nothing of the end
             self._finish(lambda: (self.error(WIRE[ErrorKind.HOST_ERROR_EVENT].status), _error_body(raw_error)))
 
-    def break_stream(self, error: bytes) -> None:
-        """Send ``error`` behind the events that are complete."""
+    def break_stream(self, request: Request, failure: Failure) -> None:
+        """Send the error behind the events that are complete."""
         self._noted.clear()
-        assert self.request is not None
-        status = self.request.status if self.request.status >= 400 else WIRE[self.request.error].status
+        status = request.status if request.status >= 400 else WIRE[request.error].status
+        error = error_object(failure.kind, failure.message, delivered=failure.content_count)
         self._finish(lambda: (self.error(status), error))
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:  # noqa: ARG002
