@@ -58,7 +58,6 @@ class Attempt:
         "_loop",
         "_publish",
         "_relaying",
-        "_unopened",
         "connection",
         "drop_progress",
         "drop_usage",
@@ -80,7 +79,6 @@ class Attempt:
         self._keep_alive = True
         self._live = False
         self._relaying = False
-        self._unopened = False
         self._early_end_ns = 0
         self._content_seen = 0
         self._content_type = b""
@@ -153,7 +151,6 @@ class Attempt:
             keep_payloads=request.fold,
             event_bytes_max=self._loop.limits.event_bytes,
         )
-        self._unopened = request.egress.raw and not request.fold
         return self._take_stream
 
     def _begin_foreign(self, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
@@ -182,9 +179,6 @@ class Attempt:
                 self.request.bytes_out += size
                 self._counting.write_event(scanner.code, now, data[-size - 2 : -2])
             self._record_token(size, now)
-            return
-        if self._unopened and scanner.opens_plainly(data):
-            self._open_plainly(data, now)
             return
         try:
             out = scanner.feed(data)
@@ -291,22 +285,9 @@ class Attempt:
             request.visible_tokens += count
 
     # ------------------------------------------------------------ before the commit point
-    def _open_plainly(self, data: bytes, now: int) -> None:
-        """Commit with a first read that surely goes out as it is: write it, then look at it closely."""
-        scanner = self.scanner
-        assert scanner is not None
-        self._held = data
-        self._commit()
-        written = monotonic_ns()
-        unchanged = scanner.feed(data)
-        assert unchanged == data
-        self.request.ttfc = self.request.ttfc or now
-        self._record(now, written)
-
     def _take_early(self, out: bytes, now: int) -> None:
         scanner, request = self.scanner, self.request
         assert scanner is not None
-        self._unopened = False
         if scanner.first_choices and not request.ttfc:
             request.ttfc = now
         if scanner.error is not None and not scanner.content_count:
@@ -326,7 +307,6 @@ class Attempt:
         held, self._held = self._held, b""
         self._live = True
         request = self.request
-        self._unopened = False
         self._relaying = (request.egress.raw or self._counting is not None) and not request.path
         if request.path:
             self._settle_foreign()

@@ -18,6 +18,7 @@ import ringbuffer
 from ringbuffer import RingError
 from router.config import Config, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
 from router.errors import ConfigError, ErrorKind
+from router.hosts import native_scan
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
@@ -100,6 +101,7 @@ class Daemon:
             zeromq=self._zeromq_endpoints,
             rings=str(self.telemetry.generation.path),
             ring_backend=ringbuffer.BACKEND,
+            scanner=native_scan.BACKEND,
             pid=os.getpid(),
         )
         await self._stop.wait()
@@ -307,6 +309,8 @@ def serve(config: Config) -> int:
         return 2
     if ringbuffer.BACKEND == "plain":
         log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
+    if native_scan.BACKEND == "plain":
+        log.warning("streams are scanned without the C extension: more time for each request, the same answers")
     _raise_descriptor_limit(config)
     try:
         uvloop.run(_run(config, log))

@@ -241,6 +241,11 @@ class ChunkedDecoder:
         """Whether the decoder stands between two chunks with nothing pending."""
         return self._state == self._SIZE and not self._line
 
+    def end(self) -> None:
+        """Note that the last chunk was taken by someone else: what comes now is surplus."""
+        self._state = self._TRAILER
+        self.ended = True
+
     def feed(self, data: bytes) -> bytes:
         """Return the payload in ``data``; raises :class:`ProtocolError`."""
         parts: list[bytes] = []
@@ -359,12 +364,6 @@ def response_decoder(head: Head) -> BodyDecoder:
     if head.length is not None:
         return LengthDecoder(head.length)
     return EofDecoder()
-
-
-def whole_chunks(data: bytes) -> int:
-    """Return of how many whole chunks ``data`` consists, 0 if anything else is in it (the last, empty chunk too)."""
-    parts: list[bytes] = []
-    return len(parts) if ChunkedDecoder.take_whole_chunks(data, parts) == len(data) else 0
 
 
 def chunk(payload: bytes) -> bytes:

@@ -145,10 +145,6 @@ class EventScanner:
         """Return the payload's size if a read is one more token like the last, else 0: then it is to be fed."""
         return 0
 
-    def opens_plainly(self, data: bytes) -> bool:  # noqa: ARG002 - the same
-        """Tell cheaply whether a first read surely goes to the client as it is, and has content; false: perhaps."""
-        return False
-
     def learn(self) -> None:
         """Do what can wait until the read is with the client."""
 

@@ -2,6 +2,9 @@
 
 One pass per read; how reads become whole events is told in :mod:`router.hosts.events`.
 
+A read that is all usual is scanned by ``router._scan``, in one call; what is said below, and done here, is for reads of
+which it wants to know nothing, and for machines on which it could not be compiled. Both come to the same.
+
 No JSON is decoded for most tokens. Consecutive token events of a stream differ only in the text itself, so the scanner
 keeps the bytes before and after the text of the last decoded one. An event that begins and ends with exactly these
 bytes and has no quotation mark between is the same JSON with another text, whatever the host and its spacing; any
@@ -14,7 +17,7 @@ data.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -32,7 +35,8 @@ from router.hosts.events import (
     given,
     split_lines,
 )
-from router.http1 import CHUNK_SIZES, BodyDecoder, chunk, whole_chunks
+from router.hosts.native_scan import scan as _scan
+from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
 from router.telemetry.records import Kind, TokenFlag
 
 __all__ = ["StreamError", "StreamScanner", "event_code"]
@@ -47,7 +51,6 @@ _MISSES_MAX: Final = 16
 """Consecutive events that did not fit the template after which no new one is learned: learning costs about 1 µs, and
 streams whose every event differs (log probabilities, running timings, several choices) never repay it."""
 _CHUNK_LINE_SEARCH: Final = 18
-_QUOTE: Final = ord('"')
 
 
 class _Delta(msgspec.Struct):
@@ -122,7 +125,8 @@ class StreamScanner(EventScanner):
         self._drop_usage = drop_usage
         self._drop_progress = drop_progress
         self._misses = 0
-        self._lesson: tuple[bytes, int] | None = None
+        self._lesson: tuple[int, bytes | None, bytes | None] | None = None
+        """Code of the last event that a template can be made of, and what stands before and behind its text."""
         self._prefix = b"\0"  # fits no event until one was learned
         self._suffix = b"\0"
         self._prefix_bytes = self._suffix_bytes = 1
@@ -161,35 +165,55 @@ class StreamScanner(EventScanner):
         self._misses = 0
         return size
 
-    def opens_plainly(self, data: bytes) -> bool:
-        """Tell cheaply whether a first read surely goes to the client as it is, and has content.
-
-        True means that :meth:`feed` would return ``data`` itself and find a content event in it, so the caller may
-        write first and feed then. False means nothing. Only for ``raw`` scanners.
-        """
-        if not self._aligned or not data.endswith(b"\n\n\r\n"):
-            return False
-        chunks = whole_chunks(data)
-        if not chunks or data.count(b"\n\n\r\n") != chunks:  # an event over two chunks could hide a word from below
-            return False
-        text = max(data.rfind(b'"content":"') + 11, data.rfind(b'"text":"') + 8)
-        if text < 12 or data[text] == _QUOTE:  # none, or an empty one
-            return False
-        # Whatever may be removed, held back, or make the read mean something else.
-        return (
-            data.find(b'"error"') < 0
-            and data.find(b'"usage"') < 0
-            and data.find(b'"prompt_progress"') < 0
-            and data.find(b"[DONE]") < 0
-            and data.find(b"event:") < 0
-        )
-
     def feed(self, data: bytes) -> bytes:
         """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
         if self._lesson is not None:
             self.learn()
         if not self._aligned or self.payloads is not None:
             return self._feed_slowly(data, b"")
+        if _scan is not None and self.sentinel is None:
+            found = _scan(data, self._raw, self._drop_usage, self._drop_progress)
+            if found is not None:
+                return self._take_found(*found)
+        return self._feed_plainly(data)
+
+    def _take_found(
+        self,
+        out: bytes,
+        events: list[tuple[int, int]],
+        content_count: int,
+        choice_count: int,
+        has_choices: bool,
+        finished: tuple[int, ...],
+        usage: bytes | None,
+        timings: bytes | None,
+        metrics: bytes | None,
+        sentinel: bytes | None,
+        ended: bool,
+        lesson: tuple[int, bytes | None, bytes | None] | None,
+    ) -> bytes:
+        """Take over what the native scan has found in a read."""
+        self.events += events
+        self.event_count += len(events)
+        self.content_count += content_count
+        if has_choices:
+            self.first_choices = True
+            self.choice_count = max(self.choice_count, choice_count)
+        if finished:
+            self._finished = self._finished.union(finished)
+            self.finish_count = len(self._finished)
+        self.usage = usage or self.usage
+        self.timings = timings or self.timings
+        self.metrics = metrics or self.metrics
+        self.sentinel = sentinel
+        if ended:
+            cast("ChunkedDecoder", self._decoder).end()  # no other is ever aligned
+            self._aligned = False
+        self._lesson = lesson
+        return out
+
+    def _feed_plainly(self, data: bytes) -> bytes:
+        """Take one read that begins a chunk, without the native scan."""
         position, size_of_data = 0, len(data)
         prefix, suffix, code = self._prefix, self._suffix, self.code
         prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
@@ -295,7 +319,7 @@ class StreamScanner(EventScanner):
             self.content_count += 1
             code = event_code(kind, flags, choice)
             if len(choices) == 1 and not flags and kind != _TOOL_CALL:
-                self._lesson = (event, code)
+                self._lesson = (code, *_around_text(event))
             return code, True
         progress = self._drop_progress and not finished and given(decoded.prompt_progress) is not None
         return event_code(_FINISH if finished else _HEAD, flags, choice), not progress
@@ -334,15 +358,19 @@ class StreamScanner(EventScanner):
         """
         if self._lesson is None:
             return
-        (event, code), self._lesson = self._lesson, None
+        (code, prefix, suffix), self._lesson = self._lesson, None
         self._misses += 1
-        if self._misses > _MISSES_MAX:
+        if self._misses > _MISSES_MAX or prefix is None or suffix is None:
             return
-        found = _TEXT_VALUE.search(event)
-        if found is None or _TEXT_VALUE.search(event, found.end()) is not None:
-            return
-        start, end = found.span(1)
-        self._prefix = event[:start]
-        self._suffix = event[end:] + b"\r\n"  # the chunk's own end
-        self._prefix_bytes, self._suffix_bytes = len(self._prefix), len(self._suffix)
+        self._prefix, self._suffix = prefix, suffix
+        self._prefix_bytes, self._suffix_bytes = len(prefix), len(suffix)
         self.code = code
+
+
+def _around_text(event: bytes) -> tuple[bytes, bytes] | tuple[None, None]:
+    """Return what stands before and behind the one text in an event, the chunk's end included; none if not just one."""
+    found = _TEXT_VALUE.search(event)
+    if found is None or _TEXT_VALUE.search(event, found.end()) is not None:
+        return None, None
+    start, end = found.span(1)
+    return event[:start], event[end:] + b"\r\n"

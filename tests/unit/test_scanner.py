@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from router.hosts import native_scan
+from router.hosts import scanner as scanner_module
 from router.hosts.scanner import StreamError, StreamScanner, event_code
 from router.http1 import BodyDecoder, ChunkedDecoder, EofDecoder, LengthDecoder, ProtocolError, chunk
 from router.telemetry.records import Kind, TokenFlag
@@ -16,6 +15,15 @@ from tests.captures import capture, dechunk
 
 DONE = b"data: [DONE]\n\n"
 USAGE = b'data: {"choices":[],"usage":{"completion_tokens":2}}\n\n'
+
+
+@pytest.fixture(autouse=True, params=["c", "plain"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs with the native scan and without."""
+    if request.param == "plain":
+        monkeypatch.setattr(scanner_module, "_scan", None)
+    elif native_scan.scan is None:
+        pytest.skip("the native scan is not compiled here")
 
 
 def token(text: str, *, index: int = 0, behind: str = "") -> bytes:
@@ -357,57 +365,3 @@ def test_a_host_without_done_succeeds_by_its_finish_reason() -> None:
     assert scanner.ended
     assert scanner.sentinel is None
     assert scanner.usage is not None
-
-
-# ------------------------------------------------------------ first reads that go out before they are scanned
-ROLE_EVENT = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
-TEXT_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-PROGRESS_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"prompt_progress":{"total":9}}\n\n'
-USAGE_EVENT = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
-
-
-def fresh() -> StreamScanner:
-    return StreamScanner(ChunkedDecoder(), drop_usage=True, drop_progress=True)
-
-
-@pytest.mark.parametrize(
-    "read", [chunk(TEXT_EVENT), chunk(ROLE_EVENT) + chunk(TEXT_EVENT), chunk(ROLE_EVENT + TEXT_EVENT)]
-)
-def test_a_plain_first_read_is_known_to_pass_as_it_is(read: bytes) -> None:
-    scanner = fresh()
-    assert scanner.opens_plainly(read)
-    assert scanner.feed(read) == read
-    assert scanner.content_count == 1
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        chunk(ROLE_EVENT),
-        chunk(PROGRESS_EVENT),
-        chunk(TEXT_EVENT) + chunk(USAGE_EVENT),
-        chunk(TEXT_EVENT) + chunk(b"data: [DONE]\n\n"),
-        chunk(TEXT_EVENT) + chunk(b'data: {"error": {"message": "x"}}\n\n'),
-        chunk(TEXT_EVENT) + chunk(USAGE_EVENT)[:20],
-        chunk(TEXT_EVENT + USAGE_EVENT[:24]) + chunk(USAGE_EVENT[24:]),
-        chunk(TEXT_EVENT + b"data: [DO") + chunk(b"NE]\n\n"),
-        chunk(TEXT_EVENT) + b"0\r\n\r\n",
-        TEXT_EVENT,
-    ],
-)
-def test_whatever_may_be_held_back_or_removed_is_scanned_first(read: bytes) -> None:
-    assert not fresh().opens_plainly(read)
-
-
-@given(
-    st.lists(st.sampled_from([ROLE_EVENT, TEXT_EVENT, USAGE_EVENT, PROGRESS_EVENT, b"data: [DONE]\n\n"]), max_size=4),
-    st.data(),
-)
-def test_what_opens_plainly_passes_unchanged_however_it_is_chunked(events: list[bytes], data: st.DataObject) -> None:
-    body = b"".join(events)
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(body)), max_size=4)) | {0, len(body)})
-    read = b"".join(chunk(body[a:b]) for a, b in pairwise(cuts) if b > a)
-    scanner = fresh()
-    if scanner.opens_plainly(read):
-        assert scanner.feed(read) == read
-        assert scanner.content_count
