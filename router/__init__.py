@@ -2,8 +2,9 @@
 
 The path of a request, in order:
 
-1.  :mod:`router.ingress.http`        bytes of a client → a request head and body, bounded
-2.  :mod:`router.ingress.server`      which path, which model, which tags → a request
+1.  :mod:`router.ingress.http`        bytes of a client → a request head and body, bounded;
+    :mod:`router.ingress.zeromq`      or messages of a ZeroMQ client
+2.  :mod:`router.ingress.server`      which path → :mod:`router.ingress.submission`: which model, a request
 3.  :mod:`router.loop`                published into the request ring, drained in the same turn
 4.  :mod:`router.admission`           run, wait, or refuse (pure)
 5.  :mod:`router.routing`             which host (pure)

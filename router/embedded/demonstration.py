@@ -162,7 +162,7 @@ async def show(config: Config, readiness: Readiness) -> None:
     """Print where the router is, one streamed answer with its waterfall, and what to try next."""
     client = RouterClient(config)
     instance_dir = config_module.run_dir(config) / config.listen.instance
-    show_addresses(client, instance_dir)
+    show_addresses(client, config, instance_dir)
     if not readiness.ready:
         show_hosts(config, readiness)
         return
@@ -192,12 +192,14 @@ def preferred_model(models: list[str]) -> str:
     return hosts.CHAT.model if hosts.CHAT.model in models else models[0]
 
 
-def show_addresses(client: RouterClient, instance_dir: Path) -> None:
+def show_addresses(client: RouterClient, config: Config, instance_dir: Path) -> None:
     """Print where clients and readers find the router."""
     where = f"unix:{client.socket_path}" if client.socket_path else f"{client.base_url}/v1"
     current = instance_dir / "current"
-    say(f"\nHTTP   {where}   (OpenAI-compatible: use it as the base URL)")
-    say(f"rings  {current.resolve() if current.exists() else instance_dir}\n")
+    say(f"\nHTTP    {where}   (OpenAI-compatible: use it as the base URL)")
+    for endpoint in config.listen.zeromq:
+        say(f"ZeroMQ  {config_module.zeromq_endpoint(config, endpoint)}")
+    say(f"rings   {current.resolve() if current.exists() else instance_dir}\n")
 
 
 async def show_answer(client: RouterClient, model: str, instance_dir: Path) -> None:
@@ -234,6 +236,8 @@ def show_next_steps(client: RouterClient, config: Config, model: str) -> None:
     say("\nTry next, in another terminal:")
     say(f"  curl -N {at_socket}{client.base_url}/v1/chat/completions -H 'content-type: application/json' \\")
     say(f"    -d {shlex.quote(body)}")
+    if config.listen.zeromq:
+        say(f"  {program} ask 'Say hello.'{place}    # through the ZeroMQ socket")
     say(f"  {program} stats{place}    # rings, latencies, hosts")
     say(f"  {program} tail{place}     # every finished request, one line each")
     say("\nCtrl-C stops everything.")

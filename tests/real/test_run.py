@@ -52,8 +52,8 @@ def test_run_shows_a_real_answer_and_its_waterfall_and_ends_clean(directory: Pat
     environment = {"XDG_RUNTIME_DIR": str(directory)}
     with Program("run", [*RUN, "--port", "0"], directory / "run.log", environment) as program:
         said = wait_shown(program)
-        assert "HTTP   http://127.0.0.1:" in said
-        assert f"rings  {directory}/ringrouter/main/" in said
+        assert "HTTP    http://127.0.0.1:" in said
+        assert f"rings   {directory}/ringrouter/main/" in said
         answer = said.split(QUESTION)[1].split("\n\n")[0]
         assert "sky" in answer.removeprefix("\nsmollm2-135m"), f"the model's own words, not {answer!r}"
         for stage in STAGES:
@@ -61,7 +61,7 @@ def test_run_shows_a_real_answer_and_its_waterfall_and_ends_clean(directory: Pat
         for figure in ("TTFT", "TPOT", "first 2 s", "router overhead"):
             assert figure in said
         assert len(running_below(directory)) == 3, "the router and two hosts"
-        base_url = said.split("HTTP   ")[1].split("/v1")[0]
+        base_url = said.split("HTTP    ")[1].split("/v1")[0]
         with urllib.request.urlopen(f"{base_url}/v1/models", timeout=5) as response:
             assert b"smollm2-135m" in response.read()
         program.signal(signal.SIGINT)
@@ -92,7 +92,7 @@ def test_run_with_a_configuration_serves_the_users_own_host(directory: Path, lla
     with Program("run", [*RUN, "--config", str(config_path)], directory / "run.log") as program:
         said = wait_shown(program)
         assert "starting the chat model" not in said, "with a configuration the router comes alone"
-        assert f"rings  {directory}/rings/main/" in said
+        assert f"rings   {directory}/rings/main/" in said
         assert "smollm2-135m  " in said
         assert "host first token" in said
         assert f"stats --run-dir {directory}/rings" in said, "what it tells to try next works as typed"
