@@ -25,7 +25,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def config_text(
-    listen: str, urls: Sequence[str], run_dir: Path, *, slots: int = UNBOUNDED_SLOTS, close: bool = False
+    listen: str,
+    urls: Sequence[str],
+    run_dir: Path,
+    *,
+    slots: int = UNBOUNDED_SLOTS,
+    close: bool = False,
+    wait: str = "block",
 ) -> str:
     """Return the TOML of a router in front of mock hosts.
 
@@ -35,7 +41,7 @@ def config_text(
     hosts = "".join(_host_text(f"mock{index}", url, slots, close) for index, url in enumerate(urls))
     return (
         f"version = 1\n\n[listen]\nhttp = {json.dumps([listen])}\nrun_dir = {json.dumps(str(run_dir))}\n\n"
-        f'[log]\nlevel = "warning"\n{hosts}'
+        f'[loop]\nwait = {json.dumps(wait)}\n\n[log]\nlevel = "warning"\n{hosts}'
     )
 
 
@@ -73,6 +79,7 @@ def main() -> None:
         "--slots", type=int, default=UNBOUNDED_SLOTS, help="requests at once per host (default: no limit)"
     )
     parser.add_argument("--close", action="store_true", help="the hosts close after every streamed answer")
+    parser.add_argument("--wait", default="block", choices=("block", "adaptive", "spin"), help="loop.wait")
     parser.add_argument("--run-dir", type=Path, help="directory of the rings (default: one below /dev/shm)")
     arguments = parser.parse_args()
 
@@ -85,7 +92,12 @@ def main() -> None:
     config_file = run_dir / "bench.toml"
     config_file.write_text(
         config_text(
-            arguments.listen, arguments.hosts.split(","), run_dir, slots=arguments.slots, close=arguments.close
+            arguments.listen,
+            arguments.hosts.split(","),
+            run_dir,
+            slots=arguments.slots,
+            close=arguments.close,
+            wait=arguments.wait,
         ),
         encoding="utf-8",
     )

@@ -15,7 +15,7 @@ The path of a request, in order:
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
-Beside the path: :mod:`router.watch` (the one timer), :mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds
+Beside the path: :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits), :mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds
 it all), :mod:`router.cli` (commands, in processes of their own).
 """
 

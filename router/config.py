@@ -290,6 +290,14 @@ class Health(_Section, frozen=True):
 class LoopConfig(_Section, frozen=True):
     """`[loop]`: the event loop of the router."""
 
+    wait: Annotated[
+        Literal["block", "adaptive", "spin"],
+        Meta(
+            description="How it waits for events. `block`: asleep. `adaptive`: awake for `spin_us` after each event. "
+            "`spin`: always awake, for a router with a core of its own (docs/operations.md)."
+        ),
+    ] = "block"
+    spin_us: Annotated[float, _between(1, 100_000, "Microseconds that `adaptive` looks for the next event.")] = 100.0
     cycle_threshold_ms: Annotated[
         float, _above_zero(60_000, "A callback longer than this counts as a long cycle in `stats`.")
     ] = 10.0

@@ -29,6 +29,7 @@ from router.loop import Loop
 from router.models import Model
 from router.telemetry import records as rec
 from router.telemetry.writer import Telemetry
+from router.wait_strategy import stay_awake
 from router.watch import Watch
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Daemon:
         self._listen_zeromq()
         health.start()
         watch.start()
+        awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
+        if awake is not None:
+            self.telemetry.publish_token = awake.watching(self.telemetry.publish_token)
+            awake.start()
         gc.collect()
         gc.freeze()  # what exists now lives as long as the process: no later collection looks at it
         self.log.info(
@@ -102,9 +107,12 @@ class Daemon:
             rings=str(self.telemetry.generation.path),
             ring_backend=ringbuffer.BACKEND,
             scanner=native_scan.BACKEND,
+            wait=self.config.loop.wait,
             pid=os.getpid(),
         )
         await self._stop.wait()
+        if awake is not None:
+            awake.stop()
         await self._shut_down(watch, health)
 
     async def _shut_down(self, watch: Watch, health: HealthMonitor) -> None:
