@@ -11,12 +11,14 @@ The path of a request, in order:
 6.  :mod:`router.outbound`            the request as that host gets it
 7.  :mod:`router.hosts.fleet`         a warm connection
 8.  :mod:`router.hosts.connection`    bytes out, response head in
-9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O); of other dialects :mod:`router.hosts.foreign`
+9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O);
+    :mod:`router.hosts.foreign`       of other dialects
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
-Beside the path: :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits), :mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds
-it all), :mod:`router.cli` (commands, in processes of their own).
+Beside the path: :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits),
+:mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds it all), :mod:`router.cli` (commands, in processes of
+their own), :mod:`router.client` (for programs that ask over ZeroMQ).
 """
 
 from typing import Final

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final
 
 import router
 
+_TAG_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_starters(commands)
     _add_observers(commands)
+    _add_ask(commands)
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
     return parser
@@ -87,6 +90,38 @@ def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_location(tail)
     tail.add_argument("-n", type=_count, default=10, metavar="N", dest="last", help="begin with the last N (10)")
     tail.add_argument("--no-follow", action="store_false", dest="follow", help="print those and end")
+    tail.add_argument(
+        "--where",
+        type=_name_and_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only requests with this tag, model, host, outcome, ...; may be repeated, all must hold",
+    )
+
+
+def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ask = commands.add_parser("ask", help="ask a model one thing through the router")
+    ask.add_argument("prompt", metavar="TEXT", help="what to ask; - reads standard input")
+    _add_location(ask)
+    ask.add_argument("--endpoint", metavar="URL", help="the router's ZeroMQ socket: ipc:///PATH or tcp://HOST:PORT")
+    ask.add_argument("--model", metavar="NAME", help="the model to ask; without it the first that can chat")
+    ask.add_argument("--system", metavar="TEXT", help="instructions that come before the question")
+    ask.add_argument("--max-tokens", type=_positive, metavar="N", help="end the answer there")
+    ask.add_argument("--temperature", type=_temperature, metavar="T", help="0 = always the likeliest token")
+    ask.add_argument(
+        "--tag",
+        type=_name_and_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="label the request, e.g. feature_name=search; may be repeated",
+    )
+    ask.add_argument(
+        "--waterfall",
+        action=argparse.BooleanOptionalAction,
+        help="show on standard error where the time went; by default when that is a terminal",
+    )
 
 
 def _add_location(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +142,30 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    count = _count(text)
+    if not count:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return count
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 100")
+    return value
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not _TAG_NAME.fullmatch(name):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE with a name of a-z, 0-9 and _")
+    return name, value
 
 
 def _seconds(text: str) -> float:

@@ -10,7 +10,8 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,8 @@ from ringbuffer import Missing, RingError, find_current, writer_state
 from router.cli import EXIT_OK, fail, fail_to_read
 from router.cli.location import instance_dir
 from router.errors import ConfigError
-from router.telemetry.reader import DoneReader
+from router.telemetry.reader import DoneReader, Names
+from router.telemetry.records import NAME_OWN_TAG, OWN_TAG_COUNT, TAGS, TEXT_TAGS
 from router.telemetry.units import duration
 
 SCHEMA: Final = "ringrouter.tail/1"
@@ -41,8 +43,13 @@ _COLUMNS: Final = (
     (" request id", "<"),
 )
 
+_FIELDS: Final = ("model", "host", "endpoint", "outcome", "error", "policy", *TEXT_TAGS)
+"""What ``--where`` knows beside the tags."""
+
 Item = dict[str, Any] | str
 """A finished request, or a note about the reading itself."""
+Where = Sequence[tuple[str, str]]
+"""Names and the values that a request must have, all of them; an empty value is for what was not given."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +59,15 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         return fail(error)
     try:
-        find_current(directory)
-        _show(follow(directory, args.last, _pause) if args.follow else latest(directory, args.last), as_json=args.json)
+        known = known_names(find_current(directory))
+        unknown = [name for name, _ in args.where if name not in known]
+        if unknown:
+            return fail(f"--where {unknown[0]}: expected one of {', '.join(sorted(known))}")
+        if args.follow:
+            items = follow(directory, args.last, _pause, args.where)
+        else:
+            items = latest(directory, args.last, args.where)
+        _show(items, as_json=args.json)
     except RingError as error:
         return fail_to_read(error)
     return EXIT_OK
@@ -73,13 +87,39 @@ def _pause(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def latest(instance: Path, count: int) -> Iterator[Item]:
-    """Yield the last ``count`` requests that finished in the current generation."""
-    with _attach(find_current(instance), count) as reader:
-        yield from _drain(reader)
+def known_names(directory: Path) -> set[str]:
+    """Return what requests of a generation can be chosen by: their fields, every tag and the user's own tags."""
+    names = Names(directory)
+    own = [names.text(NAME_OWN_TAG, position) for position in range(1, OWN_TAG_COUNT + 1)]
+    names.close()
+    return {*_FIELDS, *TAGS, *(name for name in own if not name.startswith("#"))}
 
 
-def follow(instance: Path, last_count: int, sleep: Callable[[float], None] = time.sleep) -> Iterator[Item]:
+def matches(done: dict[str, Any], where: Where) -> bool:
+    """Return whether a request has all the values."""
+    return all(_value(done, name) == _wanted(name, value) for name, value in where)
+
+
+def _value(done: dict[str, Any], name: str) -> str:
+    if name == "error":
+        return _wanted(name, done["error"])
+    return str(done[name] if name in _FIELDS else done["tags"].get(name, ""))
+
+
+def _wanted(name: str, value: str) -> str:
+    """A request without an error is found by ``error=none``, as it is shown, and by ``error=``."""
+    return "" if (name, value) == ("error", "none") else value
+
+
+def latest(instance: Path, count: int, where: Where = ()) -> Iterator[Item]:
+    """Yield the last ``count`` matching requests that finished in the current generation."""
+    with _attach(find_current(instance), count, where) as reader:
+        yield from _drain(reader, where)
+
+
+def follow(
+    instance: Path, last_count: int, sleep: Callable[[float], None] = time.sleep, where: Where = ()
+) -> Iterator[Item]:
     """Yield the last requests and then each as it ends, through every restart of the router; never ends by itself.
 
     A generation is left when a newer one is current and nothing more can come in the old one; then the next one is
@@ -87,10 +127,10 @@ def follow(instance: Path, last_count: int, sleep: Callable[[float], None] = tim
     """
     name = f"tail-{os.getpid()}"
     directory = find_current(instance)
-    reader = _attach(directory, last_count, name)
+    reader = _attach(directory, last_count, where, name)
     try:
         while True:
-            yield from _read_generation(reader, directory, instance, sleep)
+            yield from _read_generation(reader, directory, instance, sleep, where)
             reader.close()
             directory, reader = _next_generation(instance, directory, name)
             yield f"the router was restarted; going on in {directory}"
@@ -109,15 +149,28 @@ def _next_generation(instance: Path, directory: Path, name: str) -> tuple[Path, 
     return current, DoneReader(current, "oldest", name)
 
 
-def _attach(directory: Path, last_count: int, name: str | None = None) -> DoneReader:
-    """Attach to a generation so many records before its end."""
+def _attach(directory: Path, last_count: int, where: Where = (), name: str | None = None) -> DoneReader:
+    """Attach to a generation so many matching records before its end."""
+    if where and last_count:
+        return DoneReader(directory, _first_match(directory, last_count, where), name)
     with DoneReader(directory) as at_end:
         begin = max(0, at_end.position - min(last_count, at_end.slot_count))
     return DoneReader(directory, begin, name)
 
 
+def _first_match(directory: Path, last_count: int, where: Where) -> int:
+    """Return the position of the first of the last so many matching records; the end if there is none."""
+    found: deque[int] = deque(maxlen=last_count)
+    with DoneReader(directory, "oldest") as reader:
+        before = -1
+        while reader.position != before:
+            before = reader.position
+            found.extend(reader.position - 1 for done in reader.poll(1) if matches(done, where))
+        return found[0] if found else reader.position
+
+
 def _read_generation(
-    reader: DoneReader, directory: Path, instance: Path, sleep: Callable[[float], None]
+    reader: DoneReader, directory: Path, instance: Path, sleep: Callable[[float], None], where: Where
 ) -> Iterator[Item]:
     """Yield what is in one generation until a newer one is current."""
     looked_s, known_state = time.monotonic(), "alive"
@@ -125,7 +178,7 @@ def _read_generation(
         # Looked up before the ring is drained: the writer of a generation is gone before the next one is current, so
         # what is drained after that is all there ever will be.
         superseded = _is_superseded(directory, instance)
-        yield from _drain(reader)
+        yield from _drain(reader, where)
         if superseded:
             return
         if time.monotonic() - looked_s >= _STATE_CHECK_S:
@@ -150,13 +203,14 @@ def _is_superseded(directory: Path, instance: Path) -> bool:
         return False
 
 
-def _drain(reader: DoneReader) -> Iterator[Item]:
-    """Yield everything there is now, and how much was lost on the way."""
+def _drain(reader: DoneReader, where: Where) -> Iterator[Item]:
+    """Yield every matching request there is now, and how much was lost on the way."""
     lost_count = reader.lost_count
     while True:
         before = reader.position
         for done in reader.poll():
-            yield done | {"ended": _calendar_time(reader.wall_ns(done["stamps"]["done"]))}
+            if matches(done, where):
+                yield done | {"ended": _calendar_time(reader.wall_ns(done["stamps"]["done"]))}
         if reader.lost_count > lost_count:
             yield _loss(reader.lost_count - lost_count)
             lost_count = reader.lost_count

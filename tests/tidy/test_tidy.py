@@ -43,6 +43,11 @@ PATH_MODULES = [
 ]
 PURE_MODULES = [
     "router.admission",
+    "router.client.answer",
+    "router.client.errors",
+    "router.client.protocol",
+    "router.client.session",
+    "router.client.timing",
     "router.dialects",
     "router.hosts.events",
     "router.hosts.fold",
@@ -103,6 +108,7 @@ def layer(module: str) -> int:
     """Imports point downwards: a module may load only modules of a lower layer, or of its own package."""
     for prefix, number in (
         ("router.cli", 9),
+        ("router.client", 1),
         ("router.supervisor", 8),
         ("router.embedded", 8),
         ("router.daemon", 7),
@@ -123,6 +129,7 @@ def layer(module: str) -> int:
         ("router.http1", 1),
         ("router.log", 2),
         ("router.memory", 0),
+        ("router.wait_strategy", 0),
         ("router.config_reference", 2),
         ("router.config", 1),
         ("router.errors", 0),
@@ -161,6 +168,15 @@ def test_the_router_process_loads_nothing_else() -> None:
     loaded = {name for name in found.split() if not name.startswith(("_", "__editable"))}
     assert loaded - ALLOWED_IN_ROUTER == set()
     assert "uvloop" in loaded
+
+
+def test_the_client_loads_neither_an_event_loop_nor_the_router() -> None:
+    program = "import sys, router.client; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    loaded = set(found.split())
+    assert not loaded & {"uvloop", "structlog", "aiohttp", "httptools", "ringbuffer", "zmq.asyncio"}
+    of_router = {name for name in loaded if name.split(".")[0] == "router" and not name.startswith("router.client")}
+    assert of_router == {"router", "router.stamps"}
 
 
 @pytest.mark.parametrize("module", PURE_MODULES)

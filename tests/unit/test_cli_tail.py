@@ -13,6 +13,7 @@ from fake_router import FakeRouter
 from ringbuffer import Missing
 from router import cli
 from router.cli import tail
+from router.telemetry import records as rec
 
 
 @pytest.fixture
@@ -88,6 +89,77 @@ def test_without_a_ring_the_exit_code_is_1(run_dir: Path, capsys: pytest.Capture
     said = capsys.readouterr()
     assert said.out == ""
     assert "no router to look at" in said.err
+
+
+class TestWhere:
+    @pytest.fixture
+    def tagged(self, fake: FakeRouter) -> FakeRouter:
+        """Requests of two features, one of them with a tag of the user's own, the last without any."""
+        fake.add_name(rec.TAGS.index("feature_name"), 1, "search")
+        fake.add_name(rec.TAGS.index("feature_name"), 2, "mail")
+        fake.add_name(rec.NAME_OWN_TAG, 1, "team")
+        fake.add_name(rec.OWN_TAG_FIRST, 1, "red")
+        fake.finish("s-1", tag_ids={rec.TAGS.index("feature_name"): 1}, user_id="ann")
+        fake.finish("m-1", tag_ids={rec.TAGS.index("feature_name"): 2, rec.OWN_TAG_FIRST: 1})
+        fake.finish("s-2", tag_ids={rec.TAGS.index("feature_name"): 1})
+        fake.finish_late("late")
+        return fake
+
+    def shown(self, run_dir: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+        assert cli.main(["tail", "--no-follow", "--json", "--run-dir", str(run_dir), *arguments]) == 0
+        return [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()]
+
+    @pytest.mark.parametrize(
+        ("where", "shown"),
+        [
+            (["feature_name=search"], ["s-1", "s-2"]),
+            (["feature_name=search", "user_id=ann"], ["s-1"]),
+            (["team=red"], ["m-1"]),
+            (["feature_name="], ["late"]),
+            (["outcome=timeout"], ["late"]),
+            (["error=first_token_timeout"], ["late"]),
+            (["error="], ["s-1", "m-1", "s-2"]),
+            (["error=none", "team="], ["s-1", "s-2"]),
+            (["request_id=s-2"], ["s-2"]),
+            (["model=chat", "host=gpu-0", "endpoint=chat", "outcome=ok"], ["s-1", "m-1", "s-2"]),
+            (["feature_name=sea"], []),
+        ],
+    )
+    def test_only_requests_that_have_it_all_are_shown(
+        self,
+        run_dir: Path,
+        tagged: FakeRouter,
+        capsys: pytest.CaptureFixture[str],
+        where: list[str],
+        shown: list[str],
+    ) -> None:
+        options = [option for each in where for option in ("--where", each)]
+        assert self.shown(run_dir, capsys, *options) == shown
+
+    def test_the_last_ones_are_the_last_that_match(
+        self, run_dir: Path, tagged: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for number in range(20):
+            tagged.finish(f"other-{number}")
+        assert self.shown(run_dir, capsys, "-n", "1", "--where", "feature_name=search") == ["s-2"]
+        assert self.shown(run_dir, capsys, "-n", "0", "--where", "feature_name=search") == []
+
+    def test_a_name_that_is_none_is_answered_with_those_there_are(
+        self, run_dir: Path, tagged: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["tail", "--run-dir", str(run_dir), "--where", "colour=red"]) == 2
+        error = capsys.readouterr().err
+        assert "--where colour: expected one of batch_id, " in error
+        assert "team" in error
+
+    def test_what_comes_later_is_chosen_too(self, run_dir: Path, tagged: FakeRouter) -> None:
+        turns = iter([lambda: tagged.finish("x"), lambda: tagged.finish("s-3", user_id="ann")])
+
+        def turn(_: float) -> None:
+            next(turns, lambda: stop(0))()
+
+        items = tail.follow(run_dir / "main", 10, turn, [("user_id", "ann")])
+        assert upto_idle(items) == ["s-1", "s-3"]
 
 
 class TestFollow:

@@ -1,0 +1,106 @@
+"""What both clients can be asked, without how they wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Generic, Literal, TypeVar, overload
+
+from router.client import protocol
+from router.client.protocol import CREDIT, Request
+
+StreamT = TypeVar("StreamT")
+ReplyT = TypeVar("ReplyT")
+Messages = str | Sequence[Mapping[str, Any]]
+"""Messages as the chat API takes them; plain text is one message of the user."""
+CONNECT_TIMEOUT_S: Final = 5.0
+_OPTIONS: Final = frozenset(
+    {"timeout_s", "first_token_timeout_s", "credit", "request_id", "tags", "traceparent", "tracestate", "baggage"}
+)
+
+
+class Asking(Generic[StreamT, ReplyT]):
+    """The base of both clients."""
+
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: Literal[True] = True,
+        timeout_s: float | None = None,
+        first_token_timeout_s: float | None = None,
+        credit: int = CREDIT,
+        request_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
+        **body: Any,
+    ) -> StreamT: ...
+
+    @overload
+    def chat(self, model: str, messages: Messages, *, stream: Literal[False], **options_and_body: Any) -> ReplyT: ...
+
+    def chat(self, model: str, messages: Messages, *, stream: bool = True, **options: Any) -> StreamT | ReplyT:
+        """Ask for a chat, streamed unless ``stream=False``; what is not named here goes into the request's body.
+
+        ``timeout_s`` and ``first_token_timeout_s`` count from now and cancel the request. ``credit`` is how many events
+        may wait here before the host is held. ``request_id`` names the request in the router's records, ``tags`` label
+        it, ``traceparent``, ``tracestate`` and ``baggage`` are the W3C headers.
+        """
+        talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return self._ask("chat", {"model": model, "messages": talk}, stream, options)
+
+    @overload
+    def completion(
+        self,
+        model: str,
+        prompt: Any,
+        *,
+        stream: Literal[True] = True,
+        timeout_s: float | None = None,
+        first_token_timeout_s: float | None = None,
+        credit: int = CREDIT,
+        request_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
+        **body: Any,
+    ) -> StreamT: ...
+
+    @overload
+    def completion(self, model: str, prompt: Any, *, stream: Literal[False], **options_and_body: Any) -> ReplyT: ...
+
+    def completion(self, model: str, prompt: Any, *, stream: bool = True, **options: Any) -> StreamT | ReplyT:
+        """Ask for the continuation of ``prompt``, text or a list of them; the keywords are those of :meth:`chat`."""
+        return self._ask("completion", {"model": model, "prompt": prompt}, stream, options)
+
+    def _ask(self, verb: str, body: dict[str, Any], stream: bool, options: dict[str, Any]) -> StreamT | ReplyT:
+        if stream:
+            return self._stream(_request(verb, body, options, streamed=True))
+        return self._reply(_request(verb, body | {"stream": False}, options))
+
+    def _stream(self, request: Request) -> StreamT:
+        raise NotImplementedError
+
+    def _reply(self, request: Request) -> ReplyT:
+        raise NotImplementedError
+
+
+def embeddings_request(model: str, texts: Any, options: dict[str, Any]) -> Request:
+    """Build the request for the vectors of texts."""
+    return _request("embeddings", {"model": model, "input": texts}, options)
+
+
+def _request(verb: str, body: dict[str, Any], options: dict[str, Any], *, streamed: bool = False) -> Request:
+    """Build a request, with the keywords that are no options in its body."""
+    header = {name: value for name, value in options.items() if name in _OPTIONS}
+    fields = {name: value for name, value in options.items() if name not in _OPTIONS}
+    return protocol.request(verb, body | fields, streamed=streamed, **header)
+
+
+def model_names(models: dict[str, Any]) -> list[str]:
+    """Return the names in a list of models."""
+    return [str(model["id"]) for model in models["data"]]
