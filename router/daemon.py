@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import uvloop
 
 import ringbuffer
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _MS_NS: Final = 1_000_000
 _STOP_POLL_S: Final = 0.02
+_OTHER_DESCRIPTORS: Final = 256
+"""Rings, listeners, probes, logs, and spare connections to hosts."""
 
 
 class Daemon:
@@ -133,6 +136,8 @@ class Daemon:
         for request in list(self.loop.in_flight.values()):
             self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
         await asyncio.sleep(0)
+        for request in list(self.loop.in_flight.values()):  # whose end waits for a client that does not take it
+            self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
         for connection in list(self.server.connections):
             connection.close_idle()
         if self.zeromq is not None:
@@ -181,6 +186,7 @@ class Daemon:
         self.zeromq = ZmqServer(
             self.loop,
             body_bytes_max=self.config.limits.body_bytes,
+            backlog=self.config.listen.backlog,
             generation_ns=int(self.telemetry.generation.path.name),
             models=self.server.models_page,
         )
@@ -295,14 +301,25 @@ def _is_tmpfs(path: Path) -> bool:
     return kind in {"tmpfs", "ramfs"}
 
 
-def _raise_descriptor_limit(config: Config) -> None:
-    """Have descriptors for every client and its host: two each, and some."""
-    wanted = 2 * config.limits.connections + 256
+def _fit_descriptors(config: Config, log: Any) -> Config:
+    """Have descriptors for every client and its host; return the configuration with as many clients as there is for.
+
+    A client over HTTP has one descriptor, one over ZeroMQ another, and each may have a connection to a host. libzmq
+    ends the whole process when it has none left for the next client, so it must not come to that.
+    """
+    kinds = 3 if config.listen.zeromq else 2
+    wanted = kinds * config.limits.connections + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard)
-        )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    clients = (max(soft, wanted) - _OTHER_DESCRIPTORS) // kinds
+    if clients >= config.limits.connections:
+        return config
+    clients = max(clients, 1)
+    log.warning("too few descriptors for limits.connections", descriptors=hard, connections=clients)
+    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, connections=clients))
 
 
 async def _run(config: Config, log: Any) -> None:
@@ -319,7 +336,7 @@ def serve(config: Config) -> int:
         log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
     if native_scan.BACKEND == "plain":
         log.warning("streams are scanned without the C extension: more time for each request, the same answers")
-    _raise_descriptor_limit(config)
+    config = _fit_descriptors(config, log)
     try:
         uvloop.run(_run(config, log))
     except (ConfigError, RingError, OSError) as error:

@@ -175,6 +175,10 @@ class Stage:
         wait_until(lambda: self._accepted_count() == self._connected_count, "every connection was accepted")
         wait_until(lambda: not self.connections_open(), "no client connection")
 
+    def forget_refused(self, count: int) -> None:
+        """Leave refused connections out of account that were not made by :meth:`client`."""
+        self._connected_count += count
+
     def _accepted_count(self) -> int:
         return self.counter("connections_accepted") + self.counter("connections_refused")
 
@@ -208,7 +212,8 @@ class Stage:
             lambda: self._own_descriptor_count() == self._descriptor_count,
             "descriptors: as many as at the start",
         )
-        self._done += self._done_reader.poll()
+        while more := self._done_reader.poll():
+            self._done += more
         assert self._done_reader.lost_count == 0
         self.token_records()
         for record in self._done:

@@ -24,6 +24,7 @@ SEEN_NS_MAX = 100 * MS
 ALIVE_NS = 1_000 * MS
 ALIVE_NS_MAX = 1_350 * MS
 """1.25 s as documented, and room for a machine that is busy."""
+WAITING_MAX = 5
 PLAIN_BYTES = sh.json_answer(200, sh.PLAIN)
 BEGUN_STREAM: list[sh.Step] = [sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("a"))]
 PHASES: dict[str, tuple[str, bool, list[sh.Step]]] = {
@@ -53,7 +54,9 @@ def host() -> Iterator[ScriptedHost]:
 
 @pytest.fixture(scope="module")
 def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
-    toml = f'{QUIET}{SHORT_TICK}[models.folded]\nfold = "always"\n' + host_entry(host, slots=2)
+    toml = f'{QUIET}{SHORT_TICK}[limits]\nwaiting = {WAITING_MAX}\n[models.folded]\nfold = "always"\n' + host_entry(
+        host, slots=2
+    )
     with Stage(directory, [host], toml) as stage:
         yield stage
 
@@ -132,6 +135,19 @@ def test_cancel_of_a_request_that_waits(stage: Stage, host: ScriptedHost) -> Non
     stage.wait_phase("waiting")
     check_record(stage, cancel(client, answer), "waiting")
     assert len(host.exchanges) == count, "it never came to the host"
+
+
+@pytest.mark.usefixtures("taken_slots")
+def test_a_request_for_which_there_is_no_room_gets_only_its_error(stage: Stage) -> None:
+    client = stage.zeromq_client()
+    for index in range(WAITING_MAX):
+        client.chat(f"{index}")
+    refused = client.finish(client.chat("refused"))
+    assert refused.error["code"] == "overloaded"
+    assert refused.end is not None
+    assert refused.end.facts == {"status": 429, "retry_after_s": 1, "events": 0}
+    assert refused.request_seq < 0, "what is refused was not accepted"
+    client.ping()  # anything behind the end of a request fails the client
 
 
 def test_cancel_of_a_request_that_connects(stage: Stage, host: ScriptedHost) -> None:
@@ -305,16 +321,16 @@ def test_alive_is_sent_while_a_request_runs_and_nothing_else_is_sent(stage: Stag
     answer = silent.chat()
     assert gate.reached.wait(sh.WAIT_S)
     token = chunk(sh.token("b"))
-    host.script(*BEGUN_STREAM, *[0.4, token] * 7, busy_gate, chunk(sh.FINISH), sh.LAST_CHUNK)
+    host.script(*BEGUN_STREAM, *[0.4, token] * 5, busy_gate, chunk(sh.FINISH), sh.LAST_CHUNK)
     flowing = busy.chat()
-    silent.read_until(lambda: len(silent.alive_ns) >= 3, "three times alive")
+    silent.read_until(lambda: len(silent.alive_ns) >= 2, "alive twice")
     assert answer.request_seq >= 0
     gaps_ns = [b - a for a, b in pairwise(silent.alive_ns)]
     assert all(ALIVE_NS * 0.9 < gap_ns < ALIVE_NS_MAX for gap_ns in gaps_ns), gaps_ns
     assert not answer.events
     gate.open()
     silent.finish(answer)
-    busy.wait_events(flowing, 9)
+    busy.wait_events(flowing, 7)
     assert not busy.alive_ns, "whoever gets events needs no further message"
     busy_gate.open()
     busy.finish(flowing)

@@ -68,11 +68,10 @@ def check_still(client: ZeromqClient, *answers: Answer) -> None:
 def wait_events_of_host(stage: Stage, count: int) -> None:
     """Wait until the router has had so many events of the one request that runs."""
     (row,) = stage.in_flight()
-    seen = [0]
 
     def enough() -> bool:
-        seen[0] = sum("host_event" in each["flags"] for each in stage.token_records(row["request_seq"]))
-        return seen[0] >= count
+        records = stage.token_records(row["request_seq"])
+        return sum("host_event" in each["flags"] for each in records) >= count
 
     stage.wait(enough, f"{count} events of the host")
 
@@ -85,6 +84,7 @@ def test_a_stream_stops_where_its_credit_ends(stage: Stage, host: ScriptedHost, 
     client = stage.zeromq_client()
     answer = client.chat(keys={"credit": credit} if credit else None)
     client.wait_events(answer, first)
+    wait_events_of_host(stage, first + 100)
     check_still(client, answer)
     assert len(answer.events) == first, "exactly as many as allowed"
     client.grant(("1", 30))
@@ -166,9 +166,12 @@ def test_a_client_that_grants_at_half_is_never_held(stage: Stage, host: Scripted
 
 
 def test_an_end_waits_behind_what_is_held(stage: Stage, host: ScriptedHost) -> None:
-    host.script(*stream(10))
+    gate = stage.gate()
+    host.script(sh.stream_head(), tokens(1), gate, tokens(9), END)
     client = stage.zeromq_client()
     answer = client.chat(keys={"credit": 2})
+    client.wait_events(answer, 1)
+    gate.open()
     client.wait_events(answer, 2)
     host.wait(lambda: host.exchanges[-1].over, "the host has given its answer")
     check_still(client, answer)
@@ -273,15 +276,41 @@ def test_all_streams_of_a_client_share_4096_events(stage: Stage, host: ScriptedH
     stage.finished(21)
 
 
-def test_streams_shorter_than_their_credit_need_no_grants(stage: Stage, host: ScriptedHost) -> None:
-    """What a stream had under way is free again when it has ended: those that wait for it go on."""
+def test_a_single_token_waits_for_its_share_too(stage: Stage, host: ScriptedHost) -> None:
+    """The path of a single token is another one than that of a batch."""
     client = stage.zeromq_client()
-    for index in range(40):
-        host.script(*stream(CREDIT_FIRST - 1))
-        client.chat(f"s{index}")
+    gate = stage.gate()
+    host.script(sh.stream_head(), *[chunk(TOKEN)] * 5, gate, *[chunk(TOKEN)] * 5, END)
+    single = client.chat("single")
+    client.wait_events(single, 5)
+    gates = many_streams(stage, host, client, 16, CREDIT_FIRST)
+    client.read_until(lambda: event_count(client) >= CREDIT_MAX, "4,096 events")
+    gate.open()
+    check_still(client, *client.answers.values())
+    assert event_count(client) == CREDIT_MAX
+    for each in gates:
+        each.open()
+    client.granting = True
+    client.grant(("single", 5), *((f"s{index}", 10) for index in range(16)))
     client.finish()
-    assert all(answer.data == TOKEN * (CREDIT_FIRST - 1) + sh.FINISH for answer in client.answers.values())
-    stage.finished(40)
+    assert single.data == TOKEN * 10 + sh.FINISH
+    stage.finished(17)
+
+
+def test_streams_shorter_than_their_credit_need_no_grants(stage: Stage, host: ScriptedHost) -> None:
+    """As many at once as together stay below 4,096; what one had under way is free again when it has ended."""
+    client = stage.zeromq_client()
+    for _ in range(3):
+        gate = stage.gate()
+        for index in range(20):
+            host.script(sh.stream_head(), tokens(200), gate, END)
+            client.chat(f"s{index}")
+        host.wait(lambda: host.running_count == 20, "all streams run at once")
+        client.read_until(lambda: event_count(client) == 4000, "all but the last events")
+        gate.open()
+        client.finish()
+        assert all(answer.data == TOKEN * 200 + sh.FINISH for answer in client.answers.values())
+    stage.finished(60)
 
 
 def test_a_stream_that_ends_lets_the_others_go_on(stage: Stage, host: ScriptedHost) -> None:
@@ -329,7 +358,7 @@ def test_a_grant_out_of_range_is_refused_and_the_stream_goes_on(stage: Stage, ho
     answer = client.chat()
     client.wait_events(answer, CREDIT_FIRST)
     before = stage.counter("zeromq_bad")
-    client.grant(("1", count), ("1", 4))
+    client.say("credit", id="other", grants=[("1", count), ("1", 4)])
     refused = client.next_other()
     assert refused.id == "", "not to be taken for the end of the stream"
     assert (refused.error["code"], refused.error["param"], refused.facts["status"]) == ("bad_credit", "grants", 400)

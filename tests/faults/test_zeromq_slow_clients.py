@@ -24,6 +24,7 @@ FLOOD = 3 * PIPE_MESSAGES
 FLOOD_BYTES_MAX = 16 * MIB
 """What all the waiting messages of one client may cost: libzmq has some 100 bytes for each, and as much again in
 blocks that it keeps."""
+REQUESTS = 1500
 PING = pack({"v": 1, "verb": "ping", "id": "flood"})
 TOKEN_COUNT = 200
 STREAM: list[sh.Step] = sh.chunked([*(sh.token(f"t{i}") for i in range(TOKEN_COUNT)), sh.FINISH, sh.DONE])
@@ -47,9 +48,17 @@ def host(directory: Path) -> Iterator[ScriptedHost]:
 
 
 @pytest.fixture(scope="module")
-def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
-    toml = f"{QUIET}{SHORT_TICK}[models.hasty.timeouts]\nclient_stall_s = 1.0\n" + host_entry(host, slots=64)
-    with Stage(directory, [host], toml) as stage:
+def healthy_host(directory: Path) -> Iterator[ScriptedHost]:
+    """Has the model of the client that does nothing wrong."""
+    with ScriptedHost("beta", directory, models=("healthy",)) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def running_stage(directory: Path, host: ScriptedHost, healthy_host: ScriptedHost) -> Iterator[Stage]:
+    toml = f"{QUIET}{SHORT_TICK}[models.hasty.timeouts]\nclient_stall_s = 1.0\n"
+    toml += host_entry(host, slots=64) + host_entry(healthy_host)
+    with Stage(directory, [host, healthy_host], toml) as stage:
         yield stage
 
 
@@ -62,26 +71,26 @@ def fill(stage: Stage, client: ZeromqClient) -> None:
     assert stage.counter("zeromq_dropped") > dropped, "what does not fit is dropped and counted"
 
 
-def check_healthy(stage: Stage, host: ScriptedHost, client: ZeromqClient, request_id: str) -> None:
+def check_healthy(healthy_host: ScriptedHost, client: ZeromqClient, request_id: str) -> None:
     """Check that another client's stream is whole and that nothing keeps it waiting."""
-    host.script(*STREAM)
-    answer = client.finish(client.chat(request_id))
+    healthy_host.script(*STREAM)
+    answer = client.finish(client.chat(request_id, "healthy"))
     assert answer.data == b"".join(sh.token(f"t{i}") for i in range(TOKEN_COUNT)) + sh.FINISH
     assert answer.end is not None
 
 
 def test_a_client_that_only_sends_is_bounded_and_gets_its_stream_when_it_reads(
-    stage: Stage, host: ScriptedHost
+    stage: Stage, host: ScriptedHost, healthy_host: ScriptedHost
 ) -> None:
     slow, other = stage.zeromq_client(high_water=1), stage.zeromq_client()
-    check_healthy(stage, host, other, "before")
+    check_healthy(healthy_host, other, "before")
     before = stage.memory_bytes()
     fill(stage, slow)
     gate = stage.gate()
     host.script(sh.stream_head(), *STREAM[1:101], gate, *STREAM[101:])
     answer = slow.chat("1", keys={"credit": CREDIT_MAX})
     assert gate.reached.wait(sh.WAIT_S)
-    check_healthy(stage, host, other, "beside")
+    check_healthy(healthy_host, other, "beside")
     assert stage.memory_bytes() - before < FLOOD_BYTES_MAX
     slow.read_until(lambda: len(answer.events) >= 100, "the events that had no room")
     assert answer.message_sizes[0] > 1, "they come together once there is room"
@@ -89,7 +98,7 @@ def test_a_client_that_only_sends_is_bounded_and_gets_its_stream_when_it_reads(
     slow.finish(answer)
     assert answer.data == b"".join(sh.token(f"t{i}") for i in range(TOKEN_COUNT)) + sh.FINISH
     assert 0 < len(slow.others) < FLOOD
-    check_healthy(stage, host, other, "after")
+    check_healthy(healthy_host, other, "after")
     assert {record["outcome"] for record in stage.finished(4)} == {"ok"}
 
 
@@ -119,7 +128,9 @@ def test_without_room_for_too_long_the_request_ends(stage: Stage, host: Scripted
     assert answer.error["code"] == "client_stalled", "it may read that when it reads again"
 
 
-def test_errors_for_a_client_that_does_not_read_are_bounded(stage: Stage, host: ScriptedHost) -> None:
+def test_errors_for_a_client_that_does_not_read_are_bounded(
+    stage: Stage, host: ScriptedHost, healthy_host: ScriptedHost
+) -> None:
     """Beyond a thousand that wait the client is taken for dead: what runs for it ends."""
     slow, other = stage.zeromq_client(high_water=1), stage.zeromq_client()
     fill(stage, slow)
@@ -134,8 +145,24 @@ def test_errors_for_a_client_that_does_not_read_are_bounded(stage: Stage, host: 
     assert stage.last_finished()["outcome"] == "client_gone"
     stage.wait_counter("zeromq_messages", read + 3000)
     assert stage.memory_bytes() - before < FLOOD_BYTES_MAX
-    check_healthy(stage, host, other, "other")
+    check_healthy(healthy_host, other, "other")
     stage.finished(2)
+
+
+def test_requests_of_a_client_that_does_not_read_are_bounded(
+    stage: Stage, host: ScriptedHost, healthy_host: ScriptedHost
+) -> None:
+    """All of them are answered, nobody takes the answers: what waits is bounded, and every slot is free again."""
+    slow, other = stage.zeromq_client(high_water=1), stage.zeromq_client()
+    fill(stage, slow)
+    before, read = stage.memory_bytes(), stage.counter("zeromq_messages")
+    for index in range(REQUESTS):
+        slow.chat(f"{index}", "hasty", stream=False)
+    stage.wait_counter("zeromq_messages", read + REQUESTS)
+    check_healthy(healthy_host, other, "other")
+    assert stage.memory_bytes() - before < FLOOD_BYTES_MAX
+    slow.close()
+    stage.wait(lambda: not stage.in_flight(), "no request is left")
 
 
 def test_kill_9_of_a_client_that_does_not_read(stage: Stage, host: ScriptedHost) -> None:
@@ -155,7 +182,9 @@ def test_kill_9_of_a_client_that_does_not_read(stage: Stage, host: ScriptedHost)
     assert record["left_ns"] - killed_ns < 100 * MS
 
 
-def test_a_client_without_credit_costs_others_nothing(stage: Stage, host: ScriptedHost) -> None:
+def test_a_client_without_credit_costs_others_nothing(
+    stage: Stage, host: ScriptedHost, healthy_host: ScriptedHost
+) -> None:
     slow, other = stage.zeromq_client(high_water=1), stage.zeromq_client()
     gates = []
     for index in range(8):
@@ -166,6 +195,6 @@ def test_a_client_without_credit_costs_others_nothing(stage: Stage, host: Script
         assert gate.reached.wait(sh.WAIT_S)
     ttft_ns = []
     for index in range(10):
-        check_healthy(stage, host, other, f"{index}")
+        check_healthy(healthy_host, other, f"{index}")
         ttft_ns.append(stage.last_finished()["ttft_ns"])
     assert sorted(ttft_ns)[5] < 20 * MS, "others wait for nothing"

@@ -23,7 +23,8 @@ HEAD, TEXT, REASONING, TOOL_CALL, FINISH, USAGE, COMMENT, ERROR = 3, 4, 5, 6, 7,
 PLAIN_EVENTS = [sh.ROLE, *sh.TOKENS, sh.FINISH]
 HOST_ERROR = {"message": "no memory", "type": "server_error", "code": 500}
 ERROR_EVENT = event({"error": HOST_ERROR})
-CUTS = (1, 7, 100, 1000, 1 << 20)
+CUTS = {1: False, 7: True, 100: False, 1000: True, 1 << 20: False}
+"""Bytes of each write of the host, and whether the client asks for usage."""
 SENT_LATER = {"out1", "outN", "done"}
 """Stamps that the message takes as it is made and the record when the message has been sent."""
 
@@ -48,7 +49,7 @@ def running_stage(directory: Path, host: ScriptedHost, second: ScriptedHost) -> 
         + host_entry(host, facts={"trace_headers": True, "request_id_header": True})
         + host_entry(second)
     )
-    with Stage(directory, [host, second], toml) as stage:
+    with Stage(directory, [host, second], toml, models=["m", "other"]) as stage:
         yield stage
 
 
@@ -106,20 +107,17 @@ def check_record(stage: Stage, answer: Answer) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------ streams
-@pytest.mark.parametrize("usage_asked", [False, True], ids=["", "usage asked"])
 @pytest.mark.parametrize("name", whole_captures())
-def test_a_captured_stream_arrives_event_by_event(
-    stage: Stage, host: ScriptedHost, name: str, usage_asked: bool
-) -> None:
+def test_a_captured_stream_arrives_event_by_event(stage: Stage, host: ScriptedHost, name: str) -> None:
     captured = capture(name)
-    expected = expected_events(captured.body, usage_asked=usage_asked)
-    assert len(expected) >= 3
     client = stage.zeromq_client()
-    for size in CUTS:
+    for size, usage_asked in CUTS.items():
         host.script(captured.head, *pieces(captured.framed, size), sh.End.CLOSE)
         before_ns = monotonic_ns()
         answer = client.chat(f"cut {size}", stream_options={"include_usage": usage_asked}, n=2 if "n2" in name else 1)
         client.finish(answer)
+        expected = expected_events(captured.body, usage_asked=usage_asked)
+        assert len(expected) >= 3
         assert [each.data for each in answer.events] == expected, "each event is the host's, byte for byte"
         assert before_ns < answer.events[0].t_ns
         check_record(stage, answer)
@@ -173,20 +171,19 @@ KINDS: dict[str, tuple[list[bytes], list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "in one read"])
 @pytest.mark.parametrize(("events", "kinds"), KINDS.values(), ids=KINDS.keys())
-def test_events_of_every_kind(
-    stage: Stage, host: ScriptedHost, events: list[bytes], kinds: list[int], at_once: bool
-) -> None:
+def test_events_of_every_kind(stage: Stage, host: ScriptedHost, events: list[bytes], kinds: list[int]) -> None:
     script = sh.chunked(events)
-    host.script(*([b"".join(each for each in script if isinstance(each, bytes))] if at_once else script))
+    in_one_read = b"".join(each for each in script if isinstance(each, bytes))
     client = stage.zeromq_client()
-    answer = client.finish(client.chat(n=2 if any(b'"index": 1' in each for each in events) else 1))
-    assert [each.data for each in answer.events] == [each for each in events if DONE not in each]
-    assert answer.kinds == kinds
-    if at_once:
-        assert answer.message_sizes == [len(kinds)], "events of one read are one message"
-    check_record(stage, answer)
+    for number, steps in enumerate((script, [in_one_read])):
+        host.script(*steps)
+        answer = client.chat(f"{number}", n=2 if any(b'"index": 1' in each for each in events) else 1)
+        client.finish(answer)
+        assert [each.data for each in answer.events] == [each for each in events if DONE not in each]
+        assert answer.kinds == kinds
+        check_record(stage, answer)
+    assert answer.message_sizes == [len(kinds)], "events of one read are one message"
 
 
 def test_done_has_the_usage_that_was_not_asked_for(stage: Stage, host: ScriptedHost) -> None:
@@ -409,7 +406,7 @@ def test_embeddings_come_whole(stage: Stage, host: ScriptedHost) -> None:
     check_record(stage, answer)
 
 
-def test_models_are_those_of_the_http_api(stage: Stage) -> None:
+def test_models_are_those_of_the_http_api(stage: Stage, host: ScriptedHost, second: ScriptedHost) -> None:
     http = stage.client()
     http.get("/v1/models")
     page = http.answer().body
@@ -420,7 +417,7 @@ def test_models_are_those_of_the_http_api(stage: Stage) -> None:
     assert answer.done["status"] == 200
     assert answer.end is not None
     assert answer.end.body == page
-    assert {each["id"] for each in json.loads(page)["data"]} == set(stage.models)
+    assert {each["id"] for each in json.loads(page)["data"]} == {*host.models, *second.models}
 
 
 def test_ping(stage: Stage) -> None:

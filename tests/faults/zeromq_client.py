@@ -122,9 +122,10 @@ class Answer:
 class ZeromqClient:
     """A DEALER socket at a router; a context manager. ``high_water`` makes it take in few messages ahead of reading."""
 
-    def __init__(self, endpoint: str, *, high_water: int = 0, routing_id: bytes = b"") -> None:
+    def __init__(self, endpoint: str, *, high_water: int = 0, routing_id: bytes = b"", ipv6: bool = False) -> None:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, int(ipv6))
         if high_water:
             self._socket.setsockopt(zmq.RCVHWM, high_water)
             self._socket.setsockopt(zmq.RCVBUF, 4096)
@@ -239,9 +240,9 @@ class ZeromqClient:
         assert message.type == "pong", message
         return message
 
-    def has_more(self) -> bool:
-        """Whether a message is there now."""
-        return bool(self._socket.poll(0))
+    def has_more(self, timeout_s: float = 0) -> bool:
+        """Whether a message is there now, or comes in this time."""
+        return bool(self._socket.poll(round(timeout_s * 1000)))
 
 
 def cut(frames: list[bytes]) -> Message:

@@ -114,6 +114,10 @@ class Reply:
     def break_stream(self, request: Request, failure: Failure) -> None:
         """Send the error behind the events that are complete."""
         self._noted.clear()
+        if failure.kind == ErrorKind.SHUTTING_DOWN:  # there is no time to wait for credit
+            self._marks.clear()
+            self._held.clear()
+            self.blocked = False
         status = request.status if request.status >= 400 else WIRE[request.error].status
         error = error_object(failure.kind, failure.message, delivered=failure.content_count)
         self._finish(lambda: (self.error(status), error))
@@ -178,6 +182,7 @@ class Reply:
             self._final = final
             return
         self.blocked = False
+        self._client.blocked.pop(self, None)
         if self.request is not None:
             self._server.loop.client_drained(self.request)
 
@@ -186,6 +191,7 @@ class Reply:
         if self.blocked:
             return
         self.blocked = True
+        self._client.blocked[self] = None
         if self.request is not None:
             self._server.loop.client_blocked(self.request)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import deque
 from errno import EADDRINUSE
 from functools import partial
@@ -73,18 +74,23 @@ _NS_PER_MS: Final = 1_000_000
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN: Final = int(zmq.POLLIN)
+_DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
+_MONITOR_EVENT: Final = struct.Struct("=Hi")
+"""Event and descriptor (zmq_socket_monitor(3))."""
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 
 
 class ZmqClient:
     """One client, by the identity libzmq gave it, as long as it has requests or messages waiting for it."""
 
-    __slots__ = ("control", "full", "gone", "identity", "number", "replies", "sent_ns", "under_way")
+    __slots__ = ("blocked", "control", "full", "gone", "identity", "number", "replies", "sent_ns", "under_way")
 
     def __init__(self, identity: bytes, number: int) -> None:
         self.identity = identity
         self.number = number
         self.replies: dict[str, Reply] = {}
+        self.blocked: dict[Reply, None] = {}
+        """Those of them that hold something, in the order in which they began to."""
         self.control: deque[tuple[bytes, bytes | None]] = deque()
         """Messages without credit that its pipe had no room for."""
         self.under_way = 0
@@ -99,7 +105,9 @@ class ZmqClient:
 class ZmqServer:
     """Owns the ROUTER socket, its descriptor, and the clients that have something to wait for."""
 
-    def __init__(self, loop: Loop, *, body_bytes_max: int, generation_ns: int, models: Callable[[], bytes]) -> None:
+    def __init__(
+        self, loop: Loop, *, body_bytes_max: int, backlog: int, generation_ns: int, models: Callable[[], bytes]
+    ) -> None:
         self.loop = loop
         self.clients: dict[bytes, ZmqClient] = {}
         self._body_bytes_max = body_bytes_max
@@ -109,7 +117,10 @@ class ZmqServer:
         self._paths: list[Path] = []
         """Socket files."""
         self._full: list[ZmqClient] = []
+        self._bound: set[str] = set()
+        """Paths and ports."""
         self._client_count = 0
+        self._connection_count = 0
         self._draining = False
         self._drain_due = False
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -125,15 +136,16 @@ class ZmqServer:
         }
         assert self._verbs.keys() == OTHER_VERBS
         self._monitor: zmq.Socket[bytes] | None = None
-        self._set_options()
+        self._set_options(backlog)
         # The methods of pyzmq's compiled class, without the Python frame of the class that users see: three sends
         # take 0.6 us instead of 3.
         self._send = partial(RawSocket.send, self._socket)
         self._receive = partial(RawSocket.recv, self._socket)
         self._option: Callable[[int], int] = partial(RawSocket.get, self._socket)  # type: ignore[assignment]
 
-    def _set_options(self) -> None:
+    def _set_options(self, backlog: int) -> None:
         for option, value in (
+            (zmq.BACKLOG, backlog),
             (zmq.ROUTER_MANDATORY, 1),  # a send to one who is gone fails instead of vanishing
             (zmq.SNDHWM, SEND_HIGH_WATER),
             (zmq.RCVHWM, _RECEIVE_HIGH_WATER),
@@ -141,7 +153,6 @@ class ZmqServer:
             (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, SILENT_MS),
             (zmq.LINGER, _LINGER_MS),
-            (zmq.IPV6, 1),
         ):
             self._socket.setsockopt(option, value)
 
@@ -151,6 +162,7 @@ class ZmqServer:
         path = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc://") else ""
         if path and _is_served(path):  # libzmq would take the file away from whoever listens there
             raise OSError(EADDRINUSE, "another process listens there")
+        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))  # with it on, 127.0.0.1 becomes ::ffff:127.0.0.1
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -158,14 +170,16 @@ class ZmqServer:
         if path:
             self._paths.append(Path(path))
             self._paths[-1].chmod(_SOCKET_MODE)
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._bound.add(path or bound.rpartition(":")[2])
+        return bound
 
     def start(self) -> None:
         """Begin to read."""
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._event_loop.add_reader(_descriptor(self._monitor), self._on_disconnect)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._event_loop.add_reader(_descriptor(self._monitor), self._on_connections)
         self._event_loop.add_reader(_descriptor(self._socket), self.drain)
-        self._on_disconnect()  # libzmq signals only to who has looked once and found nothing
+        self._on_connections()  # libzmq signals only to who has looked once and found nothing
         self.drain()
 
     def stop_listening(self) -> None:
@@ -242,6 +256,7 @@ class ZmqServer:
         """A request is over."""
         if client.replies.get(reply.request_id) is reply:
             del client.replies[reply.request_id]
+        client.blocked.pop(reply, None)
         self._let_go(client)
 
     def _let_go(self, client: ZmqClient) -> None:
@@ -265,7 +280,7 @@ class ZmqServer:
 
     def _flush(self, client: ZmqClient) -> None:
         """Let the held streams of a client go on."""
-        for reply in list(client.replies.values()):
+        for reply in list(client.blocked):
             if client.full or client.gone:
                 return
             reply.flush()
@@ -275,13 +290,36 @@ class ZmqServer:
         if not client.full:  # one that does not read needs no further message in its pipe
             self.send(client, messages.ALIVE, None)
 
-    def _on_disconnect(self) -> None:
-        """A connection has ended, libzmq does not say whose: soon a send to each who waits will tell."""
+    def _on_connections(self) -> None:
+        """Connections have come or gone, libzmq does not say whose: soon a send to each who waits will tell."""
         assert self._monitor is not None
+        lost = False
         while self._monitor.poll(0):
-            self._monitor.recv_multipart(zmq.NOBLOCK)
-        if self._probe_timer is None:
+            event, descriptor = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            if event == _DISCONNECTED:
+                self._connection_count -= 1
+                lost = True
+                continue
+            self._connection_count += 1
+            if self._connection_count > self.loop.limits.connections:
+                self._turn_away(descriptor)
+        if lost and self._probe_timer is None:
             self._probe_timer = self._event_loop.call_later(_PROBE_S, self._probe)
+
+    def _turn_away(self, descriptor: int) -> None:
+        """End a connection that is one too many: libzmq aborts the process when it has no descriptor for the next."""
+        try:
+            twin = socket.socket(fileno=descriptor)
+        except OSError:  # it has ended already
+            return
+        try:
+            if _is_at(twin.getsockname(), self._bound):  # and its descriptor is not somebody else's by now
+                twin.shutdown(socket.SHUT_RDWR)
+                self._counters.add(Counter.CONNECTIONS_REFUSED)
+        except OSError:
+            pass
+        finally:
+            twin.detach()
 
     def _probe(self) -> None:
         self._probe_timer = None
@@ -295,6 +333,7 @@ class ZmqServer:
         for request in requests:
             self.loop.client_left(request, monotonic_ns())
         client.replies.clear()
+        client.blocked.clear()
         client.control.clear()
         self._let_go(client)
 
@@ -445,3 +484,8 @@ def _is_served(path: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def _is_at(name: str | tuple[str, int], bound: set[str]) -> bool:
+    """Return whether a socket's own name is one of these paths and ports."""
+    return (name if isinstance(name, str) else str(name[1])) in bound

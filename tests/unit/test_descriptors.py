@@ -1,0 +1,65 @@
+"""Descriptors: libzmq ends the process when there is none for the next client, so there must be one for each."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from router import daemon
+from router.config import Config, parse
+
+
+class Log:
+    def __init__(self) -> None:
+        self.warnings: list[dict[str, int]] = []
+
+    def warning(self, _: str, **values: int) -> None:
+        self.warnings.append(values)
+
+
+def configured(listen: str = "", connections: int = 100) -> Config:
+    return parse(f"version = 1\n[listen]\n{listen}\n[limits]\nconnections = {connections}\n")
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The limits as the process has them, the last one in force; nothing of the test's own process is changed."""
+    in_force = [(1024, 4096)]
+    monkeypatch.setattr(daemon.resource, "getrlimit", lambda _: in_force[-1])
+    monkeypatch.setattr(daemon.resource, "setrlimit", lambda _, values: in_force.append(values))
+    return in_force
+
+
+def test_the_soft_limit_is_raised_to_what_is_needed(limits: list[tuple[int, int]]) -> None:
+    log = Log()
+    config = configured(connections=1000)
+    assert daemon._fit_descriptors(config, log) is config
+    assert limits[-1] == (3 * 1000 + daemon._OTHER_DESCRIPTORS, 4096)
+    assert not log.warnings
+
+
+def test_without_zeromq_fewer_are_needed(limits: list[tuple[int, int]]) -> None:
+    daemon._fit_descriptors(configured("zeromq = []", 1000), Log())
+    assert limits[-1][0] == 2 * 1000 + daemon._OTHER_DESCRIPTORS
+
+
+def test_a_limit_that_is_high_enough_stays(limits: list[tuple[int, int]]) -> None:
+    limits.append((100_000, 100_000))
+    daemon._fit_descriptors(configured(connections=1000), Log())
+    assert limits[-1] == (100_000, 100_000)
+
+
+def test_an_unlimited_hard_limit_is_no_bound(limits: list[tuple[int, int]]) -> None:
+    limits.append((1024, resource.RLIM_INFINITY))
+    config = configured(connections=10_000)
+    assert daemon._fit_descriptors(config, Log()) is config
+    assert limits[-1] == (3 * 10_000 + daemon._OTHER_DESCRIPTORS, resource.RLIM_INFINITY)
+
+
+def test_fewer_clients_are_taken_where_the_hard_limit_is_too_low(limits: list[tuple[int, int]]) -> None:
+    log = Log()
+    fitted = daemon._fit_descriptors(configured(connections=10_000), log)
+    assert limits[-1] == (4096, 4096)
+    assert fitted.limits.connections == (4096 - daemon._OTHER_DESCRIPTORS) // 3
+    assert log.warnings == [{"descriptors": 4096, "connections": fitted.limits.connections}]
