@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import router as package
-from router import cli
+from router import cli, config
 from router.cli import ask as ask_module
 from tests.support import scripted_router as wire
 from tests.support.scripted_router import ScriptedRouter, answer, text
@@ -177,6 +177,11 @@ class TestErrors:
 
 
 class TestWhere:
+    @pytest.fixture(autouse=True)
+    def no_other_router(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A router of this user that runs now, or has run, is not found."""
+        monkeypatch.setattr(config, "tmpfs_run_dir", lambda: tmp_path)
+
     def endpoint(self, tmp_path: Path, listen: str, *arguments: str) -> str:
         path = tmp_path / "router.toml"
         path.write_text(f'version = 1\n[listen]\nrun_dir = "/run/rr"\n{listen}\n', encoding="utf-8")
