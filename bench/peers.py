@@ -1,7 +1,8 @@
 """Measure ringrouter beside other routers and proxies on this machine: ``python -m bench.peers --help``.
 
     python -m bench.peers --install vllm-router smg     # once; nginx and HAProxy come from the system's packages
-    python -m bench.peers                               # everything, 7 rounds: about 70 minutes on a quiet machine
+    python -m bench.peers                               # everything, 7 rounds: about 75 minutes on a quiet machine
+    python -m bench.peers --into docs/performance.md README.md          # the same, and into the pages
     python -m bench.peers --quick --modes low,s64       # one round: about 90 s
     python -m bench.peers --awake --peers direct,relay-c,ringrouter-spin,nginx --modes low,sat-req
 
@@ -33,6 +34,7 @@ DEFAULT_MODES = (
     *("low", "s64", "burst64", "s256", "s1000", "s5000"),
     *("sat-tok", "sat-req", "close64", "slots8", "prompt200k"),
 )
+README_COLUMNS = ("low: TTFT", "low: token", "s64: TTFT", "s64: token", "s256: CPU/token", "sat-req: answers/s")
 AWAKE_LIMIT_S = 6 * 3600
 """The waking loop ends with this program; the limit is for a program that was killed."""
 
@@ -48,7 +50,8 @@ def main() -> int:
         if arguments.install:
             return _install(arguments.install)
         if arguments.report:
-            _publish(report.load_runs(arguments.report), load_facts(arguments.report), arguments.report.parent)
+            runs, facts = report.load_runs(arguments.report), load_facts(arguments.report)
+            _publish(runs, facts, arguments.report.parent, arguments.into)
             return 0
         return _measure(arguments)
     except (BuildError, RuntimeError, OSError, ValueError) as error:
@@ -73,6 +76,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--awake", action="store_true", help="keep the peers' core from going to sleep")
     parser.add_argument("--out", type=Path, default=BUILD_DIR / "peers-out", help="folder of what is written")
     parser.add_argument("--report", type=Path, metavar="RAW", help="tables and files of an earlier run's raw.jsonl")
+    parser.add_argument(
+        "--into", type=Path, nargs="+", default=[], metavar="PAGE", help="replace the measured sections of these pages"
+    )
     parser.add_argument("--install", nargs="+", metavar="NAME", help="install peers that are Python packages, and end")
     arguments = parser.parse_args()
     for option, names, known in (("--peers", arguments.peers, {"direct", *KNOWN}), ("--modes", arguments.modes, MODES)):
@@ -128,7 +134,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             print("bench.peers: interrupted; the tables are of what was measured until now", file=sys.stderr)
     if not runs:
         raise RuntimeError("nothing was measured")
-    _publish(runs, facts, arguments.out)
+    _publish(runs, facts, arguments.out, arguments.into)
     return 0
 
 
@@ -191,26 +197,45 @@ def _kept_awake(core: int | None) -> Iterator[None]:
         process.wait()
 
 
-def _publish(runs: Sequence[Run], facts: Facts, out: Path) -> None:
+def _publish(runs: Sequence[Run], facts: Facts, out: Path, pages: Sequence[Path] = ()) -> None:
     text = tables(runs, facts)
     written = report.publish(runs, text, out, facts)
+    for page in pages:
+        page.write_text(report.filled(page.read_text(encoding="utf-8"), sections(runs, facts)), encoding="utf-8")
+        written.append(f"{page}: its measured sections")
     print("\n".join([f"\n{text}", *written, f"{out / 'raw.jsonl'}: every run"]))
 
 
-def tables(runs: Sequence[Run], facts: Facts) -> str:
-    """Return all tables of a run: in short, what must be reached, every mode in full, how disturbed it was."""
+def sections(runs: Sequence[Run], facts: Facts) -> dict[str, str]:
+    """Return what pages can show of a run, by the names that their comments use."""
     found = peers_must.findings(runs, facts["footprint"])
+    return {
+        "machine": "\n".join(f"* {line}" for line in _machine_lines(facts, runs)),
+        "short": f"{report.short_table(runs)}\n\n{report.SHORT_LEGEND}",
+        "readme": f"{report.short_table(runs, README_COLUMNS)}\n\n{report.SHORT_LEGEND}",
+        "reached": f"{peers_must.table(found)}\n\n{peers_must.LEGEND}",
+        "modes": f"{report.table(runs)}\n\n{report.LEGEND}",
+    }
+
+
+def _machine_lines(facts: Facts, runs: Sequence[Run]) -> list[str]:
     versions = ", ".join(version for version in facts["peers"].values() if version)
-    left_out = "\n".join(f"Left out: {name}, {why.partition(chr(10))[0]}" for name, why in facts["left_out"].items())
+    left_out = [f"Left out: {name}, {why.splitlines()[0]}" for name, why in facts["left_out"].items()]
+    measured = [*facts["machine"], facts["plan"], f"Before: {facts['before']}", versions, *left_out]
+    return [line for line in [*measured, *report.disturbance(runs).splitlines()] if line]
+
+
+def tables(runs: Sequence[Run], facts: Facts) -> str:
+    """Return all tables of a run: in short, what must be reached, every mode in full."""
+    part = sections(runs, facts)
     meanings = "\n".join(f"{mode.name}: {mode.meaning}. `{mode.load}`" for mode in _modes(runs))
     parts = [
-        *("\n".join([*facts["machine"], facts["plan"], facts["before"], versions]), left_out),
-        *("## In short", report.short_table(runs), report.SHORT_LEGEND),
-        *("## What must be reached", peers_must.table(found), peers_must.LEGEND),
-        *("## Every mode", report.table(runs), report.LEGEND, meanings),
-        report.disturbance(runs),
+        part["machine"],
+        *("## In short", part["short"]),
+        *("## What must be reached", part["reached"]),
+        *("## Every mode", part["modes"], meanings),
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _modes(runs: Sequence[Run]) -> list[Any]:

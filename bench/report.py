@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,9 +66,13 @@ def _ordered(runs: Sequence[Run], mode: str) -> list[str]:
     return sorted({run["peer"] for run in runs}, key=order)
 
 
-def short_table(runs: Sequence[Run]) -> str:
-    """Return one row for each peer, one column for what matters in each mode; medians only."""
-    columns = [column for column in SHORT_COLUMNS if any(run["mode"] == column.mode for run in runs)]
+def short_table(runs: Sequence[Run], headings: Container[str] | None = None) -> str:
+    """Return one row for each peer, one column for what matters in each mode; medians only.
+
+    ``headings`` names the columns that are wanted; None: all. A mode that was not measured has none.
+    """
+    wanted = [column for column in SHORT_COLUMNS if headings is None or column.heading in headings]
+    columns = [column for column in wanted if any(run["mode"] == column.mode for run in runs)]
     if not columns:
         return ""
     rows: list[tuple[str, ...]] = [("peer", *(column.heading for column in columns), "RSS, MB")]
@@ -224,6 +229,27 @@ def line(run: Run) -> str:
     numbers = (("TTFT", first, "µs"), ("token", token_us(run), "µs"), ("CPU", cpu_us(run), "µs/token"))
     text = "  ".join(f"{name} {value:9,.1f} {unit}" for name, value, unit in numbers if value is not None)
     return f"round {run['round'] + 1}  {run['mode']:10s} {run['peer']:13s} {text}  errors {_errors([run])}"
+
+
+def filled(text: str, sections: Mapping[str, str]) -> str:
+    """Return a page with its measured sections replaced: what stands between two comments, on lines of their own.
+
+    ``<!-- measured NAME -->`` begins a section, ``<!-- end -->`` ends it. A name that ``sections`` lacks is left as it
+    is; ValueError for a page without any section.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["name"] not in sections:
+            return match[0]
+        return f"<!-- measured {match['name']} -->\n\n{sections[match['name']].strip()}\n\n<!-- end -->\n"
+
+    result, count = _SECTION.subn(replaced, text)
+    if not count:
+        raise ValueError("the page has no line '<!-- measured NAME -->' with a later '<!-- end -->'")
+    return result
+
+
+_SECTION = re.compile(r"<!-- measured (?P<name>[a-z-]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def summary(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, Any]]]:

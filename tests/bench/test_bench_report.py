@@ -100,6 +100,15 @@ def test_everything_is_written_for_every_mode_and_peer(tmp_path: Path) -> None:
     assert any("distributions.png" in line for line in said)
 
 
+def test_measured_sections_of_a_page_are_replaced_and_nothing_else() -> None:
+    page = "# A\n<!-- measured short -->\nold\n<!-- end -->\nB\n<!-- measured other -->\nkept\n<!-- end -->\n"
+    filled = report.filled(page, {"short": "new | table\n"})
+    assert filled == page.replace("old", "\nnew | table\n")
+    assert report.filled(filled, {"short": "new | table\n"}) == filled, "as often as one likes"
+    with pytest.raises(ValueError, match="no line '<!-- measured NAME -->'"):
+        report.filled("# A page\n", {})
+
+
 def test_without_matplotlib_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = builtins.__import__
 
