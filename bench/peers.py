@@ -163,7 +163,7 @@ def _facts(plan: Plan, *, is_awake: bool) -> Facts:
     )
     return {
         "machine": machine.facts(),
-        "plan": f"{plan.rounds} rounds; {places}" + ("; the peers' core is kept awake" if is_awake else ""),
+        "plan": f"rounds: {plan.rounds}; {places}" + ("; the peers' core is kept awake" if is_awake else ""),
         "before": f"{taken.stolen_percent:.1f} % stolen, longest pause {taken.longest_pause_ms:.1f} ms, "
         f"in {machine.SPIN_S:g} s of spinning",
         "footprint": {},

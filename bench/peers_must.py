@@ -94,7 +94,7 @@ def _row(found: Finding) -> tuple[str, ...]:
     aim = "" if found.aim is None else f"{sign} {found.aim:g}"
     name, mode, limit = found.criterion, found.mode, f"{sign} {found.limit:g}"
     if found.value is None:
-        return name, mode, "-", limit, aim, "not measured", "-"
+        return name, mode, "-", limit, aim, "not measured, or in no calm round", "-"
     verdict = "yes" if found.is_reached else "NO"
     if found.is_reached and found.aim is not None:
         verdict += ", and the aim" if found.holds(found.aim) else ", not the aim"
