@@ -1,6 +1,6 @@
 # make run    a real model answers through the router       make test   every test that takes minutes at most
 # make lint   ruff and mypy                                 make bench  measurements    make test-long   torture, soak
-# make clean  remove everything that this file makes
+# make gate   what a token costs, counted                   make clean  remove everything that this file makes
 #
 # Each target does its own set-up; a finished step leaves a stamp and is not done again. Variables: PYTHON (3.11 or
 # newer), PORT and CONFIG (make run), ARGS (further arguments of the program that a target runs).
@@ -24,7 +24,7 @@ MINILM     := $(HOST_VENV)/models/all-minilm-l6-v2-f16.gguf
 PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint bench hosts node-clients clean
+.PHONY: help run test test-long lint bench gate hosts node-clients clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ lint: $(VENV_READY)
 
 bench: $(VENV_READY)
 	@$(VENV)/bin/python -m bench $(ARGS)
+
+# What a token and a request cost, counted, beside the committed baseline.
+gate: $(VENV_READY)
+	@$(VENV)/bin/python -m bench.gate $(ARGS)
 
 hosts: $(MINILM)
 

@@ -38,8 +38,8 @@ def main() -> int:
     if not runs:
         return 1
     tables = _tables(runs, plan)
-    (arguments.out / "tables.md").write_text(tables, encoding="utf-8")
-    print(f"\n{tables}\n{raw_file} has every run; {arguments.out / 'tables.md'} this table.")
+    written = report.publish(runs, tables, arguments.out, {"machine": machine.facts()})
+    print("\n".join([f"\n{tables}", f"{raw_file}: every run", *written]))
     return 0
 
 
@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each peer in each mode (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one round, nothing repeated: about 50 s")
     parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "build" / "bench" / "out", help="folder of raw.jsonl and tables.md"
+        "--out", type=Path, default=REPOSITORY / "build" / "bench" / "out", help="folder of what is written"
     )
     parser.add_argument("--report", type=Path, metavar="RAW", help="print the table of an earlier run and end")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 from bench.config import REPOSITORY
@@ -25,31 +26,40 @@ def compiler() -> str | None:
 
 
 def program(name: str) -> Path:
-    """Return a compiled program, ``mockhost`` or ``loadgen``; raises :class:`BuildError`."""
+    """Return a compiled program, ``mockhost``, ``loadgen`` or another of ``c/``; raises :class:`BuildError`."""
+    return _built(name, FLAGS)
+
+
+def library(name: str) -> Path:
+    """Return a compiled library that this interpreter can load with ``ctypes``; raises :class:`BuildError`."""
+    return _built(name, (*FLAGS, "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}"))
+
+
+def _built(name: str, flags: tuple[str, ...]) -> Path:
     sources = sorted(SOURCE_DIR.glob(f"{name}*.c"))
     headers = sorted(SOURCE_DIR.glob("*.h"))
-    binary = BUILD_DIR / f"{name}-{_digest([*sources, *headers])}"
+    binary = BUILD_DIR / f"{name}-{_digest([*sources, *headers], flags)}"
     if binary.exists():
         return binary
     BUILD_DIR.mkdir(parents=True, exist_ok=True)
     unfinished = binary.with_name(f"{binary.name}.{os.getpid()}")
-    _compile(sources, unfinished)
+    _compile(sources, unfinished, flags)
     for outdated in BUILD_DIR.glob(f"{name}-????????????????"):
         outdated.unlink(missing_ok=True)
     unfinished.replace(binary)  # whole or not there: two processes may build at once
     return binary
 
 
-def _digest(files: list[Path]) -> str:
-    text = b"\0".join([" ".join(FLAGS).encode(), *(file.read_bytes() for file in files)])
+def _digest(files: list[Path], flags: tuple[str, ...]) -> str:
+    text = b"\0".join([" ".join(flags).encode(), *(file.read_bytes() for file in files)])
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _compile(sources: list[Path], binary: Path) -> None:
+def _compile(sources: list[Path], binary: Path, flags: tuple[str, ...]) -> None:
     found = compiler()
     if found is None:
         raise BuildError("the measuring programs are written in C and there is no compiler: install gcc, or set CC")
-    command = [found, *FLAGS, "-o", str(binary), *map(str, sources)]
+    command = [found, *flags, "-o", str(binary), *map(str, sources)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{result.stderr}")

@@ -19,7 +19,9 @@ from pathlib import Path
 
 MODEL = "mock-model"
 UNBOUNDED_SLOTS = 4096
-"""Slots of a host that takes whatever comes: more than any mode's streams, so that the router never makes one wait."""
+"""Slots of a host that takes whatever comes: with two hosts more than any mode's streams, so that none waits."""
+IN_FLIGHT_MAX = 2 * UNBOUNDED_SLOTS
+"""Requests in the router: as many as two such hosts take. The router's default is below ``s5000``."""
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,7 +42,8 @@ def config_text(
     """
     hosts = "".join(_host_text(f"mock{index}", url, slots, close) for index, url in enumerate(urls))
     return (
-        f"version = 1\n\n[listen]\nhttp = {json.dumps([listen])}\nrun_dir = {json.dumps(str(run_dir))}\n\n"
+        f"version = 1\n\n[limits]\nin_flight = {IN_FLIGHT_MAX}\n\n"
+        f"[listen]\nhttp = {json.dumps([listen])}\nrun_dir = {json.dumps(str(run_dir))}\n\n"
         f'[loop]\nwait = {json.dumps(wait)}\n\n[log]\nlevel = "warning"\n{hosts}'
     )
 

@@ -69,6 +69,17 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_OF_PROCESS) / 1e9
 
 
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all its descendants that are there now."""
+    found, to_visit = [], [pid]
+    while to_visit:
+        found.append(to_visit.pop())
+        for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                to_visit += map(int, children.read_text(encoding="ascii").split())
+    return found
+
+
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process, shared pages included."""
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

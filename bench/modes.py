@@ -62,6 +62,16 @@ MODES = {
             "mode=stream conc=1000 n=32 ttft=50000 itl=50000 dur=4 warm=1.6",
             "1,000 streams, 20 tokens/s each, spread",
         ),
+        Mode(
+            "s5000",
+            "mode=stream conc=5000 n=32 ttft=250000 itl=250000 dur=10 warm=7 drain=9",
+            "5,000 streams, 4 tokens/s each, spread",
+        ),
+        Mode(
+            "prompt200k",
+            "mode=stream conc=1 n=4 ttft=2000 itl=2000 prompt=200000 dur=2 warm=0.2",
+            "1 stream at a time, prompts of 200 KB",
+        ),
         Mode("sat-req", "mode=closed conc=64 n=8 dur=2 warm=0.4", "64 closed loops, small whole answers"),
         Mode("rate200", "mode=rate rate=200 conc=512 n=8 dur=2.5 warm=0.3", "open loop, 200 whole answers a second"),
     )

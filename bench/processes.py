@@ -101,7 +101,7 @@ class RouterProcess:
     def __init__(self, urls: Sequence[str], setup: RouterSetup = NO_LIMITS, *, core: int | None = None) -> None:
         """Start the router; :meth:`wait_ready` says when it serves."""
         self._directory = Path(tempfile.mkdtemp(prefix="ringrouter-bench-", dir="/dev/shm"))
-        self.target = f"127.0.0.1:{_free_port()}"
+        self.target = f"127.0.0.1:{free_port()}"
         self._run_dir = self._directory / "run"
         self._log = self._directory / "log"
         config_file = self._directory / "bench.toml"
@@ -164,7 +164,8 @@ class RouterProcess:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody has at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

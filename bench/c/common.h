@@ -1,4 +1,4 @@
-// What the mock host and the load generator share: the clock, addresses, growing buffers, how a process starts.
+// What the measuring programs share: the clock, addresses, growing buffers, how a process starts.
 #ifndef BENCH_COMMON_H
 #define BENCH_COMMON_H
 

@@ -61,4 +61,20 @@ static inline void print_histogram(const char *name, const histogram *h)
         quantile_us(h, .99), quantile_us(h, .999), h->max_ns / 1e3);
 }
 
+// Every bucket that is not empty: its middle in us, but nothing above the largest value, and its count.
+static inline void print_buckets(const char *name, const histogram *h, const char *after)
+{
+    const char *separator = "";
+    printf("\"%s\":[", name);
+    for (int i = 0; i < BUCKETS; i++) {
+        if (!h->buckets[i])
+            continue;
+        int64_t value_ns = bucket_middle_ns(i);
+        printf("%s%.3f,%lu", separator, (value_ns > h->max_ns ? h->max_ns : value_ns) / 1e3,
+            (unsigned long)h->buckets[i]);
+        separator = ",";
+    }
+    printf("]%s", after);
+}
+
 #endif

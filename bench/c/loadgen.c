@@ -13,6 +13,7 @@
 // dur, warm: seconds; what begins before warm is not measured.   drain=3: seconds for what runs at the end
 // timeout=20: seconds per request.   maxreq=0: requests, 0 without limit.   gap=0: us between an answer and the next
 // stagger=1: streams start evenly spread.   quickack=1: acknowledge at once, which hides a server without TCP_NODELAY
+// buckets=1: whole distributions too, as [value in us, count, value, count, ...]
 #include "common.h"
 #include "histogram.h"
 
@@ -41,7 +42,7 @@ static struct {
     char target[256], path[256], model[128], headers[4096];
     enum mode mode;
     int64_t connections, tokens, ttft_us, itl_us, gap_us, prompt_bytes, requests_max;
-    int64_t in_sync, embeddings, stagger, quickack;
+    int64_t in_sync, embeddings, stagger, quickack, buckets;
     double duration_s, warm_s, drain_s, timeout_s, rate;
 } options = {.path = "/v1/chat/completions", .model = "mock-model", .connections = 1, .tokens = 32,
     .prompt_bytes = 1000, .stagger = 1, .duration_s = 3, .warm_s = 0.5, .drain_s = 3, .timeout_s = 20, .rate = 100};
@@ -96,6 +97,8 @@ typedef struct {
 
 static connection **connections;
 static int *free_indexes, free_count; // mode=rate: connections without a request
+static int busy_count;
+static int64_t next_start_ns; // mode=stream, closed: no connection without a request is due earlier
 static int epoll_fd;
 static address target;
 static char *request_template;
@@ -221,21 +224,27 @@ static void end_request(connection *c, int is_complete)
     int64_t now = now_ns();
     int is_right = is_complete && check_answer(c);
     c->busy = 0;
+    busy_count--;
     if (is_right)
         record_answer(c, now);
     if (!is_right || !c->keep_alive)
         close_socket(c);
-    if (options.mode == MODE_RATE)
+    if (options.mode == MODE_RATE) {
         free_indexes[free_count++] = c->index;
-    else
-        c->next_ns = now + options.gap_us * NS_PER_US + (is_right ? 0 : PAUSE_AFTER_ERROR_NS);
+        return;
+    }
+    c->next_ns = now + options.gap_us * NS_PER_US + (is_right ? 0 : PAUSE_AFTER_ERROR_NS);
+    if (c->next_ns < next_start_ns)
+        next_start_ns = c->next_ns;
 }
 
 // Sends a request that should have gone out at `intended_ns`.
 static void send_request(connection *c, int64_t intended_ns)
 {
-    if (!c->busy)
+    if (!c->busy) {
         counts.started++;
+        busy_count++;
+    }
     c->busy = 1;
     c->intended_ns = intended_ns;
     expect_answer(c);
@@ -567,22 +576,24 @@ static int may_start(int64_t now)
 }
 
 // mode=stream, closed: starts what is due. Returns how many connections are busy, lowers `*wake_ns` to the next start.
+// Going through thousands of connections takes longer than reading a token, so it is done only when one is due.
 static int start_next_requests(int64_t now, int64_t *wake_ns)
 {
-    int busy = 0;
-    for (int i = 0; i < options.connections; i++) {
-        connection *c = connections[i];
-        if (!c->busy && may_start(now)) {
-            if (c->next_ns <= now) {
+    if (now >= next_start_ns) {
+        next_start_ns = INT64_MAX;
+        for (int i = 0; i < options.connections && may_start(now); i++) {
+            connection *c = connections[i];
+            if (!c->busy && c->next_ns <= now) {
                 c->retried = 0;
                 send_request(c, now_ns());
-            } else if (c->next_ns < *wake_ns) {
-                *wake_ns = c->next_ns;
             }
+            if (!c->busy && c->next_ns < next_start_ns)
+                next_start_ns = c->next_ns;
         }
-        busy += c->busy;
     }
-    return busy;
+    if (next_start_ns < *wake_ns)
+        *wake_ns = next_start_ns;
+    return busy_count;
 }
 
 // mode=rate: the same for requests whose times are fixed beforehand.
@@ -756,6 +767,12 @@ static void report(void)
     print_histogram("gap", &times.gap);
     print_histogram("e2e", &times.end_to_end);
     print_histogram("over", &times.overhead);
+    if (options.buckets) {
+        printf("\"buckets\":{");
+        print_buckets("ttft_over", &times.ttft_overhead, ",");
+        print_buckets("tok", &times.token, ",");
+        print_buckets("over", &times.overhead, "},");
+    }
     printf("\"started\":%lu,\"ok\":%lu,\"win_s\":%.3f,\"tokens_win\":%lu,\"tokens_all\":%lu,\"req_win\":%lu,",
         counts.started, counts.ok, window_s, counts.tokens_measured, counts.tokens, counts.requests_measured);
     printf("\"tok_s\":%.1f,\"req_s\":%.1f,\"conns\":%lu,\"stall_ms\":%.1f,\"stalls\":%lu,\"reads\":%lu,\"bytes\":%lu,",
@@ -814,7 +831,7 @@ static int set_number(const char *name, const char *value)
     } numbers[] = {{"conc", &options.connections}, {"n", &options.tokens}, {"ttft", &options.ttft_us},
         {"itl", &options.itl_us}, {"sync", &options.in_sync}, {"prompt", &options.prompt_bytes},
         {"embed", &options.embeddings}, {"quickack", &options.quickack}, {"stagger", &options.stagger},
-        {"gap", &options.gap_us}, {"maxreq", &options.requests_max}};
+        {"gap", &options.gap_us}, {"maxreq", &options.requests_max}, {"buckets", &options.buckets}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!strcmp(name, numbers[i].name)) {
             *numbers[i].number = atoll(value);
