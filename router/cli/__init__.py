@@ -21,6 +21,8 @@ EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
+HUNG_AFTER_S: Final = 5.0
+"""The heartbeat comes every second; a loop that misses several is not merely slow."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +84,21 @@ def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         const=1.0,
         metavar="SECONDS",
         help="again and again, by default each second",
+    )
+    stats.add_argument("--all", action="store_true", help="every router below that directory")
+    stats.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="only what matches, e.g. counter='zeromq_*'; NAME is segment, reader, counter or error; may be repeated",
+    )
+    stats.add_argument(
+        "--hung-after",
+        type=_seconds,
+        default=HUNG_AFTER_S,
+        metavar="SECONDS",
+        help="heartbeat age from which a live router counts as hung (%(default)g)",
     )
     tail = commands.add_parser("tail", help="show finished requests as they end")
     _add_location(tail)

@@ -160,7 +160,7 @@ class TestLocation:
 
 class TestAgain:
     def test_a_second_look_reads_on_and_has_rates(self, run_dir: Path, fake: FakeRouter) -> None:
-        source = stats.Source(run_dir / "main")
+        source = stats.Source(run_dir / "main", cli.HUNG_AFTER_S)
         fake.finish("a")
         assert source.look().token_events_per_s is None
         fake.finish("b")
@@ -174,7 +174,7 @@ class TestAgain:
     def test_it_follows_a_restarted_router(self, run_dir: Path) -> None:
         first = FakeRouter(run_dir / "main")
         first.finish("a")
-        source = stats.Source(run_dir / "main")
+        source = stats.Source(run_dir / "main", cli.HUNG_AFTER_S)
         source.look()
         first.die()
         second = FakeRouter(run_dir / "main")
