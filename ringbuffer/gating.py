@@ -27,12 +27,12 @@ class GatingProducer(SegmentWriter):
     """The one producer of a gating ring.
 
     ``try_publish(w1, …, w7)`` publishes seven unsigned words into a slot of 64 bytes; it returns the sequence, or -1
-    and counts when the ring is full. ``try_publish_record(payload)`` does so with a bytes-like of at most ``slot_size - 8``
-    bytes, zero padded. ``try_publish_batch(records)`` publishes the payloads of ``slot_size - 8`` bytes each that a
-    contiguous bytes-like holds, and returns the first sequence; -1 when not all of them fit. To fill slots one by one
-    and publish them together, ``try_claim(n)`` returns the first of ``n`` sequences, or -1; ``store(sequence, w1, …,
-    w7)`` fills a claimed one; ``publish_upto(end)`` publishes all below ``end``, which must all have been stored. All
-    are methods of the backend itself. Misuse raises ValueError and publishes nothing.
+    and counts when the ring is full. ``try_publish_record(payload)`` does so with a bytes-like of at most
+    ``slot_size - 8`` bytes, zero padded. ``try_publish_batch(records)`` publishes the payloads of ``slot_size - 8``
+    bytes each that a contiguous bytes-like holds, and returns the first sequence; -1 when not all of them fit. To fill
+    slots one by one and publish them together, ``try_claim(n)`` returns the first of ``n`` sequences, or -1;
+    ``store(sequence, w1, …, w7)`` fills a claimed one; ``publish_upto(end)`` publishes all below ``end``, which must
+    all have been stored. All are methods of the backend itself. Misuse raises ValueError and publishes nothing.
     """
 
     def __init__(self, ring: Segment) -> None:
@@ -88,6 +88,11 @@ class GatingProducer(SegmentWriter):
         """Times a claim was refused because the ring was full."""
         return self.segment.words.load_relaxed(word_index(layout.FULL_COUNT_OFFSET))
 
+    @property
+    def dropped_count(self) -> int:
+        """Consumers dropped because their process had died."""
+        return self.segment.words.load_relaxed(word_index(layout.DROPPED_COUNT_OFFSET))
+
     def drop_dead_consumers(self) -> list[str]:
         """Free the rows of consumers whose process has died; return their names.
 
@@ -101,9 +106,7 @@ class GatingProducer(SegmentWriter):
             dead = [row for row in consumer_rows(self.segment) if row.is_active and not row.is_alive]
             for row in dead:
                 row.free()
-        dropped = word_index(layout.DROPPED_COUNT_OFFSET)
-        live = self.segment.words
-        live.store_relaxed(dropped, live.load_relaxed(dropped) + len(dead))
+        self.segment.words.store_relaxed(word_index(layout.DROPPED_COUNT_OFFSET), self.dropped_count + len(dead))
         return [row.name for row in dead]
 
 
