@@ -11,7 +11,7 @@ earlier ones, and before it is known whether the program comes that far (``Requi
   all behind it; a full fence: all before it come before all behind it
 
 That is C11's release and acquire for one memory that all threads share, and no more: a control dependency orders
-nothing, and no store is ordered before a load by anything but a full fence.
+nothing, and no store is ordered before a load by anything but a full fence or a locked swap.
 """
 
 from __future__ import annotations
@@ -53,13 +53,24 @@ class Fence:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """Load a word and store a number into it, in one step; ``locked``: nothing moves across it either way."""
+
+    register: str
+    word: str
+    value: int
+    locked: bool = False
+    sync: str = ""
+
+
+@dataclass(frozen=True)
 class Require:
     """The thread comes to what is behind this only when ``holds`` does; executions in which it does not are dropped."""
 
     holds: Callable[[Registers], bool]
 
 
-Step = Load | Store | Fence | Require
+Step = Load | Store | Fence | Swap | Require
 Threads = tuple[tuple[Step, ...], ...]
 _Filled = tuple[tuple[str, int], ...]
 """Registers that are filled, as a value that can be compared."""
@@ -76,9 +87,11 @@ def weakenings(threads: Threads) -> Iterator[tuple[str, int, int, Threads]]:
             yield step.sync, thread_index, step_index, mutant
 
 
-def _weakened(step: Load | Store | Fence) -> tuple[Step, ...]:
+def _weakened(step: Load | Store | Fence | Swap) -> tuple[Step, ...]:
     if isinstance(step, Fence):
         return ()
+    if isinstance(step, Swap):
+        return (replace(step, locked=False),)
     return (replace(step, acquire=False) if isinstance(step, Load) else replace(step, release=False),)
 
 
@@ -135,6 +148,8 @@ def _perform(
         return None
     if isinstance(step, Store):
         memory[step.word] = _value(step, registers)
+    elif isinstance(step, Swap):
+        registers[step.register], memory[step.word] = memory[step.word], step.value
     elif isinstance(step, Load):
         waiting = _waiting_store(steps, at, done)
         if waiting is not None and waiting.value not in registers and isinstance(waiting.value, str):
@@ -170,6 +185,8 @@ def _is_ordered(steps: Sequence[Step], before: int, at: int) -> bool:
         return _is_fenced(first, then)
     if (isinstance(then, Store) and then.release) or (isinstance(first, Load) and first.acquire):
         return True
+    if (isinstance(then, Swap) and then.locked) or (isinstance(first, Swap) and first.locked):
+        return True
     if first.word == then.word and not (isinstance(first, Store) and isinstance(then, Load)):
         return True
     return isinstance(first, Load) and isinstance(then, Store) and then.value == first.register
@@ -179,6 +196,6 @@ def _is_fenced(first: Step, then: Step) -> bool:
     if isinstance(first, Fence) and isinstance(then, Fence):
         return False
     if isinstance(then, Fence):
-        return then.kind != "acquire" or isinstance(first, Load)
+        return then.kind != "acquire" or isinstance(first, Load | Swap)
     assert isinstance(first, Fence)
-    return first.kind != "release" or isinstance(then, Store)
+    return first.kind != "release" or isinstance(then, Store | Swap)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tests.ordering.explorer import Fence, Load, Registers, Require, Step, Store, Threads
+from tests.ordering.explorer import Fence, Load, Registers, Require, Step, Store, Swap, Threads
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,21 @@ HEADER = Protocol(
     lambda ends: ends[1]["slot_count"] == 8,
 )
 
+DOORBELL = Protocol(
+    "a consumer that clears its bell sees what it was rung for, or is rung again",
+    "doorbell",
+    {"published": 0, "bell": 0},
+    (
+        (Store("published", 1, release=True), Swap("rung", "bell", 1, locked=True, sync="G")),
+        (Swap("rung", "bell", 0, locked=True, sync="G"), Load("published", "published", acquire=True)),
+    ),
+    lambda ends: ends[1]["rung"] == 0 or ends[1]["published"] == 1,
+)
+
 SPARE = {("ring", "C"), ("append-only table", "C")}
 """Edges that another one covers: who learnt from ``published`` that a record is there has its payload by SYNC A. The
 sequence word is checked all the same, and costs nothing more; only in a table does all hang on it."""
 
 PROTOCOLS = (
-    LOSSY_OVERTAKEN, LOSSY_NEWEST, GATING, GATING_DELIVERS, JOINING, LEAVING, TABLE, APPEND, HEADER,
+    LOSSY_OVERTAKEN, LOSSY_NEWEST, GATING, GATING_DELIVERS, JOINING, LEAVING, TABLE, APPEND, HEADER, DOORBELL,
 )  # fmt: skip
