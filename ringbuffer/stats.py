@@ -22,12 +22,13 @@ EXIT_HUNG: Final = 4
 EXIT_VERSION: Final = 5
 
 _WORST_FIRST: Final[tuple[WriterState, ...]] = ("dead", "restarted", "hung", "alive")
-_EXIT_CODES: Final[dict[WriterState, int]] = {
+EXIT_CODES: Final[dict[WriterState, int]] = {
     "alive": EXIT_OK,
     "hung": EXIT_HUNG,
     "dead": EXIT_DEAD,
     "restarted": EXIT_DEAD,
 }
+"""What each state of a writer is as an exit code."""
 _WORST_CODE_FIRST: Final = (EXIT_VERSION, EXIT_DEAD, EXIT_HUNG, EXIT_NO_RING, EXIT_OK)
 _NS_PER_S: Final = 1_000_000_000
 _SOON_S: Final = 60.0
@@ -230,7 +231,7 @@ def _percent(percent: float) -> str:
 def _exit_code(state: WriterState | None, sample: Sample) -> int:
     if any(error_exit_code(error) == EXIT_VERSION for _, error in sample.errors):
         return EXIT_VERSION
-    return EXIT_NO_RING if state is None else _EXIT_CODES[state]
+    return EXIT_NO_RING if state is None else EXIT_CODES[state]
 
 
 def _segment_row(before: SegmentSample | None, now: SegmentSample) -> SegmentRow:

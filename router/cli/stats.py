@@ -33,6 +33,14 @@ from router.telemetry.units import ABSENT, duration, rate, span
 SCHEMA: Final = "ringrouter.stats/1"
 NOUNS: Final[Mapping[str, str]] = {"requests": "requests", "tokens": "events", "done": "requests"}
 """What the rings hold, for sentences."""
+_GAUGES: Final = frozenset({
+    Counter.CONNECTIONS_OPEN,
+    Counter.IN_FLIGHT,
+    Counter.WAITING,
+    Counter.CYCLE_NS_MAX,
+    Counter.HOSTS_HEALTHY,
+})  # fmt: skip
+"""Counters that stand for a level, not for a count."""
 
 
 class Previous(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +104,7 @@ class Source:
         return Report(
             instance=self._instance.name,
             uptime_ns=_uptime_ns(now, now_ns),
-            rings=ring_stats.build_report(before, now),
+            rings=_without_gauge_rates(ring_stats.build_report(before, now)),
             router=summarise(self._done, inflight_reader.read(), published_count=reader.published_count, now_ns=now_ns),
             token_events_per_s=_counter_rate(before, now, Counter.TOKEN_EVENTS),
             previous=self._previous,
@@ -213,6 +221,12 @@ def _uptime_ns(taken: Sample, now_ns: int) -> int:
     lives = any(segment.state in {"alive", "hung"} for segment in taken.segments)
     end_ns = now_ns if lives else max(segment.heartbeat_ns for segment in taken.segments)
     return max(0, end_ns - taken.segments[0].header.created_mono_ns)
+
+
+def _without_gauge_rates(report: ring_stats.Report) -> ring_stats.Report:
+    """Leave a rate only where something is counted: that of a level says nothing."""
+    counters = tuple(replace(row, rate_per_s=None) if row.id in _GAUGES else row for row in report.counters)
+    return replace(report, counters=counters)
 
 
 def _counter_rate(before: Sample | None, now: Sample, counter: Counter) -> float | None:
