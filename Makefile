@@ -46,6 +46,7 @@ lint: $(VENV_READY)
 
 bench: $(VENV_READY)
 	@$(VENV)/bin/python -m bench $(ARGS)
+	@$(if $(ARGS),,$(VENV)/bin/python -m bench.ring)
 
 hosts: $(MINILM)
 

@@ -277,9 +277,11 @@ class LossyReader(_Ring):
             self.position += 1
         return records
 
-    def poll_into(self, buffer: WriteableBuffer, /) -> int:
+    def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
         """Copy records, each behind its sequence, into a buffer; return how many."""
         room, limit = self._room_of(buffer)
+        if spin_ns:
+            self.spin(spin_ns)
         copied = 0
         published = self._words[self._published]  # SYNC A
         for _ in range(limit):
@@ -454,9 +456,11 @@ class GatingReader(_Ring):
         published = self._words[self._published]  # SYNC A
         return self.position, min(published, self.position + limit)
 
-    def poll_into(self, buffer: WriteableBuffer, /) -> int:
+    def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
         """Copy unreleased records, each behind its sequence; return how many."""
         room, limit = self._room_of(buffer)
+        if spin_ns:
+            self.spin(spin_ns)
         first, end = self.poll(limit)
         for index, sequence in enumerate(range(first, end)):
             if not self._copy_into(room, index, sequence):

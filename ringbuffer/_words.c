@@ -459,17 +459,6 @@ static PyObject *lossy_poll(Core *self, PyObject *arg) {
     return records;
 }
 
-static PyObject *lossy_poll_into(Core *self, PyObject *buffer) {
-    Py_buffer room;
-    uint64_t limit = as_room(&self->ring, buffer, &room);
-    if (limit == 0) {
-        return NULL;
-    }
-    uint64_t count = poll_lossy_into(&self->ring, room.buf, limit);
-    PyBuffer_Release(&room);
-    return PyLong_FromUnsignedLongLong(count);
-}
-
 #define LOOKS_WITH_GIL 64 /* about a microsecond: a record that comes at once is not kept waiting for the GIL */
 #define LOOKS_PER_CLOCK_READ 64
 #define SIGNALS_EVERY_NS 10000000u /* Ctrl-C ends a spin within 10 ms */
@@ -492,22 +481,55 @@ static uint64_t spin_without_gil(const ring_t *ring, uint64_t until_ns) {
     return ready;
 }
 
-static PyObject *reader_spin(Core *self, PyObject *arg) {
-    uint64_t limit_ns;
-    if (!as_word(arg, &limit_ns)) {
-        return NULL;
+/* Fills `ready` with how many records there are, after at most `limit_ns` of looking; 0 is an error. */
+static int spin(const ring_t *ring, uint64_t limit_ns, uint64_t *ready) {
+    *ready = spin_for_records(ring, LOOKS_WITH_GIL);
+    if (*ready > 0) {
+        return 1;
     }
-    uint64_t ready = spin_for_records(&self->ring, LOOKS_WITH_GIL);
     uint64_t began_ns = monotonic_ns(), now_ns = began_ns;
-    while (ready == 0 && now_ns - began_ns < limit_ns) {
+    while (*ready == 0 && now_ns - began_ns < limit_ns) {
         uint64_t left_ns = limit_ns - (now_ns - began_ns);
-        ready = spin_without_gil(&self->ring, now_ns + (left_ns < SIGNALS_EVERY_NS ? left_ns : SIGNALS_EVERY_NS));
+        *ready = spin_without_gil(ring, now_ns + (left_ns < SIGNALS_EVERY_NS ? left_ns : SIGNALS_EVERY_NS));
         if (PyErr_CheckSignals() < 0) {
-            return NULL;
+            return 0;
         }
         now_ns = monotonic_ns();
     }
+    return 1;
+}
+
+static PyObject *reader_spin(Core *self, PyObject *arg) {
+    uint64_t limit_ns, ready;
+    if (!as_word(arg, &limit_ns) || !spin(&self->ring, limit_ns, &ready)) {
+        return NULL;
+    }
     return PyLong_FromUnsignedLongLong(ready);
+}
+
+/* The arguments of poll_into: a buffer, and how long to spin while there is nothing. As as_room. */
+static uint64_t as_poll(const ring_t *ring, PyObject *const *args, Py_ssize_t count, Py_buffer *room) {
+    uint64_t limit_ns = 0, ready;
+    if ((count != 1 && !check_count(count, 2)) || (count == 2 && !as_word(args[1], &limit_ns))) {
+        return 0;
+    }
+    uint64_t limit = as_room(ring, args[0], room);
+    if (limit > 0 && limit_ns > 0 && !spin(ring, limit_ns, &ready)) {
+        PyBuffer_Release(room);
+        return 0;
+    }
+    return limit;
+}
+
+static PyObject *lossy_poll_into(Core *self, PyObject *const *args, Py_ssize_t arg_count) {
+    Py_buffer room;
+    uint64_t limit = as_poll(&self->ring, args, arg_count, &room);
+    if (limit == 0) {
+        return NULL;
+    }
+    uint64_t count = poll_lossy_into(&self->ring, room.buf, limit);
+    PyBuffer_Release(&room);
+    return PyLong_FromUnsignedLongLong(count);
 }
 
 /* --------------------------------------------------------- gating writer */
@@ -635,9 +657,9 @@ static PyObject *gating_poll(Core *self, PyObject *arg) {
     return Py_BuildValue("(KK)", (unsigned long long)self->ring.position, (unsigned long long)end);
 }
 
-static PyObject *gating_poll_into(Core *self, PyObject *buffer) {
+static PyObject *gating_poll_into(Core *self, PyObject *const *args, Py_ssize_t arg_count) {
     Py_buffer room;
-    uint64_t limit = as_room(&self->ring, buffer, &room);
+    uint64_t limit = as_poll(&self->ring, args, arg_count, &room);
     if (limit == 0) {
         return NULL;
     }
@@ -841,7 +863,7 @@ static PyMethodDef lossy_writer_methods[] = {
 };
 static PyMethodDef lossy_reader_methods[] = {
     ONE("poll", lossy_poll, "Return up to n (sequence, payload) and count what was overwritten."),
-    ONE("poll_into", lossy_poll_into, "Copy records, each behind its sequence, into a buffer; return how many."),
+    FAST("poll_into", lossy_poll_into, "Copy records, each behind its sequence, into a buffer; return how many."),
     ONE("spin", reader_spin, "Spin up to n ns until there are records; return how many."),
     END,
 };
@@ -856,7 +878,7 @@ static PyMethodDef gating_writer_methods[] = {
 };
 static PyMethodDef gating_reader_methods[] = {
     ONE("poll", gating_poll, "Return the half-open range of sequences to read, at most n."),
-    ONE("poll_into", gating_poll_into, "Copy unreleased records, each behind its sequence; return how many."),
+    FAST("poll_into", gating_poll_into, "Copy unreleased records, each behind its sequence; return how many."),
     ONE("spin", reader_spin, "Spin up to n ns until there are records; return how many."),
     ONE("read", gating_read, "Return the seven words of a record."),
     ONE("read_record", gating_read_record, "Return the payload of a record."),

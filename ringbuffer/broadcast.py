@@ -58,8 +58,12 @@ class BroadcastReader:
     """Reader of a ring through a read-only mapping; it can read a gating ring too, without gating it.
 
     ``spin(limit_ns)`` looks at the ring without a pause until records are there, at most that long, and returns how
-    many; 0 when none came. It costs a whole core and saves the tens of microseconds of a wake-up. It is a method of the
-    backend itself; in C other threads of the process run meanwhile.
+    many; 0 when none came. It costs a whole core and saves the tens of microseconds of a wake-up.
+    ``poll_into(buffer[, spin_ns])`` spins likewise while there is nothing, then copies new records into a writable
+    buffer, oldest first, as many whole ones as fit, and returns how many. Each takes ``slot_size`` bytes: its sequence,
+    then its payload. So ``numpy.frombuffer(buffer, dtype)`` reads them with one dtype of that size, and gaps in the
+    sequences are what was lost. The buffer must be contiguous and of plain bytes or numbers; ValueError when not even
+    one record fits. Both are methods of the backend itself; in C other threads of the process run during a spin.
     """
 
     def __init__(self, ring: Segment, start: int, position_word: ReaderPosition | None) -> None:
@@ -74,6 +78,7 @@ class BroadcastReader:
             start,
         )
         self.spin = self._core.spin
+        self.poll_into = self._core.poll_into if position_word is None else self._poll_into_and_store
         self._position_word = position_word
         self._store_position()
 
@@ -123,22 +128,16 @@ class BroadcastReader:
         self._store_position()
         return records
 
-    def poll_into(self, buffer: Buffer) -> int:
-        """Copy new records into a writable buffer, oldest first, as many whole ones as fit; return how many.
-
-        Each takes ``slot_size`` bytes: its sequence, then its payload. So ``numpy.frombuffer(buffer, dtype)`` reads
-        them with one dtype of that size, and gaps in the sequences are what was lost. The buffer must be contiguous and
-        of plain bytes or numbers; ValueError when not even one record fits. Zero as in :meth:`poll`.
-        """
-        count = self._core.poll_into(buffer)
-        self._store_position()
-        return count
-
     def close(self) -> None:
         """Detach, and remove the position file."""
         self.segment.close()
         if self._position_word is not None:
             self._position_word.close()
+
+    def _poll_into_and_store(self, buffer: Buffer, spin_ns: int = 0, /) -> int:
+        count = self._core.poll_into(buffer, spin_ns)
+        self._store_position()
+        return count
 
     def _store_position(self) -> None:
         if self._position_word is not None:

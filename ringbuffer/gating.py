@@ -115,10 +115,11 @@ class GatingConsumer:
 
     ``poll(limit)`` returns the half-open range (first, end) of sequences to read, empty when first == end, and the same
     range again until it was released. ``read(sequence)`` returns a record's seven words, ``read_record(sequence)`` its
-    payload. ``poll_into(buffer)`` copies as many unreleased records as fit into a writable, contiguous buffer, each as
-    its sequence and its payload (``slot_size`` bytes), and returns how many. ``release(end)`` lets the producer
-    overwrite everything below ``end``. ``spin(limit_ns)`` looks at the ring without a pause until there are unreleased
-    records, at most that long, and returns how many. All are methods of the backend itself.
+    payload. ``spin(limit_ns)`` looks at the ring without a pause until there are unreleased records, at most that long,
+    and returns how many. ``poll_into(buffer[, spin_ns])`` spins likewise while there is nothing, then copies as many
+    unreleased records as fit into a writable, contiguous buffer, each as its sequence and its payload (``slot_size``
+    bytes), and returns how many. ``release(end)`` lets the producer overwrite everything below ``end``. All are methods
+    of the backend itself.
     """
 
     def __init__(self, ring: Segment, row: ConsumerRow) -> None:

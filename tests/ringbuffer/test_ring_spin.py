@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -36,6 +37,24 @@ def test_a_spin_ends_when_its_time_has_passed(broadcast: BroadcastWriter) -> Non
     assert reader.spin(0) == 0
 
 
+def test_a_poll_can_spin_first_and_take_what_came(broadcast: BroadcastWriter, producer: GatingProducer) -> None:
+    consumer = GatingConsumer.register(producer.segment.path, "loop")
+    reader = BroadcastReader.attach(broadcast.segment.path)
+    room = bytearray(64)
+    for poll_into in (reader.poll_into, consumer.poll_into):
+        began_ns = time.monotonic_ns()
+        assert poll_into(room, SHORT_NS) == 0
+        assert time.monotonic_ns() - began_ns >= SHORT_NS
+        with pytest.raises(TypeError):
+            poll_into(room, SHORT_NS, 1)
+    broadcast.publish(7, 0, 0, 0, 0, 0, 0)
+    producer.try_publish(7, 0, 0, 0, 0, 0, 0)
+    for poll_into in (reader.poll_into, consumer.poll_into):
+        assert poll_into(room, LONG_NS) == 1
+        assert room[8] == 7
+    consumer.close()
+
+
 def test_a_spin_sees_what_another_thread_publishes(broadcast: BroadcastWriter) -> None:
     reader = BroadcastReader.attach(broadcast.segment.path)
     is_spinning = threading.Event()
@@ -52,7 +71,10 @@ def test_a_spin_sees_what_another_thread_publishes(broadcast: BroadcastWriter) -
     assert [sequence for sequence, _ in reader.poll(8)] == [0]
 
 
-def test_a_signal_handler_can_end_a_spin(broadcast: BroadcastWriter) -> None:
+@pytest.mark.parametrize(
+    "wait", [lambda reader: reader.spin(LONG_NS), lambda reader: reader.poll_into(bytearray(64), LONG_NS)]
+)
+def test_a_signal_handler_can_end_a_spin(broadcast: BroadcastWriter, wait: Callable[[BroadcastReader], int]) -> None:
     reader = BroadcastReader.attach(broadcast.segment.path)
 
     def interrupt(*_: object) -> None:
@@ -62,7 +84,7 @@ def test_a_signal_handler_can_end_a_spin(broadcast: BroadcastWriter) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.02)
     try:
         with pytest.raises(InterruptedError):
-            reader.spin(LONG_NS)
+            wait(reader)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
