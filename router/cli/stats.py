@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rings: ring_stats.Report
     router: Summary
     token_events_per_s: float | None
-    """Events of host streams, between two looks a moment apart."""
+    """Records of the token ring, between two looks a moment apart."""
     previous: Previous | None
 
     @property
@@ -101,12 +101,13 @@ class Source:
             self._done.extend(batch)
         before, self._before = self._before, now
         now_ns = time.monotonic_ns()
+        rings = _without_gauge_rates(ring_stats.build_report(before, now))
         return Report(
             instance=self._instance.name,
             uptime_ns=_uptime_ns(now, now_ns),
-            rings=_without_gauge_rates(ring_stats.build_report(before, now)),
+            rings=rings,
             router=summarise(self._done, inflight_reader.read(), published_count=reader.published_count, now_ns=now_ns),
-            token_events_per_s=_counter_rate(before, now, Counter.TOKEN_EVENTS),
+            token_events_per_s=_rate_of(rings, "tokens"),
             previous=self._previous,
         )
 
@@ -229,22 +230,8 @@ def _without_gauge_rates(report: ring_stats.Report) -> ring_stats.Report:
     return replace(report, counters=counters)
 
 
-def _counter_rate(before: Sample | None, now: Sample, counter: Counter) -> float | None:
-    if before is None:
-        return None
-    earlier, later = _counter(before, counter), _counter(now, counter)
-    if earlier is None or later is None or later[1] <= earlier[1] or later[0] < earlier[0]:
-        return None
-    return (later[0] - earlier[0]) * 1e9 / (later[1] - earlier[1])
-
-
-def _counter(taken: Sample, counter: Counter) -> tuple[int, int] | None:
-    """Return a counter's value and when it was read."""
-    for segment in taken.segments:
-        for spec, value in segment.counters:
-            if spec.id == counter:
-                return value, segment.taken_ns
-    return None
+def _rate_of(rings: ring_stats.Report, name: str) -> float | None:
+    return next((row.rate_per_s for row in rings.segments if row.name == name), None)
 
 
 def _show(look: Look, selections: Sequence[tuple[str, str]], *, as_json: bool) -> int:
@@ -347,7 +334,7 @@ def _finished(report: Report) -> list[str]:
         _latency("TPOT", summary.tpot_ns),
         _latency("E2E", summary.e2e_ns),
         _latency("router overhead", summary.router_overhead_ns),
-        f"      {tokens}; {rate(report.token_events_per_s)} stream events/s now",
+        f"      {tokens}; {rate(report.token_events_per_s)} token events/s now",
     ]
 
 

@@ -164,7 +164,7 @@ class TestAgain:
         fake.finish("a")
         assert source.look().token_events_per_s is None
         fake.finish("b")
-        fake.counters.add(Counter.TOKEN_EVENTS, 50)
+        fake.tokens.publish(1, 2, 3, 4, 5, 6, 7)
         second = source.look()
         source.close()
         assert second.router.window.n == 2
