@@ -10,7 +10,7 @@ from ringbuffer import words
 from tests.ringbuffer import test_ring_models as models
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
-MANY = settings(models.SETTINGS, max_examples=2000, stateful_step_count=150)
+MANY = settings(models.SETTINGS, max_examples=1000, stateful_step_count=100)
 
 
 @pytest.mark.parametrize("backend", ["_words", "_plain"])

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 RING_HEADER = Path(ringbuffer.__file__).with_name("_ring.h")
 MODES = ("gating", "joining", "lossy", "table")
 FLAGS = ("-std=c11", "-Wall", "-Wextra", "-pthread")
+SANITIZED = ("-O1", "-g", "-fsanitize=thread", "-Wno-tsan")
 RUN_S_MAX = 300
 
 
@@ -24,6 +25,19 @@ def tool(name: str, package: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed (Debian package {package})")
     return path
+
+
+def sanitizing_compiler(directory: Path) -> str:
+    """Return a compiler whose thread sanitizer links and runs here, or skip the test."""
+    compiler = tool("gcc", "gcc")
+    (directory / "probe.c").write_text("int main(void) { return 0; }\n", encoding="utf-8")
+    probe = str(directory / "probe")
+    built = subprocess.run([compiler, "-fsanitize=thread", f"{probe}.c", "-o", probe], capture_output=True, check=False)
+    if built.returncode != 0:
+        pytest.skip("gcc has no thread sanitizer here (Debian package libtsan2)")
+    if subprocess.run([probe], capture_output=True, check=False).returncode != 0:
+        pytest.skip("the thread sanitizer cannot lay out its memory on this kernel")
+    return compiler
 
 
 def plant(directory: Path, changes: Mapping[str, str]) -> Path:

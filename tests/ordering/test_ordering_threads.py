@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.ordering.harness_build import MODES, RING_HEADER, compile_harness, plant, run_harness, taken, tool
+from tests.ordering.harness_build import (
+    MODES,
+    RING_HEADER,
+    SANITIZED,
+    compile_harness,
+    plant,
+    run_harness,
+    sanitizing_compiler,
+    taken,
+    tool,
+)
 
 COUNT = 300_000
 SANITIZED_COUNT = 20_000
-SANITIZED = ("-O1", "-g", "-fsanitize=thread", "-Wno-tsan")
 RACE_EXIT = 66
 PLAIN_PAYLOAD = {
     "store_relaxed(word, value);\n}\nstatic inline uint64_t load_payload_word": (
@@ -39,17 +47,8 @@ def gcc() -> str:
 
 
 @pytest.fixture(scope="session")
-def sanitizer(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A compiler whose thread sanitizer links and runs here."""
-    directory = tmp_path_factory.mktemp("tsan")
-    (directory / "probe.c").write_text("int main(void) { return 0; }\n")
-    probe = str(directory / "probe")
-    built = subprocess.run([gcc, "-fsanitize=thread", f"{probe}.c", "-o", probe], capture_output=True, check=False)
-    if built.returncode != 0:
-        pytest.skip("gcc has no thread sanitizer here (Debian package libtsan2)")
-    if subprocess.run([probe], capture_output=True, check=False).returncode != 0:
-        pytest.skip("the thread sanitizer cannot lay out its memory on this kernel")
-    return gcc
+def sanitizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return sanitizing_compiler(tmp_path_factory.mktemp("tsan"))
 
 
 @pytest.fixture(scope="session")

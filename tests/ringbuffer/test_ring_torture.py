@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.torture import torture
 
-SECONDS = 2.0
+SECONDS = 1.5
 PAIRS = [("c", "c"), ("c", "plain"), ("plain", "c"), ("plain", "plain")]
 
 
