@@ -222,20 +222,16 @@ static inline void cpu_relax(void) {
 #endif
 }
 
-/* Returns how many records the reader has before it. */
-static inline uint64_t records_ready(const ring_t *ring) {
-    uint64_t published = load_acquire(ring->published); /* SYNC A */
-    return published > ring->position ? published - ring->position : 0;
-}
-
-/* Looks up to `looks` times; returns as records_ready. */
+/* Looks up to `looks` times; returns how many records the reader has before it. */
 static inline uint64_t spin_for_records(const ring_t *ring, uint64_t looks) {
-    uint64_t ready = records_ready(ring);
-    for (uint64_t look = 1; ready == 0 && look < looks; look++) {
+    for (uint64_t look = 0; look < looks; look++) {
+        uint64_t published = load_acquire(ring->published); /* SYNC A */
+        if (published > ring->position) {
+            return published - ring->position;
+        }
         cpu_relax();
-        ready = records_ready(ring);
     }
-    return ready;
+    return 0;
 }
 
 /* ---------------------------------------------------------------- gating */
