@@ -46,6 +46,7 @@ lint: $(VENV_READY)
 
 bench: $(VENV_READY)
 	@$(VENV)/bin/python -m bench $(ARGS)
+	@$(if $(ARGS),,$(VENV)/bin/python -m bench.ring)
 
 # What a token and a request cost, counted, beside the committed baseline.
 gate: $(VENV_READY)
@@ -61,7 +62,7 @@ clean:
 	find ringbuffer router tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The router's own environment. One that is there and works is kept, so that an upgrade is quick.
-$(VENV_READY): pyproject.toml $(wildcard ringbuffer/*.c router/*.c)
+$(VENV_READY): pyproject.toml $(wildcard ringbuffer/*.[ch] router/*.c)
 	$(require_python)
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	  echo "==> $(VENV): a new environment (about 5 s)"; $(PYTHON) -m venv --clear $(VENV); }

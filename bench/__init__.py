@@ -7,4 +7,6 @@
 5. ``report`` makes tables of the raw lines, ``hgrm`` and ``plot`` the distributions; ``python -m bench`` does all of it
 6. ``peers`` measures other proxies and routers beside it: ``peers_known`` are they, ``peers_process`` runs them,
    ``peers_ratios`` compares, ``peers_must`` judges; ``soak`` looks for leaks under load
+7. ``ring`` measures the rings beside ``alternatives``: queues, deques, ZeroMQ; ``ring_peers`` are the rings themselves
+8. ``zeromq`` measures the ZeroMQ socket; ``gate`` counts what must not grow
 """

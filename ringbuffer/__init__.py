@@ -9,11 +9,13 @@ The map, each importing only from those below it::
     gating       ring that refuses when full: nothing is overwritten before every consumer released it
     table        rows rewritten in place, rows only appended
     counters     labelled words with a catalogue
+    distinct     each distinct error once, with count, first and last
     generation   one directory per life of a writer; who is alive, hung, dead, restarted
     readers      the position of a lossy reader
     writer       what the writers share
     segment      create, attach, check and lock one mapped file
-    words        chooses the backend: _words (C11 atomics) or _plain (x86-64 only)
+    doorbell     eventfds that wake consumers in other processes
+    words        chooses the backend: _words (C11 atomics, the orderings in _ring.h) or _plain (x86-64 only)
     layout       every byte, drawn and named
     process      pid, start ticks, boot id
     errors       RingError and what it can be
@@ -25,11 +27,12 @@ letter first this …                              … is seen before that      
 ====== ========================================= ========================================= =============================
 SYNC A record and sequence word are stored       ``published`` counts it                   release / acquire
 SYNC B slot or row is marked as being written    its payload changes                       release fence / acquire fence
-SYNC C payload is stored                         its sequence word names it                release / acquire
+SYNC C payload is stored                         its sequence word, or count, names it     release / acquire
 SYNC D consumer has read the slots               ``released`` passes them                  release / acquire
 SYNC E producer: ``published``, then looks for   consumer: its row, then looks at          full fence at both ends
        consumers                                 ``published``
 SYNC F consumer row is filled in                 its state is active                       release / acquire
+SYNC G producer: ``published``, then rings       consumer: clears, then ``published``      the eventfd's lock
 SYNC M header is complete                        ``magic`` is stored                       release / acquire
 ====== ========================================= ========================================= =============================
 
@@ -38,6 +41,8 @@ On x86-64 all but SYNC E cost nothing. Elsewhere the C backend is required.
 
 from ringbuffer.broadcast import BroadcastReader, BroadcastWriter
 from ringbuffer.counters import CounterSpec, CountersReader, CountersWriter
+from ringbuffer.distinct import DistinctError, DistinctErrorsReader, DistinctErrorsWriter
+from ringbuffer.doorbell import Doorbell, DoorbellServer
 from ringbuffer.errors import (
     AccessDenied,
     ConsumersFull,
@@ -73,6 +78,11 @@ __all__ = [
     "CounterSpec",
     "CountersReader",
     "CountersWriter",
+    "DistinctError",
+    "DistinctErrorsReader",
+    "DistinctErrorsWriter",
+    "Doorbell",
+    "DoorbellServer",
     "ForeignFile",
     "GatingConsumer",
     "GatingProducer",

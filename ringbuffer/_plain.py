@@ -1,4 +1,4 @@
-"""The plain backend: the classes of ``_words.c`` in Python, for x86-64 only.
+"""The plain backend: the classes of ``_words.c`` and ``_ring.h`` in Python, for x86-64 only.
 
 ``memoryview.cast("Q")[i]`` is one aligned 8-byte move in CPython, and x86-64 keeps stores in order among themselves and
 loads likewise: that is release and acquire. Payloads are copied with memmove, which may reorder its own stores; the
@@ -16,9 +16,11 @@ from ringbuffer.layout import ROW_IN_USE, ROW_VERSION, ROW_WRITING, WORD_BYTES
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
+    from _typeshed import WriteableBuffer
 
 BACKEND: Final = "plain"
 WORDS_PER_RECORD: Final = 7
+_LOOKS_PER_CLOCK_READ: Final = 16
 _VALUE_MAX: Final = (1 << 63) - 1
 _WORD_MASK: Final = (1 << 64) - 1
 
@@ -146,6 +148,72 @@ class _Ring(_Slots):
         words[slot + 6] = w6
         words[slot + 7] = w7
 
+    def _publish_bytes(self, sequence: int, payload: memoryview) -> None:
+        self._store_record(sequence, payload)
+        self._words[self._published] = sequence + 1  # SYNC A: the record stands before it counts as published
+
+    def _publish_batch(self, first: int, batch: memoryview) -> None:
+        size = self._payload_bytes
+        end = first + len(batch) // size
+        for sequence in range(first, end):
+            at = (sequence - first) * size
+            self._store_record(sequence, batch[at : at + size])
+        self._words[self._published] = end  # SYNC A: once for all of them
+
+    def _store_record(self, sequence: int, payload: memoryview) -> None:
+        slot = self._slot_at(sequence)
+        self._words[slot] = 0  # SYNC B: the slot is marked before its payload changes
+        self._store_payload(slot, payload)
+        self._words[slot] = sequence + 1  # SYNC C: the payload stands before its sequence word
+
+    def _batch_of(self, records: Buffer) -> memoryview:
+        """Return whole payloads as bytes, or raise ValueError when they are none, too many or not whole."""
+        view = memoryview(records).cast("B")
+        count, rest = divmod(len(view), self._payload_bytes)
+        if rest or not 1 <= count <= self._slot_count:
+            raise ValueError(
+                f"a batch of {len(view)} bytes, must be 1 to {self._slot_count} payloads of {self._payload_bytes} bytes"
+            )
+        return view
+
+    def _room_of(self, buffer: WriteableBuffer) -> tuple[memoryview, int]:
+        """Return a writable buffer as bytes, and how many slots it holds; ValueError when none."""
+        view = memoryview(buffer).cast("B")
+        if view.readonly:
+            raise BufferError("the buffer is read-only")
+        size = self._slot_words * WORD_BYTES
+        if len(view) < size:
+            raise ValueError(f"a buffer of {len(view)} bytes, one record has {size}")
+        return view, len(view) // size
+
+    def _copy_record(self, sequence: int) -> bytes | None:
+        """Return a payload; None when it has been, or is being, overwritten."""
+        slot = self._slot_at(sequence)
+        if self._words[slot] != sequence + 1:  # SYNC C
+            return None
+        payload = self._load_payload(slot)
+        return payload if self._words[slot] == sequence + 1 else None  # SYNC B
+
+    def _copy_into(self, room: memoryview, index: int, sequence: int) -> bool:
+        """Copy a record behind its sequence into place ``index``; False when it could not be had whole."""
+        payload = self._copy_record(sequence)
+        if payload is None:
+            return False
+        at = index * (len(payload) + WORD_BYTES)
+        room[at : at + WORD_BYTES] = sequence.to_bytes(WORD_BYTES, "little")
+        room[at + WORD_BYTES : at + WORD_BYTES + len(payload)] = payload
+        return True
+
+    def _spin(self, position: int, limit_ns: int) -> int:
+        words, published = self._words, self._published
+        began_ns = time.monotonic_ns()
+        while True:
+            for _ in range(_LOOKS_PER_CLOCK_READ):
+                if words[published] > position:  # SYNC A
+                    return words[published] - position
+            if time.monotonic_ns() - began_ns >= limit_ns:
+                return 0
+
 
 class LossyWriter(_Ring):
     """Writer of a broadcast ring. ``next`` is the sequence of the next record."""
@@ -158,24 +226,29 @@ class LossyWriter(_Ring):
     def publish(self, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> int:
         """Publish seven words; return the sequence."""
         self._check_record()
-        slot = self._slot_at(self.next)
+        sequence = self.next
+        slot = self._slot_at(sequence)
         self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
-        return self._close_slot(slot)
+        self.next = sequence + 1
+        self._words[slot] = sequence + 1  # SYNC C
+        self._words[self._published] = sequence + 1  # SYNC A
+        return sequence
 
     def publish_record(self, payload: Buffer, /) -> int:
         """Publish a payload, zero padded; return the sequence."""
         view = self._view_of(payload)
-        slot = self._slot_at(self.next)
-        self._words[slot] = 0  # SYNC B
-        self._store_payload(slot, view)
-        return self._close_slot(slot)
-
-    def _close_slot(self, slot: int) -> int:
         sequence = self.next
         self.next = sequence + 1
-        self._words[slot] = sequence + 1  # SYNC C: the payload stands before its sequence word
-        self._words[self._published] = sequence + 1  # SYNC A: the record stands before it counts as published
+        self._publish_bytes(sequence, view)
         return sequence
+
+    def publish_batch(self, records: Buffer, /) -> int:
+        """Publish whole payloads at once; return the first sequence."""
+        batch = self._batch_of(records)
+        first = self.next
+        self.next = first + len(batch) // self._payload_bytes
+        self._publish_batch(first, batch)
+        return first
 
 
 class LossyReader(_Ring):
@@ -195,25 +268,47 @@ class LossyReader(_Ring):
         for _ in range(limit):
             if self.position >= published:
                 break
-            oldest = published - self._slot_count
-            if self.position < oldest:
-                self.lost += oldest - self.position
-                self.position = oldest
+            self._skip_lapped(published)
             payload = self._copy_record(self.position)
             if payload is None:
-                self.lost += 1
-                published = self._words[self._published]  # SYNC A: see at once how far ahead the writer is by now
+                published = self._lose()
             else:
                 records.append((self.position, payload))
             self.position += 1
         return records
 
-    def _copy_record(self, sequence: int) -> bytes | None:
-        slot = self._slot_at(sequence)
-        if self._words[slot] != sequence + 1:  # SYNC C
-            return None
-        payload = self._load_payload(slot)
-        return payload if self._words[slot] == sequence + 1 else None  # SYNC B
+    def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
+        """Copy records, each behind its sequence, into a buffer; return how many."""
+        room, limit = self._room_of(buffer)
+        if spin_ns:
+            self.spin(spin_ns)
+        copied = 0
+        published = self._words[self._published]  # SYNC A
+        for _ in range(limit):
+            if self.position >= published:
+                break
+            self._skip_lapped(published)
+            if self._copy_into(room, copied, self.position):
+                copied += 1
+            else:
+                published = self._lose()
+            self.position += 1
+        return copied
+
+    def spin(self, limit_ns: int, /) -> int:
+        """Spin up to ``limit_ns`` until there are records; return how many."""
+        return self._spin(self.position, limit_ns)
+
+    def _skip_lapped(self, published: int) -> None:
+        oldest = published - self._slot_count
+        if self.position < oldest:
+            self.lost += oldest - self.position
+            self.position = oldest
+
+    def _lose(self) -> int:
+        """Count the record at ``position`` as lost; return how far the writer is by now."""
+        self.lost += 1
+        return self._words[self._published]  # SYNC A
 
 
 class GatingWriter(_Ring):
@@ -247,17 +342,39 @@ class GatingWriter(_Ring):
     def try_publish(self, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> int:
         """Publish seven words; return the sequence, -1 when full."""
         self._check_record()
-        sequence = self.next
-        if self._words[self._published] != sequence:
-            raise ValueError("claimed records have not been published yet")
+        self._check_nothing_claimed()
         if not self._has_room(1):
             return -1
+        sequence = self.next
         slot = self._slot_at(sequence)
         self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
         self.next = sequence + 1
         self._words[slot] = sequence + 1  # SYNC C
         self._words[self._published] = sequence + 1  # SYNC A
         return sequence
+
+    def try_publish_record(self, payload: Buffer, /) -> int:
+        """Publish a payload, zero padded; return the sequence, -1 when full."""
+        self._check_nothing_claimed()
+        view = self._view_of(payload)
+        if not self._has_room(1):
+            return -1
+        sequence = self.next
+        self.next = sequence + 1
+        self._publish_bytes(sequence, view)
+        return sequence
+
+    def try_publish_batch(self, records: Buffer, /) -> int:
+        """Publish whole payloads at once; return the first sequence, -1 when not all of them fit."""
+        self._check_nothing_claimed()
+        batch = self._batch_of(records)
+        count = len(batch) // self._payload_bytes
+        if not self._has_room(count):
+            return -1
+        first = self.next
+        self.next = first + count
+        self._publish_batch(first, batch)
+        return first
 
     def try_claim(self, count: int, /) -> int:
         """Claim ``count`` slots; return the first sequence, -1 when full."""
@@ -287,6 +404,10 @@ class GatingWriter(_Ring):
             if self._words[self._slot_at(sequence)] != sequence + 1:
                 raise ValueError(f"sequence {sequence} was claimed but never stored")
         self._words[self._published] = end  # SYNC A
+
+    def _check_nothing_claimed(self) -> None:
+        if self._words[self._published] != self.next:
+            raise ValueError("claimed records have not been published yet")
 
     def _has_room(self, count: int) -> bool:
         if self.next + count - self._cached_min <= self._slot_count:
@@ -325,7 +446,6 @@ class GatingReader(_Ring):
         self._require_writable()
         self._check_fits(released, 1, 1)
         self._check_fits(heartbeat, 1, 1)
-        self._check_record()
         self._released = released
         self._heartbeat = heartbeat
         self.position = self._words[released]
@@ -336,15 +456,39 @@ class GatingReader(_Ring):
         published = self._words[self._published]  # SYNC A
         return self.position, min(published, self.position + limit)
 
+    def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
+        """Copy unreleased records, each behind its sequence; return how many."""
+        room, limit = self._room_of(buffer)
+        if spin_ns:
+            self.spin(spin_ns)
+        first, end = self.poll(limit)
+        for index, sequence in enumerate(range(first, end)):
+            if not self._copy_into(room, index, sequence):
+                raise AssertionError("a record that was not released has been overwritten")
+        return end - first
+
+    def spin(self, limit_ns: int, /) -> int:
+        """Spin up to ``limit_ns`` until there are records; return how many."""
+        return self._spin(self.position, limit_ns)
+
     def read(self, sequence: int, /) -> tuple[int, ...]:
         """Return the seven words of a record that was published and not released."""
+        self._check_record()
+        slot = self._readable_slot(sequence)
+        return tuple(self._words[slot + 1 : slot + 1 + WORDS_PER_RECORD])
+
+    def read_record(self, sequence: int, /) -> bytes:
+        """Return the payload of a record that was published and not released."""
+        return self._load_payload(self._readable_slot(sequence))
+
+    def _readable_slot(self, sequence: int) -> int:
         slot = self._slot_at(sequence)
         words = self._words
         # A record this consumer has not released cannot be overwritten: another mark is a broken ring, or a
         # caller's mistake.
         if not self.position <= sequence < words[self._published] or words[slot] != sequence + 1:  # SYNC A, SYNC C
             raise AssertionError(f"sequence {sequence} is not between released and published")
-        return tuple(words[slot + 1 : slot + 1 + WORDS_PER_RECORD])
+        return slot
 
     def release(self, end: int, /) -> None:
         """Let the producer overwrite everything below ``end``."""

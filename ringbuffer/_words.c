@@ -1,37 +1,18 @@
-/* The words of a segment, by C11 atomics: the only place where ordering is spelled out for every processor.
+/* The words of a segment for Python: the classes around _ring.h, which has the orderings.
  *
- * Letters name the edges of the table in ringbuffer/__init__.py; each stands at both ends. The Python twin with the same
- * classes is _plain.py. Every object holds its Py_buffer until it is deallocated, so a mapping can never vanish under a
- * bound method. All sizes are checked against the buffer once, in the constructor; arguments are checked in every call.
+ * The twin with the same classes is _plain.py. Every object holds its Py_buffer until it is deallocated, so a mapping can
+ * never vanish under a bound method. All sizes are checked against the buffer once, in the constructor; arguments are
+ * checked in every call.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
 
-typedef _Atomic uint64_t word_t;
-
-_Static_assert(sizeof(word_t) == 8, "a word is eight bytes");
-_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock inside the process would order nothing between processes");
-
-#define WORDS_PER_RECORD 7 /* payload words of a 64-byte slot */
-
-static inline uint64_t load_relaxed(const word_t *word) {
-    return atomic_load_explicit((word_t *)word, memory_order_relaxed);
-}
-static inline uint64_t load_acquire(const word_t *word) {
-    return atomic_load_explicit((word_t *)word, memory_order_acquire);
-}
-static inline void store_relaxed(word_t *word, uint64_t value) {
-    atomic_store_explicit(word, value, memory_order_relaxed);
-}
-static inline void store_release(word_t *word, uint64_t value) {
-    atomic_store_explicit(word, value, memory_order_release);
-}
+#include "_ring.h"
 
 /* One struct serves every class: a view of a buffer, and the geometry of its slots. */
 typedef struct {
@@ -39,21 +20,7 @@ typedef struct {
     Py_buffer view;
     word_t *words;
     uint64_t word_count;
-    word_t *published;
-    word_t *slots;
-    uint64_t slot_count;
-    uint64_t slot_words;
-    uint64_t next;     /* writers: the next sequence to hand out */
-    uint64_t position; /* readers: the next sequence to read */
-    uint64_t lost;     /* lossy reader: records overwritten before it came */
-    word_t *full_count;
-    word_t *consumers;
-    uint64_t consumers_max;
-    uint64_t consumer_words;
-    uint64_t released_word; /* within a consumer row */
-    uint64_t cached_min;    /* gating writer: lowest released sequence at the last look */
-    word_t *released;       /* gating reader: the two words of its own row */
-    word_t *heartbeat;
+    ring_t ring;
 } Core;
 
 /* ------------------------------------------------------------------ life */
@@ -118,9 +85,9 @@ static Core *rows_alloc(PyTypeObject *type, PyObject *args, int writable) {
         Py_DECREF(self);
         return NULL;
     }
-    self->slots = self->words + slots;
-    self->slot_count = slot_count;
-    self->slot_words = slot_words;
+    self->ring.slots = self->words + slots;
+    self->ring.slot_count = slot_count;
+    self->ring.slot_words = slot_words;
     return self;
 }
 
@@ -152,19 +119,19 @@ static Core *ring_alloc(PyTypeObject *type, PyObject *args, int writable) {
         Py_DECREF(self);
         return NULL;
     }
-    if ((self->slot_count & (self->slot_count - 1)) != 0) {
+    if ((self->ring.slot_count & (self->ring.slot_count - 1)) != 0) {
         PyErr_SetString(PyExc_ValueError, "slot_count of a ring is not a power of two");
         Py_DECREF(self);
         return NULL;
     }
-    self->published = self->words + published;
+    self->ring.published = self->words + published;
     return self;
 }
 
 static PyObject *lossy_writer_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     Core *self = ring_alloc(type, args, 1);
     if (self != NULL) {
-        self->next = load_relaxed(self->published);
+        self->ring.next = load_relaxed(self->ring.published);
     }
     return (PyObject *)self;
 }
@@ -179,7 +146,7 @@ static PyObject *lossy_reader_new(PyTypeObject *type, PyObject *args, PyObject *
     if (self == NULL) {
         return NULL;
     }
-    self->position = PyLong_AsUnsignedLongLong(PyTuple_GetItem(args, 5));
+    self->ring.position = PyLong_AsUnsignedLongLong(PyTuple_GetItem(args, 5));
     if (PyErr_Occurred()) {
         Py_DECREF(self);
         return NULL;
@@ -208,13 +175,13 @@ static PyObject *gating_writer_new(PyTypeObject *type, PyObject *args, PyObject 
         Py_DECREF(self);
         return NULL;
     }
-    self->full_count = self->words + full_count;
-    self->consumers = self->words + consumers;
-    self->consumers_max = consumers_max;
-    self->consumer_words = consumer_words;
-    self->released_word = released_word;
-    self->next = load_relaxed(self->published);
-    self->cached_min = self->next;
+    self->ring.full_count = self->words + full_count;
+    self->ring.consumers = self->words + consumers;
+    self->ring.consumers_max = consumers_max;
+    self->ring.consumer_words = consumer_words;
+    self->ring.released_word = released_word;
+    self->ring.next = load_relaxed(self->ring.published);
+    self->ring.cached_min = self->ring.next;
     return (PyObject *)self;
 }
 
@@ -233,9 +200,9 @@ static PyObject *gating_reader_new(PyTypeObject *type, PyObject *args, PyObject 
         Py_DECREF(self);
         return NULL;
     }
-    self->released = self->words + released;
-    self->heartbeat = self->words + heartbeat;
-    self->position = load_relaxed(self->released);
+    self->ring.released = self->words + released;
+    self->ring.heartbeat = self->words + heartbeat;
+    self->ring.position = load_relaxed(self->ring.released);
     return (PyObject *)self;
 }
 
@@ -254,8 +221,8 @@ static PyObject *counter_words_new(PyTypeObject *type, PyObject *args, PyObject 
         Py_DECREF(self);
         return NULL;
     }
-    self->slots = self->words + first;
-    self->slot_count = count;
+    self->ring.slots = self->words + first;
+    self->ring.slot_count = count;
     return (PyObject *)self;
 }
 
@@ -290,10 +257,18 @@ static int check_below(uint64_t index, uint64_t count) {
     return 0;
 }
 
-static int as_record(const Core *self, PyObject *const *args, uint64_t values[WORDS_PER_RECORD]) {
-    if (self->slot_words != WORDS_PER_RECORD + 1) {
-        PyErr_Format(PyExc_ValueError, "records of seven words need slots of 64 bytes, these have %llu",
-                     (unsigned long long)(self->slot_words * sizeof(word_t)));
+/* The slots must have the size of a record of seven words. */
+static int check_record_size(const ring_t *ring) {
+    if (ring->slot_words == WORDS_PER_RECORD + 1) {
+        return 1;
+    }
+    PyErr_Format(PyExc_ValueError, "records of seven words need slots of 64 bytes, these have %llu",
+                 (unsigned long long)(ring->slot_words * sizeof(word_t)));
+    return 0;
+}
+
+static int as_record(const ring_t *ring, PyObject *const *args, uint64_t values[WORDS_PER_RECORD]) {
+    if (!check_record_size(ring)) {
         return 0;
     }
     for (int i = 0; i < WORDS_PER_RECORD; i++) {
@@ -305,62 +280,52 @@ static int as_record(const Core *self, PyObject *const *args, uint64_t values[WO
 }
 
 /* Fills `record` with a payload; the caller releases it. */
-static int as_payload(const Core *self, PyObject *object, Py_buffer *record) {
+static int as_payload(const ring_t *ring, PyObject *object, Py_buffer *record) {
     if (PyObject_GetBuffer(object, record, PyBUF_SIMPLE) < 0) {
         return 0;
     }
-    uint64_t room = (self->slot_words - 1) * sizeof(word_t);
-    if ((uint64_t)record->len <= room) {
+    size_t room = payload_bytes(ring);
+    if ((size_t)record->len <= room) {
         return 1;
     }
-    PyErr_Format(PyExc_ValueError, "payload of %zd bytes, at most %llu fit", record->len, (unsigned long long)room);
+    PyErr_Format(PyExc_ValueError, "payload of %zd bytes, at most %zu fit", record->len, room);
     PyBuffer_Release(record);
     return 0;
 }
 
-/* ---------------------------------------------------------------- slots */
-
-static inline word_t *slot_at(const Core *self, uint64_t sequence) {
-    return self->slots + (sequence & (self->slot_count - 1)) * self->slot_words;
+/* Fills `batch` with whole payloads and returns how many, 1 to slot_count; 0 is an error. The caller releases it. */
+static uint64_t as_batch(const ring_t *ring, PyObject *object, Py_buffer *batch) {
+    if (PyObject_GetBuffer(object, batch, PyBUF_SIMPLE) < 0) {
+        return 0;
+    }
+    size_t size = payload_bytes(ring);
+    uint64_t count = (size_t)batch->len / size;
+    if ((size_t)batch->len % size == 0 && count >= 1 && count <= ring->slot_count) {
+        return count;
+    }
+    PyErr_Format(PyExc_ValueError, "a batch of %zd bytes, must be 1 to %llu payloads of %zu bytes", batch->len,
+                 (unsigned long long)ring->slot_count, size);
+    PyBuffer_Release(batch);
+    return 0;
 }
 
-static inline void store_words(word_t *slot, const uint64_t values[WORDS_PER_RECORD]) {
-    for (int i = 0; i < WORDS_PER_RECORD; i++) {
-        store_relaxed(&slot[1 + i], values[i]);
+/* Fills `room` with a writable buffer and returns how many slots it holds; 0 is an error. The caller releases it. */
+static uint64_t as_room(const ring_t *ring, PyObject *object, Py_buffer *room) {
+    if (PyObject_GetBuffer(object, room, PyBUF_WRITABLE) < 0) {
+        return 0;
     }
+    size_t size = (size_t)ring->slot_words * sizeof(uint64_t);
+    uint64_t count = (size_t)room->len / size;
+    if (count > 0) {
+        return count;
+    }
+    PyErr_Format(PyExc_ValueError, "a buffer of %zd bytes, one record has %zu", room->len, size);
+    PyBuffer_Release(room);
+    return 0;
 }
 
-/* Stores a payload word by word, then zeroes the rest of the slot. */
-static void store_payload(word_t *slot, uint64_t slot_words, const Py_buffer *record) {
-    const char *bytes = record->buf;
-    size_t left = (size_t)record->len;
-    uint64_t i = 1;
-    for (; left >= sizeof(uint64_t); i++, bytes += sizeof(uint64_t), left -= sizeof(uint64_t)) {
-        uint64_t value;
-        memcpy(&value, bytes, sizeof value);
-        store_relaxed(&slot[i], value);
-    }
-    if (left > 0) {
-        uint64_t value = 0;
-        memcpy(&value, bytes, left);
-        store_relaxed(&slot[i++], value);
-    }
-    for (; i < slot_words; i++) {
-        store_relaxed(&slot[i], 0);
-    }
-}
-
-static PyObject *load_payload(const word_t *slot, uint64_t slot_words) {
-    PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((slot_words - 1) * sizeof(word_t)));
-    if (payload == NULL) {
-        return NULL;
-    }
-    char *bytes = PyBytes_AsString(payload);
-    for (uint64_t i = 1; i < slot_words; i++, bytes += sizeof(uint64_t)) {
-        uint64_t value = load_relaxed(&slot[i]);
-        memcpy(bytes, &value, sizeof value);
-    }
-    return payload;
+static PyObject *new_payload(const ring_t *ring) {
+    return PyBytes_FromStringAndSize(NULL, (Py_ssize_t)payload_bytes(ring));
 }
 
 /* ---------------------------------------------------------------- Words */
@@ -411,69 +376,60 @@ static PyObject *words_fence(Core *Py_UNUSED(self), PyObject *Py_UNUSED(arg)) {
 
 /* ---------------------------------------------------------- lossy writer */
 
-static inline void open_slot(word_t *slot) {
-    store_relaxed(slot, 0);
-    atomic_thread_fence(memory_order_release); /* SYNC B: the slot is marked before its payload changes */
-}
-
-static inline PyObject *close_slot(Core *self, word_t *slot) {
-    uint64_t sequence = self->next++;
-    store_release(slot, sequence + 1);            /* SYNC C: the payload stands before its sequence word */
-    store_release(self->published, sequence + 1); /* SYNC A: the record stands before it counts as published */
-    return PyLong_FromUnsignedLongLong(sequence);
-}
-
 static PyObject *lossy_publish(Core *self, PyObject *const *args, Py_ssize_t count) {
     uint64_t values[WORDS_PER_RECORD];
-    if (!check_count(count, WORDS_PER_RECORD) || !as_record(self, args, values)) {
+    if (!check_count(count, WORDS_PER_RECORD) || !as_record(&self->ring, args, values)) {
         return NULL;
     }
-    word_t *slot = slot_at(self, self->next);
-    open_slot(slot);
-    store_words(slot, values);
-    return close_slot(self, slot);
+    return PyLong_FromUnsignedLongLong(publish_words(&self->ring, values));
 }
 
 static PyObject *lossy_publish_record(Core *self, PyObject *payload) {
     Py_buffer record;
-    if (!as_payload(self, payload, &record)) {
+    if (!as_payload(&self->ring, payload, &record)) {
         return NULL;
     }
-    word_t *slot = slot_at(self, self->next);
-    open_slot(slot);
-    store_payload(slot, self->slot_words, &record);
+    uint64_t sequence = publish_bytes(&self->ring, record.buf, (size_t)record.len);
     PyBuffer_Release(&record);
-    return close_slot(self, slot);
+    return PyLong_FromUnsignedLongLong(sequence);
 }
 
-/* ---------------------------------------------------------- lossy reader */
-
-/* Copies the record at `position`. 1 = copied, 0 = overwritten meanwhile, -1 = error. */
-static int copy_record(const Core *self, PyObject **payload) {
-    const word_t *slot = slot_at(self, self->position);
-    uint64_t mark = self->position + 1;
-    if (load_acquire(slot) != mark) { /* SYNC C */
-        return 0;
+static PyObject *lossy_publish_batch(Core *self, PyObject *records) {
+    Py_buffer batch;
+    uint64_t count = as_batch(&self->ring, records, &batch);
+    if (count == 0) {
+        return NULL;
     }
-    *payload = load_payload(slot, self->slot_words);
-    if (*payload == NULL) {
-        return -1;
-    }
-    atomic_thread_fence(memory_order_acquire); /* SYNC B: the copy is complete before the mark is looked at again */
-    if (load_relaxed(slot) == mark) {
-        return 1;
-    }
-    Py_CLEAR(*payload);
-    return 0;
+    uint64_t first = publish_batch(&self->ring, batch.buf, count);
+    PyBuffer_Release(&batch);
+    return PyLong_FromUnsignedLongLong(first);
 }
+
+/* --------------------------------------------------------------- readers */
 
 static int append_record(PyObject *records, uint64_t sequence, PyObject *payload) {
-    PyObject *record = Py_BuildValue("(KN)", (unsigned long long)sequence, payload);
+    PyObject *record = Py_BuildValue("(KO)", (unsigned long long)sequence, payload);
     if (record == NULL) {
         return -1;
     }
     int result = PyList_Append(records, record);
     Py_DECREF(record);
+    return result;
+}
+
+/* Reads the record at `position` into the list, or counts it as lost. 1 = read, 0 = lost, -1 = error. */
+static int poll_one(ring_t *ring, PyObject *records) {
+    PyObject *payload = new_payload(ring);
+    if (payload == NULL) {
+        return -1;
+    }
+    int result = copy_record(ring, ring->position, PyBytes_AsString(payload));
+    if (result == 0) {
+        ring->lost++;
+    } else if (append_record(records, ring->position, payload) < 0) {
+        result = -1;
+    }
+    Py_DECREF(payload);
     return result;
 }
 
@@ -486,76 +442,145 @@ static PyObject *lossy_poll(Core *self, PyObject *arg) {
     if (records == NULL) {
         return NULL;
     }
-    uint64_t published = load_acquire(self->published); /* SYNC A */
-    for (uint64_t turn = 0; turn < limit && self->position < published; turn++) {
-        if (published - self->position > self->slot_count) {
-            uint64_t oldest = published - self->slot_count;
-            self->lost += oldest - self->position;
-            self->position = oldest;
-        }
-        PyObject *payload = NULL;
-        int copied = copy_record(self, &payload);
-        if (copied < 0 || (copied > 0 && append_record(records, self->position, payload) < 0)) {
+    ring_t *ring = &self->ring;
+    uint64_t published = load_acquire(ring->published); /* SYNC A */
+    for (uint64_t turn = 0; turn < limit && ring->position < published; turn++) {
+        skip_lapped(ring, published);
+        int result = poll_one(ring, records);
+        if (result < 0) {
             Py_DECREF(records);
             return NULL;
         }
-        if (copied == 0) {
-            self->lost++;
-            published = load_acquire(self->published); /* SYNC A: see at once how far ahead the writer is by now */
+        if (result == 0) {
+            published = load_acquire(ring->published); /* SYNC A: see at once how far ahead the writer is by now */
         }
-        self->position++;
+        ring->position++;
     }
     return records;
 }
 
-/* --------------------------------------------------------- gating writer */
+#define LOOKS_WITH_GIL 64 /* about a microsecond: a record that comes at once is not kept waiting for the GIL */
+#define LOOKS_PER_CLOCK_READ 64
+#define SIGNALS_EVERY_NS 10000000u /* Ctrl-C ends a spin within 10 ms */
+#define NS_PER_S 1000000000u
 
-/* Looks at every consumer again. Without consumers nothing gates and everything published counts as released. */
-static void refresh_minimum(Core *self) {
-    uint64_t minimum = load_relaxed(self->published);
-    atomic_thread_fence(memory_order_seq_cst); /* SYNC E: what is published is seen by a consumer that we do not see */
-    for (uint64_t row = 0; row < self->consumers_max; row++) {
-        const word_t *consumer = self->consumers + row * self->consumer_words;
-        if (load_acquire(consumer) == 0) { /* SYNC F */
-            continue;
-        }
-        uint64_t released = load_acquire(consumer + self->released_word); /* SYNC D */
-        if (released < minimum) {
-            minimum = released;
-        }
-    }
-    self->cached_min = minimum;
+static uint64_t monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
-/* 1 = there is room for `count` more records, 0 = full, and counted. */
-static int has_room(Core *self, uint64_t count) {
-    if (self->next + count - self->cached_min <= self->slot_count) {
+/* Other threads of this process may run meanwhile; the object and its buffer stay, the caller holds them. */
+static uint64_t spin_without_gil(const ring_t *ring, uint64_t until_ns) {
+    uint64_t ready;
+    Py_BEGIN_ALLOW_THREADS
+    do {
+        ready = spin_for_records(ring, LOOKS_PER_CLOCK_READ);
+    } while (ready == 0 && monotonic_ns() < until_ns);
+    Py_END_ALLOW_THREADS
+    return ready;
+}
+
+/* Fills `ready` with how many records there are, after at most `limit_ns` of looking; 0 is an error. */
+static int spin(const ring_t *ring, uint64_t limit_ns, uint64_t *ready) {
+    *ready = spin_for_records(ring, LOOKS_WITH_GIL);
+    if (*ready > 0) {
         return 1;
     }
-    refresh_minimum(self);
-    if (self->next + count - self->cached_min <= self->slot_count) {
+    uint64_t began_ns = monotonic_ns(), now_ns = began_ns;
+    while (*ready == 0 && now_ns - began_ns < limit_ns) {
+        uint64_t left_ns = limit_ns - (now_ns - began_ns);
+        *ready = spin_without_gil(ring, now_ns + (left_ns < SIGNALS_EVERY_NS ? left_ns : SIGNALS_EVERY_NS));
+        if (PyErr_CheckSignals() < 0) {
+            return 0;
+        }
+        now_ns = monotonic_ns();
+    }
+    return 1;
+}
+
+static PyObject *reader_spin(Core *self, PyObject *arg) {
+    uint64_t limit_ns, ready;
+    if (!as_word(arg, &limit_ns) || !spin(&self->ring, limit_ns, &ready)) {
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(ready);
+}
+
+/* The arguments of poll_into: a buffer, and how long to spin while there is nothing. As as_room. */
+static uint64_t as_poll(const ring_t *ring, PyObject *const *args, Py_ssize_t count, Py_buffer *room) {
+    uint64_t limit_ns = 0, ready;
+    if ((count != 1 && !check_count(count, 2)) || (count == 2 && !as_word(args[1], &limit_ns))) {
+        return 0;
+    }
+    uint64_t limit = as_room(ring, args[0], room);
+    if (limit > 0 && limit_ns > 0 && !spin(ring, limit_ns, &ready)) {
+        PyBuffer_Release(room);
+        return 0;
+    }
+    return limit;
+}
+
+static PyObject *lossy_poll_into(Core *self, PyObject *const *args, Py_ssize_t arg_count) {
+    Py_buffer room;
+    uint64_t limit = as_poll(&self->ring, args, arg_count, &room);
+    if (limit == 0) {
+        return NULL;
+    }
+    uint64_t count = poll_lossy_into(&self->ring, room.buf, limit);
+    PyBuffer_Release(&room);
+    return PyLong_FromUnsignedLongLong(count);
+}
+
+/* --------------------------------------------------------- gating writer */
+
+/* Claimed records are published by publish_upto, before anything else is: what lies behind them cannot overtake them. */
+static int check_nothing_claimed(const ring_t *ring) {
+    if (load_relaxed(ring->published) == ring->next) {
         return 1;
     }
-    store_relaxed(self->full_count, load_relaxed(self->full_count) + 1);
+    PyErr_SetString(PyExc_ValueError, "claimed records have not been published yet");
     return 0;
 }
 
 static PyObject *gating_try_publish(Core *self, PyObject *const *args, Py_ssize_t count) {
     uint64_t values[WORDS_PER_RECORD];
-    if (!check_count(count, WORDS_PER_RECORD) || !as_record(self, args, values)) {
+    if (!check_count(count, WORDS_PER_RECORD) || !as_record(&self->ring, args, values) ||
+        !check_nothing_claimed(&self->ring)) {
         return NULL;
     }
-    if (load_relaxed(self->published) != self->next) {
-        PyErr_SetString(PyExc_ValueError, "claimed records have not been published yet");
-        return NULL;
-    }
-    if (!has_room(self, 1)) {
+    if (!has_room(&self->ring, 1)) {
         return PyLong_FromLong(-1);
     }
-    word_t *slot = slot_at(self, self->next);
-    open_slot(slot); /* no consumer needs the mark: it is for observers that read the ring without gating it */
-    store_words(slot, values);
-    return close_slot(self, slot);
+    return PyLong_FromUnsignedLongLong(publish_words(&self->ring, values));
+}
+
+static PyObject *gating_try_publish_record(Core *self, PyObject *payload) {
+    Py_buffer record;
+    if (!check_nothing_claimed(&self->ring) || !as_payload(&self->ring, payload, &record)) {
+        return NULL;
+    }
+    PyObject *result = has_room(&self->ring, 1) ? PyLong_FromUnsignedLongLong(publish_bytes(
+                                                      &self->ring, record.buf, (size_t)record.len))
+                                                : PyLong_FromLong(-1);
+    PyBuffer_Release(&record);
+    return result;
+}
+
+static PyObject *gating_try_publish_batch(Core *self, PyObject *records) {
+    Py_buffer batch;
+    if (!check_nothing_claimed(&self->ring)) {
+        return NULL;
+    }
+    uint64_t count = as_batch(&self->ring, records, &batch);
+    if (count == 0) {
+        return NULL;
+    }
+    PyObject *result = has_room(&self->ring, count)
+                           ? PyLong_FromUnsignedLongLong(publish_batch(&self->ring, batch.buf, count))
+                           : PyLong_FromLong(-1);
+    PyBuffer_Release(&batch);
+    return result;
 }
 
 static PyObject *gating_try_claim(Core *self, PyObject *arg) {
@@ -563,33 +588,38 @@ static PyObject *gating_try_claim(Core *self, PyObject *arg) {
     if (!as_word(arg, &count)) {
         return NULL;
     }
-    if (count == 0 || count > self->slot_count) {
+    ring_t *ring = &self->ring;
+    if (count == 0 || count > ring->slot_count) {
         PyErr_Format(PyExc_ValueError, "cannot claim %llu of %llu slots", (unsigned long long)count,
-                     (unsigned long long)self->slot_count);
+                     (unsigned long long)ring->slot_count);
         return NULL;
     }
-    if (!has_room(self, count)) {
+    if (!has_room(ring, count)) {
         return PyLong_FromLong(-1);
     }
-    uint64_t first = self->next;
-    self->next += count;
+    uint64_t first = ring->next;
+    ring->next += count;
     return PyLong_FromUnsignedLongLong(first);
+}
+
+static int check_claimed(const ring_t *ring, uint64_t sequence) {
+    if (sequence >= load_relaxed(ring->published) && sequence < ring->next) {
+        return 1;
+    }
+    PyErr_Format(PyExc_ValueError, "sequence %llu is not claimed", (unsigned long long)sequence);
+    return 0;
 }
 
 static PyObject *gating_store(Core *self, PyObject *const *args, Py_ssize_t count) {
     uint64_t sequence, values[WORDS_PER_RECORD];
     if (!check_count(count, WORDS_PER_RECORD + 1) || !as_word(args[0], &sequence) ||
-        !as_record(self, args + 1, values)) {
+        !as_record(&self->ring, args + 1, values) || !check_claimed(&self->ring, sequence)) {
         return NULL;
     }
-    if (sequence < load_relaxed(self->published) || sequence >= self->next) {
-        PyErr_Format(PyExc_ValueError, "sequence %llu is not claimed", (unsigned long long)sequence);
-        return NULL;
-    }
-    word_t *slot = slot_at(self, sequence);
+    word_t *slot = slot_at(&self->ring, sequence);
     open_slot(slot);
     store_words(slot, values);
-    store_release(slot, sequence + 1); /* SYNC C */
+    close_slot(slot, sequence);
     Py_RETURN_NONE;
 }
 
@@ -598,19 +628,20 @@ static PyObject *gating_publish_upto(Core *self, PyObject *arg) {
     if (!as_word(arg, &end)) {
         return NULL;
     }
-    uint64_t published = load_relaxed(self->published);
-    if (end < published || end > self->next) {
+    const ring_t *ring = &self->ring;
+    uint64_t published = load_relaxed(ring->published);
+    if (end < published || end > ring->next) {
         PyErr_Format(PyExc_ValueError, "cannot publish up to %llu: %llu are published, %llu claimed",
-                     (unsigned long long)end, (unsigned long long)published, (unsigned long long)self->next);
+                     (unsigned long long)end, (unsigned long long)published, (unsigned long long)ring->next);
         return NULL;
     }
     for (uint64_t sequence = published; sequence < end; sequence++) {
-        if (load_relaxed(slot_at(self, sequence)) != sequence + 1) {
+        if (load_relaxed(slot_at(ring, sequence)) != sequence + 1) {
             PyErr_Format(PyExc_ValueError, "sequence %llu was claimed but never stored", (unsigned long long)sequence);
             return NULL;
         }
     }
-    store_release(self->published, end); /* SYNC A */
+    publish_upto(ring, end); /* SYNC A */
     Py_RETURN_NONE;
 }
 
@@ -621,31 +652,65 @@ static PyObject *gating_poll(Core *self, PyObject *arg) {
     if (!as_word(arg, &limit)) {
         return NULL;
     }
-    uint64_t ready = load_acquire(self->published) - self->position; /* SYNC A */
-    uint64_t end = self->position + (ready < limit ? ready : limit);
-    return Py_BuildValue("(KK)", (unsigned long long)self->position, (unsigned long long)end);
+    uint64_t ready = load_acquire(self->ring.published) - self->ring.position; /* SYNC A */
+    uint64_t end = self->ring.position + (ready < limit ? ready : limit);
+    return Py_BuildValue("(KK)", (unsigned long long)self->ring.position, (unsigned long long)end);
+}
+
+static PyObject *gating_poll_into(Core *self, PyObject *const *args, Py_ssize_t arg_count) {
+    Py_buffer room;
+    uint64_t limit = as_poll(&self->ring, args, arg_count, &room);
+    if (limit == 0) {
+        return NULL;
+    }
+    int64_t count = poll_gating_into(&self->ring, room.buf, limit);
+    PyBuffer_Release(&room);
+    if (count < 0) {
+        PyErr_SetString(PyExc_AssertionError, "a record that was not released has been overwritten");
+        return NULL;
+    }
+    return PyLong_FromLongLong(count);
+}
+
+/* A record this consumer has not released cannot be overwritten: another mark is a broken ring, or a caller's mistake. */
+static PyObject *not_readable(uint64_t sequence) {
+    PyErr_Format(PyExc_AssertionError, "sequence %llu is not between released and published",
+                 (unsigned long long)sequence);
+    return NULL;
+}
+
+static int is_readable(const ring_t *ring, uint64_t sequence) {
+    return sequence >= ring->position && sequence < load_acquire(ring->published) && /* SYNC A */
+           load_acquire(slot_at(ring, sequence)) == sequence + 1;                    /* SYNC C */
 }
 
 static PyObject *gating_read(Core *self, PyObject *arg) {
     uint64_t sequence, values[WORDS_PER_RECORD];
-    if (!as_word(arg, &sequence)) {
+    if (!as_word(arg, &sequence) || !check_record_size(&self->ring)) {
         return NULL;
     }
-    const word_t *slot = slot_at(self, sequence);
-    /* A record this consumer has not released cannot be overwritten: another mark is a broken ring, or a caller's
-       mistake. */
-    if (sequence < self->position || sequence >= load_acquire(self->published) || /* SYNC A */
-        load_acquire(slot) != sequence + 1) {                                    /* SYNC C */
-        PyErr_Format(PyExc_AssertionError, "sequence %llu is not between released and published",
-                     (unsigned long long)sequence);
-        return NULL;
+    if (!is_readable(&self->ring, sequence)) {
+        return not_readable(sequence);
     }
-    for (int i = 0; i < WORDS_PER_RECORD; i++) {
-        values[i] = load_relaxed(&slot[1 + i]);
-    }
+    load_payload(slot_at(&self->ring, sequence), self->ring.slot_words, (char *)values);
     return Py_BuildValue("(KKKKKKK)", (unsigned long long)values[0], (unsigned long long)values[1],
                          (unsigned long long)values[2], (unsigned long long)values[3], (unsigned long long)values[4],
                          (unsigned long long)values[5], (unsigned long long)values[6]);
+}
+
+static PyObject *gating_read_record(Core *self, PyObject *arg) {
+    uint64_t sequence;
+    if (!as_word(arg, &sequence)) {
+        return NULL;
+    }
+    if (!is_readable(&self->ring, sequence)) {
+        return not_readable(sequence);
+    }
+    PyObject *payload = new_payload(&self->ring);
+    if (payload != NULL) {
+        load_payload(slot_at(&self->ring, sequence), self->ring.slot_words, PyBytes_AsString(payload));
+    }
+    return payload;
 }
 
 static PyObject *gating_release(Core *self, PyObject *arg) {
@@ -653,93 +718,70 @@ static PyObject *gating_release(Core *self, PyObject *arg) {
     if (!as_word(arg, &end)) {
         return NULL;
     }
-    if (end < self->position || end > load_relaxed(self->published)) {
+    ring_t *ring = &self->ring;
+    if (end < ring->position || end > load_relaxed(ring->published)) {
         PyErr_Format(PyExc_ValueError, "cannot release up to %llu: %llu are released already or it is not published",
-                     (unsigned long long)end, (unsigned long long)self->position);
+                     (unsigned long long)end, (unsigned long long)ring->position);
         return NULL;
     }
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    store_relaxed(self->heartbeat, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
-    self->position = end;
-    store_release(self->released, end); /* SYNC D: every read of these slots is done before they may be overwritten */
+    store_relaxed(ring->heartbeat, monotonic_ns());
+    release_upto(ring, end);
     Py_RETURN_NONE;
 }
 
 /* ------------------------------------------------------------------ rows */
 
-#define ROW_WRITING 1u
-#define ROW_IN_USE 2u
-#define ROW_VERSION 4u
-
-static word_t *open_row(const Core *self, PyObject *arg, uint64_t *word) {
+static word_t *row_at(const Core *self, PyObject *arg) {
     uint64_t row;
-    if (!as_word(arg, &row) || !check_below(row, self->slot_count)) {
+    if (!as_word(arg, &row) || !check_below(row, self->ring.slot_count)) {
         return NULL;
     }
-    word_t *first = self->slots + row * self->slot_words;
-    *word = load_relaxed(first);
-    store_relaxed(first, *word | ROW_WRITING);
-    atomic_thread_fence(memory_order_release); /* SYNC B */
-    return first;
-}
-
-static inline void close_row(word_t *row, uint64_t word, uint64_t in_use) {
-    uint64_t version = (word & ~(uint64_t)(ROW_WRITING | ROW_IN_USE)) + ROW_VERSION;
-    store_release(row, version | in_use); /* SYNC C */
+    return self->ring.slots + row * self->ring.slot_words;
 }
 
 static PyObject *row_write(Core *self, PyObject *const *args, Py_ssize_t count) {
     Py_buffer record;
-    if (!check_count(count, 2) || !as_payload(self, args[1], &record)) {
+    if (!check_count(count, 2)) {
         return NULL;
     }
-    uint64_t word;
-    word_t *row = open_row(self, args[0], &word);
-    if (row != NULL) {
-        store_payload(row, self->slot_words, &record);
-        close_row(row, word, ROW_IN_USE);
+    word_t *row = row_at(self, args[0]);
+    if (row == NULL || !as_payload(&self->ring, args[1], &record)) {
+        return NULL;
     }
+    uint64_t word = open_row(row);
+    store_payload(row, self->ring.slot_words, record.buf, (size_t)record.len);
+    close_row(row, word, ROW_IN_USE);
     PyBuffer_Release(&record);
-    if (row == NULL) {
-        return NULL;
-    }
     Py_RETURN_NONE;
 }
 
 static PyObject *row_clear(Core *self, PyObject *arg) {
-    uint64_t word;
-    word_t *row = open_row(self, arg, &word);
+    word_t *row = row_at(self, arg);
     if (row == NULL) {
         return NULL;
     }
-    close_row(row, word, 0);
+    close_row(row, open_row(row), 0);
     Py_RETURN_NONE;
 }
 
 /* None = the row is empty, b"" = it is being written just now. */
 static PyObject *row_read(Core *self, PyObject *arg) {
-    uint64_t index;
-    if (!as_word(arg, &index) || !check_below(index, self->slot_count)) {
+    const word_t *row = row_at(self, arg);
+    if (row == NULL) {
         return NULL;
     }
-    const word_t *row = self->slots + index * self->slot_words;
-    uint64_t word = load_acquire(row); /* SYNC C */
-    if (word & ROW_WRITING) {
-        return PyBytes_FromStringAndSize("", 0);
-    }
-    if (!(word & ROW_IN_USE)) {
-        Py_RETURN_NONE;
-    }
-    PyObject *payload = load_payload(row, self->slot_words);
+    PyObject *payload = new_payload(&self->ring);
     if (payload == NULL) {
         return NULL;
     }
-    atomic_thread_fence(memory_order_acquire); /* SYNC B */
-    if (load_relaxed(row) == word) {
+    row_state_t state = copy_row(row, self->ring.slot_words, PyBytes_AsString(payload));
+    if (state == ROW_COPIED) {
         return payload;
     }
     Py_DECREF(payload);
+    if (state == ROW_EMPTY) {
+        Py_RETURN_NONE;
+    }
     return PyBytes_FromStringAndSize("", 0);
 }
 
@@ -747,10 +789,10 @@ static PyObject *row_read(Core *self, PyObject *arg) {
 
 static word_t *counter_at(const Core *self, PyObject *arg) {
     uint64_t id;
-    if (!as_word(arg, &id) || !check_below(id, self->slot_count)) {
+    if (!as_word(arg, &id) || !check_below(id, self->ring.slot_count)) {
         return NULL;
     }
-    return self->slots + id;
+    return self->ring.slots + id;
 }
 
 /* The value of a counter is signed; its only writer is this process, so load and store need not be one step. */
@@ -816,14 +858,19 @@ static PyMethodDef words_methods[] = {
 static PyMethodDef lossy_writer_methods[] = {
     FAST("publish", lossy_publish, "Publish seven words; return the sequence."),
     ONE("publish_record", lossy_publish_record, "Publish a payload, zero padded; return the sequence."),
+    ONE("publish_batch", lossy_publish_batch, "Publish whole payloads at once; return the first sequence."),
     END,
 };
 static PyMethodDef lossy_reader_methods[] = {
     ONE("poll", lossy_poll, "Return up to n (sequence, payload) and count what was overwritten."),
+    FAST("poll_into", lossy_poll_into, "Copy records, each behind its sequence, into a buffer; return how many."),
+    ONE("spin", reader_spin, "Spin up to n ns until there are records; return how many."),
     END,
 };
 static PyMethodDef gating_writer_methods[] = {
     FAST("try_publish", gating_try_publish, "Publish seven words; return the sequence, -1 when full."),
+    ONE("try_publish_record", gating_try_publish_record, "Publish a payload; return the sequence, -1 when full."),
+    ONE("try_publish_batch", gating_try_publish_batch, "Publish whole payloads; return the first sequence, -1: full."),
     ONE("try_claim", gating_try_claim, "Claim n slots; return the first sequence, -1 when full."),
     FAST("store", gating_store, "Store seven words into a claimed slot."),
     ONE("publish_upto", gating_publish_upto, "Publish the claimed and stored records below a sequence."),
@@ -831,7 +878,10 @@ static PyMethodDef gating_writer_methods[] = {
 };
 static PyMethodDef gating_reader_methods[] = {
     ONE("poll", gating_poll, "Return the half-open range of sequences to read, at most n."),
+    FAST("poll_into", gating_poll_into, "Copy unreleased records, each behind its sequence; return how many."),
+    ONE("spin", reader_spin, "Spin up to n ns until there are records; return how many."),
     ONE("read", gating_read, "Return the seven words of a record."),
+    ONE("read_record", gating_read_record, "Return the payload of a record."),
     ONE("release", gating_release, "Let the producer overwrite everything below a sequence."),
     END,
 };
@@ -853,12 +903,12 @@ static PyMethodDef counter_words_methods[] = {
 };
 
 static PyMemberDef writer_members[] = {
-    {"next", T_ULONGLONG, offsetof(Core, next), READONLY, "next sequence"},
+    {"next", T_ULONGLONG, offsetof(Core, ring.next), READONLY, "next sequence"},
     {NULL, 0, 0, 0, NULL},
 };
 static PyMemberDef reader_members[] = {
-    {"position", T_ULONGLONG, offsetof(Core, position), READONLY, "next sequence to read"},
-    {"lost", T_ULONGLONG, offsetof(Core, lost), READONLY, "records overwritten before they were read"},
+    {"position", T_ULONGLONG, offsetof(Core, ring.position), READONLY, "next sequence to read"},
+    {"lost", T_ULONGLONG, offsetof(Core, ring.lost), READONLY, "records overwritten before they were read"},
     {NULL, 0, 0, 0, NULL},
 };
 static PyMemberDef no_members[] = {{NULL, 0, 0, 0, NULL}};

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Final
 
 
 class RingError(Exception):
@@ -56,3 +58,24 @@ class WriterAlive(RingError):
     def __init__(self, path: Path, pid: int) -> None:
         super().__init__(f"{path} is being written by live process {pid}")
         self.pid = pid
+
+
+_KINDS: Final[dict[int | None, type[RingError]]] = {
+    errno.ENOENT: Missing,
+    errno.ENOTDIR: Missing,
+    errno.ECONNREFUSED: Missing,
+    errno.EACCES: AccessDenied,
+    errno.EPERM: AccessDenied,
+    errno.EROFS: AccessDenied,
+    errno.EISDIR: ForeignFile,
+    errno.ENXIO: ForeignFile,  # a socket or a device
+    errno.ELOOP: ForeignFile,
+    errno.ENOSPC: NoSpace,
+    errno.EFBIG: NoSpace,
+    errno.EDQUOT: NoSpace,
+}
+
+
+def named(error: OSError, what: str) -> RingError:
+    """Return the error of this package for one of the system; ``what`` says what could not be done."""
+    return _KINDS.get(error.errno, RingError)(f"{what}: {error.strerror or error}")

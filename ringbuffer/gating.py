@@ -26,10 +26,13 @@ CONSUMERS_MAX_DEFAULT: Final = 8
 class GatingProducer(SegmentWriter):
     """The one producer of a gating ring.
 
-    ``try_publish(w1, …, w7)`` publishes seven unsigned words; it returns the sequence, or -1 and counts when the ring
-    is full. ``try_claim(n)`` returns the first of ``n`` sequences, or -1; ``store(sequence, w1, …, w7)`` fills a
-    claimed one; ``publish_upto(end)`` publishes all below ``end``, which must all have been stored. All are methods of
-    the backend itself. Misuse raises ValueError and publishes nothing.
+    ``try_publish(w1, …, w7)`` publishes seven unsigned words into a slot of 64 bytes; it returns the sequence, or -1
+    and counts when the ring is full. ``try_publish_record(payload)`` does so with a bytes-like of at most
+    ``slot_size - 8`` bytes, zero padded. ``try_publish_batch(records)`` publishes the payloads of ``slot_size - 8``
+    bytes each that a contiguous bytes-like holds, and returns the first sequence; -1 when not all of them fit. To fill
+    slots one by one and publish them together, ``try_claim(n)`` returns the first of ``n`` sequences, or -1;
+    ``store(sequence, w1, …, w7)`` fills a claimed one; ``publish_upto(end)`` publishes all below ``end``, which must
+    all have been stored. All are methods of the backend itself. Misuse raises ValueError and publishes nothing.
     """
 
     def __init__(self, ring: Segment) -> None:
@@ -47,6 +50,8 @@ class GatingProducer(SegmentWriter):
             word_index(layout.CONSUMER_RELEASED),
         )
         self.try_publish = core.try_publish
+        self.try_publish_record = core.try_publish_record
+        self.try_publish_batch = core.try_publish_batch
         self.try_claim = core.try_claim
         self.store = core.store
         self.publish_upto = core.publish_upto
@@ -62,9 +67,11 @@ class GatingProducer(SegmentWriter):
         name: str,
         consumers_max: int = CONSUMERS_MAX_DEFAULT,
     ) -> GatingProducer:
-        """Create the ring; ``slot_size`` must be 64. Errors as :func:`ringbuffer.segment.create`."""
-        if slot_size != 64:
-            raise ValueError(f"slot_size of a gating ring is {slot_size}, must be 64: a record is seven words")
+        """Create the ring for up to ``consumers_max`` consumers (64 at most) at a time.
+
+        ``slot_count`` must be a power of two; ``slot_size`` is 64 for records of seven words. Errors as
+        :func:`ringbuffer.segment.create`.
+        """
         ring = segment.create(
             path,
             Kind.GATING,
@@ -81,6 +88,11 @@ class GatingProducer(SegmentWriter):
         """Times a claim was refused because the ring was full."""
         return self.segment.words.load_relaxed(word_index(layout.FULL_COUNT_OFFSET))
 
+    @property
+    def dropped_count(self) -> int:
+        """Consumers dropped because their process had died."""
+        return self.segment.words.load_relaxed(word_index(layout.DROPPED_COUNT_OFFSET))
+
     def drop_dead_consumers(self) -> list[str]:
         """Free the rows of consumers whose process has died; return their names.
 
@@ -94,9 +106,7 @@ class GatingProducer(SegmentWriter):
             dead = [row for row in consumer_rows(self.segment) if row.is_active and not row.is_alive]
             for row in dead:
                 row.free()
-        dropped = word_index(layout.DROPPED_COUNT_OFFSET)
-        live = self.segment.words
-        live.store_relaxed(dropped, live.load_relaxed(dropped) + len(dead))
+        self.segment.words.store_relaxed(word_index(layout.DROPPED_COUNT_OFFSET), self.dropped_count + len(dead))
         return [row.name for row in dead]
 
 
@@ -104,8 +114,12 @@ class GatingConsumer:
     """A consumer that the producer waits for. Use it from one thread.
 
     ``poll(limit)`` returns the half-open range (first, end) of sequences to read, empty when first == end, and the same
-    range again until it was released. ``read(sequence)`` returns a record's seven words. ``release(end)`` lets the
-    producer overwrite everything below ``end``. All are methods of the backend itself.
+    range again until it was released. ``read(sequence)`` returns a record's seven words, ``read_record(sequence)`` its
+    payload. ``spin(limit_ns)`` looks at the ring without a pause until there are unreleased records, at most that long,
+    and returns how many. ``poll_into(buffer[, spin_ns])`` spins likewise while there is nothing, then copies as many
+    unreleased records as fit into a writable, contiguous buffer, each as its sequence and its payload (``slot_size``
+    bytes), and returns how many. ``release(end)`` lets the producer overwrite everything below ``end``. All are methods
+    of the backend itself.
     """
 
     def __init__(self, ring: Segment, row: ConsumerRow) -> None:
@@ -122,8 +136,12 @@ class GatingConsumer:
             row.word(layout.CONSUMER_RELEASED),
             row.word(layout.CONSUMER_HEARTBEAT),
         )
+        self._core = core
         self.poll = core.poll
+        self.poll_into = core.poll_into
+        self.spin = core.spin
         self.read = core.read
+        self.read_record = core.read_record
         self.release = core.release
 
     @classmethod
@@ -141,6 +159,16 @@ class GatingConsumer:
                 raise ConsumersFull(f"{path} has {ring.header.consumers_max} consumer rows, all taken")
             row.take(raw_name)
         return cls(ring, row)
+
+    @property
+    def position(self) -> int:
+        """First sequence that was not released."""
+        return self._core.position
+
+    @property
+    def lag(self) -> int:
+        """Records published and not released."""
+        return self.segment.published - self._core.position
 
     def close(self) -> None:
         """Free the row, so that this consumer gates no more. Closing twice does nothing."""
@@ -229,7 +257,7 @@ def consumer_rows(ring: Segment) -> list[ConsumerRow]:
 @contextlib.contextmanager
 def _registration_lock(path: Path, *, block: bool) -> Iterator[bool]:
     """Hold the flock under which consumer rows change hands; yields False when it is taken and ``block`` is not set."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, segment.FILE_MODE)
+    descriptor = segment.open_file(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
     except BlockingIOError:

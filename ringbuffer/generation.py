@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ringbuffer import segment
-from ringbuffer.errors import AccessDenied, Missing, RingError, WriterAlive
+from ringbuffer.errors import Missing, RingError, WriterAlive, named
 from ringbuffer.layout import Kind
 from ringbuffer.readers import READERS_DIRECTORY
 from ringbuffer.segment import HUNG_AFTER_S
@@ -49,18 +49,18 @@ class Generation:
     def create(cls, instance_dir: Path) -> Generation:
         """Make a new generation directory and hold its locks until :meth:`close` or the end of the process.
 
-        Raises WriterAlive with the pid when a live writer holds the instance, AccessDenied.
+        Raises WriterAlive with the pid when a live writer holds the instance, AccessDenied, NoSpace.
         """
         try:
             instance_dir.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             instance_lock = _lock_instance(instance_dir)
-        except PermissionError as error:
-            raise AccessDenied(f"{instance_dir} cannot be written: {error.strerror}") from error
+        except OSError as error:
+            raise named(error, f"{instance_dir} cannot be written") from error
         try:
             path, generation_lock = _make_directory(instance_dir)
-        except BaseException:
+        except OSError as error:
             os.close(instance_lock)
-            raise
+            raise named(error, f"{instance_dir} cannot hold a generation") from error
         return cls(instance_dir, path, (instance_lock, generation_lock))
 
     def activate(self) -> None:
@@ -119,10 +119,8 @@ def segment_files(directory: Path) -> list[Path]:
     """
     try:
         entries = sorted(directory.iterdir())
-    except FileNotFoundError as error:
-        raise Missing(f"there is no {directory}") from error
-    except PermissionError as error:
-        raise AccessDenied(f"{directory} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise named(error, f"{directory} cannot be read") from error
     hidden = (".tmp", ".lock")
     return [each for each in entries if each.is_file() and not each.name.endswith(hidden)]
 

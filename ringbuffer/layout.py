@@ -55,6 +55,13 @@ the catalogue::
 
     +0x00  id    +0x08  name 48 bytes    +0x38  unit 32 bytes    +0x58  label 168 bytes    (UTF-8, zero padded)
 
+Row of the distinct errors; ``published`` counts the rows, ``full_count`` the observations that found no row left::
+
+    +0x00  count              observations of this error; 0 = the row is free
+    +0x08  first_ns           CLOCK_MONOTONIC of the first observation
+    +0x10  last_ns            CLOCK_MONOTONIC of the last one
+    +0x18  text               488 bytes of UTF-8, zero padded
+
 Position of a lossy reader, one file per reader, written by that reader: ``published`` is its position, ``full_count``
 the number of records it lost, slot 0 the name of the ring it reads (64 bytes of UTF-8).
 """
@@ -116,7 +123,7 @@ CONSUMERS_LIMIT: Final = 64
 ROW_WRITING: Final = 1
 ROW_IN_USE: Final = 2
 ROW_VERSION: Final = 4
-"""Bits of a row word; _words.c has the same three."""
+"""Bits of a row word; _ring.h has the same three."""
 
 COUNTERS_MAX: Final = 1024
 """Counter ids are below this: the values fill two pages."""
@@ -124,6 +131,12 @@ COUNTER_SLOT_BYTES: Final = 256
 COUNTER_NAME: Final = 0x08
 COUNTER_UNIT: Final = 0x38
 COUNTER_LABEL: Final = 0x58
+
+ERROR_ROW_BYTES: Final = 512
+ERROR_COUNT: Final = 0x00
+ERROR_FIRST: Final = 0x08
+ERROR_LAST: Final = 0x10
+ERROR_TEXT: Final = 0x18
 
 SLOT_COUNT_MAX: Final = 1 << 32
 SLOT_SIZE_MAX: Final = 1 << 20
@@ -139,6 +152,7 @@ class Kind(IntEnum):
     APPEND = 4
     COUNTERS = 5
     READER_POSITION = 6
+    ERRORS = 7
 
 
 def word_index(offset: int) -> int:
@@ -189,4 +203,5 @@ assert all(
 assert PUBLISHED_OFFSET >= CONSUMERS_MAX_OFFSET + WORD_BYTES
 assert CONSUMER_NAME + NAME_BYTES <= CONSUMER_RELEASED < CONSUMER_BYTES
 assert COUNTER_LABEL < COUNTER_SLOT_BYTES
+assert ERROR_TEXT < ERROR_ROW_BYTES
 assert PAGE_BYTES % LINE_BYTES == 0

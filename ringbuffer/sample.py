@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ringbuffer import layout, segment
 from ringbuffer.counters import CounterSpec, read_counters
+from ringbuffer.distinct import DistinctError, read_distinct_errors
 from ringbuffer.errors import ForeignFile, Missing, RingError
 from ringbuffer.gating import consumer_rows
 from ringbuffer.generation import CURRENT, WriterState, find_current, segment_files, writer_state
@@ -16,6 +17,8 @@ from ringbuffer.readers import READERS_DIRECTORY
 from ringbuffer.segment import HUNG_AFTER_S, Header, Segment
 from ringbuffer.table import count_rows_in_use
 
+CounterSample = tuple[CounterSpec, int]
+"""A counter and its value."""
 _SEGMENT_KINDS = tuple(kind for kind in Kind if kind is not Kind.READER_POSITION)
 
 
@@ -34,20 +37,26 @@ class ReaderSample:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSample:
-    """What one segment showed at ``taken_ns``, CLOCK_MONOTONIC."""
+    """What one segment showed at ``taken_ns``, CLOCK_MONOTONIC.
+
+    ``process_state`` is the kernel's word for the process of a hung writer, such as ``T (stopped)``, else empty.
+    """
 
     path: Path
     inode: int
     header: Header
     taken_ns: int
+    hung_after_s: float
     state: WriterState
+    process_state: str
     heartbeat_ns: int
     published: int
     full_count: int
     dropped_count: int
     rows_in_use: int
     readers: tuple[ReaderSample, ...]
-    counters: tuple[tuple[CounterSpec, int], ...]
+    counters: tuple[CounterSample, ...]
+    distinct_errors: tuple[DistinctError, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +97,15 @@ def take_segment(path: Path, hung_after_s: float = HUNG_AFTER_S) -> SegmentSampl
     # Readers first: a position read before ``published`` can only make a lag look longer, never negative.
     readers = _consumers(attached) if header.kind is Kind.GATING else ()
     readers += _lossy_readers(path.parent / READERS_DIRECTORY, header.name)
+    state = writer_state(path, hung_after_s)
     return SegmentSample(
         path=path,
         inode=attached.inode,
         header=header,
         taken_ns=time.monotonic_ns(),
-        state=writer_state(path, hung_after_s),
+        hung_after_s=hung_after_s,
+        state=state,
+        process_state=_process_state(header.writer_pid) if state == "hung" else "",
         heartbeat_ns=attached.heartbeat_ns,
         published=attached.published,
         full_count=_word(attached, layout.FULL_COUNT_OFFSET),
@@ -101,7 +113,17 @@ def take_segment(path: Path, hung_after_s: float = HUNG_AFTER_S) -> SegmentSampl
         rows_in_use=count_rows_in_use(attached) if header.kind is Kind.TABLE else 0,
         readers=readers,
         counters=tuple(read_counters(attached)) if header.kind is Kind.COUNTERS else (),
+        distinct_errors=tuple(read_distinct_errors(attached)) if header.kind is Kind.ERRORS else None,
     )
+
+
+def _process_state(pid: int) -> str:
+    """Return what the kernel says a process does: ``T (stopped)``, ``D (disk sleep)``, …; empty when it is not told."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix("State:").strip() for line in lines if line.startswith("State:")), "")
 
 
 def _word(attached: Segment, offset: int) -> int:

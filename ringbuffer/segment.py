@@ -7,7 +7,6 @@ SIGKILL, so a held lock means *alive*. The heartbeat word says whether that live
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -20,10 +19,8 @@ from typing import Final
 
 from ringbuffer import layout, process, words
 from ringbuffer.errors import (
-    AccessDenied,
     ForeignFile,
     Missing,
-    NoSpace,
     NotReady,
     RingError,
     Truncated,
@@ -31,13 +28,13 @@ from ringbuffer.errors import (
     WriterAlive,
     WrongEndianness,
     WrongKind,
+    named,
 )
 from ringbuffer.layout import Kind, word_index
 
 FILE_MODE: Final = 0o640
 HUNG_AFTER_S: Final = 5.0
 """A live writer whose heartbeat is older than this is called hung, unless the caller knows better."""
-_NO_SPACE_ERRORS: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,7 @@ def is_locked(path: Path) -> bool:
 
     Asking takes the lock for a moment. That cannot disturb a writer: it takes its lock before the path gets this name.
     """
-    descriptor = _open(path, os.O_RDONLY)
+    descriptor = open_file(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -153,7 +150,7 @@ def create(
     file_size = first_slot + slot_count * slot_size
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    descriptor = _open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    descriptor = open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         os.fchmod(descriptor, FILE_MODE)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +185,7 @@ def attach(
     Missing, NotReady, ForeignFile, WrongEndianness, VersionMismatch, Truncated, WrongKind, AccessDenied.
     """
     path = Path(path)
-    descriptor = _open(path, os.O_RDWR if writable else os.O_RDONLY)
+    descriptor = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
     try:
         mapping = _map_existing(descriptor, path, writable)
         header = _read_header(mapping, path)
@@ -204,20 +201,13 @@ def attach(
         os.close(descriptor)  # the mapping stays
 
 
-def _open(path: Path, flags: int) -> int:
+def open_file(path: Path, flags: int) -> int:
+    """Return a descriptor of a file; raises Missing, AccessDenied, ForeignFile, NoSpace, else RingError."""
     try:
         # Not blocking: the name may belong to a pipe, which has no say in when we go on.
         return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
-    except FileNotFoundError as error:
-        raise Missing(f"there is no {error.filename}") from error
-    except PermissionError as error:
-        raise AccessDenied(f"{path} cannot be opened: {error.strerror}") from error
-    except IsADirectoryError as error:
-        raise ForeignFile(f"{path} is a directory, not a segment") from error
     except OSError as error:
-        if error.errno in _NO_SPACE_ERRORS:
-            raise NoSpace(f"{path} cannot be created: {error.strerror}") from error
-        raise
+        raise named(error, f"{path} cannot be opened") from error
 
 
 def _reserve(descriptor: int, size: int, path: Path) -> None:
@@ -225,9 +215,7 @@ def _reserve(descriptor: int, size: int, path: Path) -> None:
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno in _NO_SPACE_ERRORS:
-            raise NoSpace(f"{path} needs {size} bytes, the file system refused: {error.strerror}") from error
-        raise
+        raise named(error, f"{path} needs {size} bytes, the file system refused") from error
 
 
 def _refuse_live_writer(path: Path) -> None:
@@ -285,7 +273,10 @@ def _map_existing(descriptor: int, path: Path, writable: bool) -> mmap.mmap:
     if status.st_size < layout.PAGE_BYTES:
         raise Truncated(f"{path} has {status.st_size} bytes, a header has {layout.PAGE_BYTES}")
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
-    return mmap.mmap(descriptor, status.st_size, flags=mmap.MAP_SHARED, prot=protection)
+    try:
+        return mmap.mmap(descriptor, status.st_size, flags=mmap.MAP_SHARED, prot=protection)
+    except OSError as error:
+        raise named(error, f"{path} cannot be mapped") from error
 
 
 def _read_header(mapping: mmap.mmap, path: Path) -> Header:

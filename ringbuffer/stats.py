@@ -1,14 +1,16 @@
-"""Samples in, rows out: rates, lags, ages. Pure: no clock, no file, no printing."""
+"""Samples in, rows out: rates, lags, ages, and what they mean in words. Pure: no clock, no file, no printing."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal
 
-from ringbuffer.errors import VersionMismatch, WrongEndianness
+from ringbuffer.errors import RingError, VersionMismatch, WrongEndianness
 from ringbuffer.generation import WriterState
 from ringbuffer.layout import Kind
-from ringbuffer.sample import ReaderSample, Sample, SegmentSample
+from ringbuffer.sample import CounterSample, ReaderSample, Sample, SegmentSample
 
 SCHEMA: Final = "ringbuffer.stats/1"
 
@@ -20,32 +22,51 @@ EXIT_HUNG: Final = 4
 EXIT_VERSION: Final = 5
 
 _WORST_FIRST: Final[tuple[WriterState, ...]] = ("dead", "restarted", "hung", "alive")
-_EXIT_CODES: Final[dict[WriterState, int]] = {
+EXIT_CODES: Final[dict[WriterState, int]] = {
     "alive": EXIT_OK,
     "hung": EXIT_HUNG,
     "dead": EXIT_DEAD,
     "restarted": EXIT_DEAD,
 }
+"""What each state of a writer is as an exit code."""
+_WORST_CODE_FIRST: Final = (EXIT_VERSION, EXIT_DEAD, EXIT_HUNG, EXIT_NO_RING, EXIT_OK)
 _NS_PER_S: Final = 1_000_000_000
+_SOON_S: Final = 60.0
+"""What is further away than this is not foretold: a rate over one short window says nothing about it."""
+
+ReaderState = Literal["alive", "hung", "dead"]
+SELECTABLE: Final = ("segment", "reader", "counter", "error")
+"""What a report can be narrowed to, each by name; an error by its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderRow:
-    """A reader's distance from the writer. ``lag_percent`` is of the ring: at 100 a lossy reader begins to lose."""
+    """A reader's distance from the writer. ``lag_percent`` is of the ring: at 100 a lossy reader begins to lose.
+
+    ``state``: ``hung`` is a live process that has records waiting and has taken none for as long as makes a writer
+    hung. ``overwritten`` records of the lag are gone; ``lost`` were gone when this reader came to them. ``rate_per_s``
+    is None without two samples.
+    """
 
     name: str
     gates: bool
     pid: int
-    state: str
+    state: ReaderState
     lag: int
     lag_percent: float
     age_s: float
     lost: int
+    overwritten: int
+    rate_per_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """One segment. A field is None where the word has no meaning for that kind, or needs two samples."""
+    """One segment. A field is None where the word has no meaning for that kind, or needs two samples.
+
+    ``holds_s`` is how long a lossy ring keeps a record at its present rate: the pause that a reader can afford.
+    ``process_state`` is the kernel's word for the process of a hung writer, such as ``T (stopped)``, else empty.
+    """
 
     name: str
     kind: str
@@ -54,11 +75,13 @@ class SegmentRow:
     record_schema: tuple[int, int]
     pid: int
     state: WriterState
+    process_state: str
     heartbeat_age_s: float
     slot_count: int
     slot_size: int
     published: int | None
     rate_per_s: float | None
+    holds_s: float | None
     free: int | None
     full_count: int | None
     dropped_count: int | None
@@ -68,23 +91,39 @@ class SegmentRow:
 
 @dataclass(frozen=True, slots=True)
 class CounterRow:
-    """One counter."""
+    """One counter; ``rate_per_s`` is its change between the samples, None without two."""
 
     id: int
     name: str
     unit: str
     label: str
     value: int
+    rate_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """One distinct error: how often it was observed, and when first and last, ns since 1970."""
+
+    text: str
+    count: int
+    first_wall_ns: int
+    last_wall_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything the stats command shows; ``state`` is that of the writer in the worst shape."""
+    """Everything the stats command shows; ``state`` is that of the writer in the worst shape.
+
+    ``distinct_errors`` is None where no segment keeps any; the latest comes last. ``errors`` are files that could not
+    be read, with the reason.
+    """
 
     path: str
     state: WriterState | None
     segments: tuple[SegmentRow, ...]
     counters: tuple[CounterRow, ...]
+    distinct_errors: tuple[ErrorRow, ...] | None
     errors: tuple[str, ...]
     exit_code: int
 
@@ -98,11 +137,8 @@ def build_report(before: Sample | None, after: Sample) -> Report:
         path=str(after.path),
         state=state,
         segments=tuple(_segment_row(earlier.get(each.inode), each) for each in after.segments),
-        counters=tuple(
-            CounterRow(spec.id, spec.name, spec.unit, spec.label, value)
-            for each in after.segments
-            for spec, value in each.counters
-        ),
+        counters=tuple(row for each in after.segments for row in _counter_rows(earlier.get(each.inode), each)),
+        distinct_errors=_error_rows(after),
         errors=tuple(f"{path.name}: {error}" for path, error in after.errors),
         exit_code=_exit_code(state, after),
     )
@@ -113,17 +149,98 @@ def as_json(report: Report) -> dict[str, Any]:
     return {"schema": SCHEMA, **asdict(report)}
 
 
+def parse_selection(text: str) -> tuple[str, str]:
+    """Return what and pattern of ``WHAT=PATTERN``; ValueError when WHAT is none of :data:`SELECTABLE`."""
+    what, sign, pattern = text.partition("=")
+    if not (sign and pattern and what in SELECTABLE):
+        raise ValueError(f"{text!r}: expected NAME=PATTERN, NAME one of {', '.join(SELECTABLE)}")
+    return what, pattern
+
+
+def select(report: Report, selections: Sequence[tuple[str, str]]) -> Report:
+    """Keep what one of the ``(what, pattern)`` names, all of it when there is none; state and exit code stay.
+
+    Patterns are those of a shell (``*``, ``?``, ``[…]``). A reader is shown below its ring.
+    """
+    if not selections:
+        return report
+
+    def named(what: str, name: str) -> bool:
+        return any(each == what and fnmatchcase(name, pattern) for each, pattern in selections)
+
+    segments = []
+    for row in report.segments:
+        readers = tuple(reader for reader in row.readers if named("reader", reader.name))
+        if named("segment", row.name):
+            segments.append(row)
+        elif readers:
+            segments.append(replace(row, readers=readers))
+    kept = tuple(row for row in report.distinct_errors or () if named("error", row.text))
+    asked_for_errors = any(what == "error" for what, _ in selections)
+    return replace(
+        report,
+        segments=tuple(segments),
+        counters=tuple(row for row in report.counters if named("counter", row.name)),
+        distinct_errors=kept if asked_for_errors else None,
+    )
+
+
+def explain(reader: ReaderRow, ring: SegmentRow, noun: str = "records") -> str:
+    """Say in words where a reader is and what comes of it; ``noun`` names what the ring holds, in the plural."""
+    if not reader.lag:
+        return f"{reader.name} is up to date"
+    records = noun.removesuffix("s") if reader.lag == 1 else noun
+    text = f"{reader.name} is {reader.lag:,} {records} behind, {_percent(reader.lag_percent)} of the ring"
+    if reader.overwritten:
+        text += f", {reader.overwritten:,} of them overwritten already"
+    elif reader.gates:
+        text += f", {ring.slot_count - reader.lag:,} more fill it"
+    return text + _foretell(reader, ring)
+
+
+def worst(exit_codes: Iterable[int]) -> int:
+    """Return the exit code that stands for several; EXIT_NO_RING for none."""
+    found = set(exit_codes)
+    return next((code for code in _WORST_CODE_FIRST if code in found), EXIT_NO_RING)
+
+
+def error_exit_code(error: RingError) -> int:
+    """Return the exit code for a path that could not be read."""
+    return EXIT_VERSION if isinstance(error, VersionMismatch | WrongEndianness) else EXIT_NO_RING
+
+
+def _foretell(reader: ReaderRow, ring: SegmentRow) -> str:
+    """Say when the reader will have caught up, or when the ring will be full for it, if that is soon."""
+    if reader.rate_per_s is None or ring.rate_per_s is None or reader.overwritten or reader.state == "dead":
+        return ""
+    gain_per_s = reader.rate_per_s - ring.rate_per_s
+    if not gain_per_s:
+        return ""
+    if gain_per_s > 0:
+        what, left = "caught up", reader.lag
+    else:
+        what, left = "full" if reader.gates else "losing", ring.slot_count - reader.lag
+    seconds = left / abs(gain_per_s)
+    return f", {what} in {seconds:.1f} s at this rate" if seconds < _SOON_S else ""
+
+
+def _percent(percent: float) -> str:
+    return "< 0.1 %" if percent < 0.1 else f"{percent:.1f} %"
+
+
 def _exit_code(state: WriterState | None, sample: Sample) -> int:
-    if any(isinstance(error, VersionMismatch | WrongEndianness) for _, error in sample.errors):
+    if any(error_exit_code(error) == EXIT_VERSION for _, error in sample.errors):
         return EXIT_VERSION
-    return EXIT_NO_RING if state is None else _EXIT_CODES[state]
+    return EXIT_NO_RING if state is None else EXIT_CODES[state]
 
 
 def _segment_row(before: SegmentSample | None, now: SegmentSample) -> SegmentRow:
     header = now.header
     kind = header.kind
-    counts_records = kind in (Kind.BROADCAST, Kind.GATING, Kind.APPEND)
+    counts_records = kind in (Kind.BROADCAST, Kind.GATING, Kind.APPEND, Kind.ERRORS)
     is_gating = kind is Kind.GATING
+    rate_per_s = _rate(before, now, now.published - before.published) if before and counts_records else None
+    earlier = {each.name: each for each in before.readers} if before is not None else {}
     return SegmentRow(
         name=header.name,
         kind=kind.name.lower(),
@@ -132,33 +249,60 @@ def _segment_row(before: SegmentSample | None, now: SegmentSample) -> SegmentRow
         record_schema=header.record_schema,
         pid=header.writer_pid,
         state=now.state,
+        process_state=now.process_state,
         heartbeat_age_s=_age_s(now, now.heartbeat_ns),
         slot_count=header.slot_count,
         slot_size=header.slot_size,
         published=now.published if counts_records else None,
-        rate_per_s=_rate(before, now) if counts_records else None,
+        rate_per_s=rate_per_s,
+        holds_s=header.slot_count / rate_per_s if rate_per_s and kind is Kind.BROADCAST else None,
         free=_free(now),
-        full_count=now.full_count if is_gating else None,
+        full_count=now.full_count if is_gating or kind is Kind.ERRORS else None,
         dropped_count=now.dropped_count if is_gating else None,
         laps=now.published // header.slot_count if kind in (Kind.BROADCAST, Kind.GATING) else None,
-        readers=tuple(_reader_row(now, reader) for reader in now.readers),
+        readers=tuple(_reader_row(before, now, earlier.get(each.name), each) for each in now.readers),
     )
+
+
+def _counter_rows(before: SegmentSample | None, now: SegmentSample) -> Iterable[CounterRow]:
+    earlier = {spec.id: value for spec, value in before.counters} if before is not None else {}
+    return (_counter_row(before, now, earlier, each) for each in now.counters)
+
+
+def _counter_row(
+    before: SegmentSample | None, now: SegmentSample, earlier: dict[int, int], counter: CounterSample
+) -> CounterRow:
+    spec, value = counter
+    rate_per_s = _rate(before, now, value - earlier[spec.id]) if before is not None and spec.id in earlier else None
+    return CounterRow(spec.id, spec.name, spec.unit, spec.label, value, rate_per_s)
+
+
+def _error_rows(sample: Sample) -> tuple[ErrorRow, ...] | None:
+    logs = [(each.header, each.distinct_errors) for each in sample.segments if each.distinct_errors is not None]
+    if not logs:
+        return None
+    rows = [
+        ErrorRow(error.text, error.count, header.wall_ns(error.first_ns), header.wall_ns(error.last_ns))
+        for header, log in logs
+        for error in log
+    ]
+    return tuple(sorted(rows, key=lambda row: row.last_wall_ns))
 
 
 def _age_s(now: SegmentSample, heartbeat_ns: int) -> float:
     return max(0, now.taken_ns - heartbeat_ns) / _NS_PER_S
 
 
-def _rate(before: SegmentSample | None, now: SegmentSample) -> float | None:
+def _rate(before: SegmentSample | None, now: SegmentSample, change: int) -> float | None:
     if before is None or now.taken_ns <= before.taken_ns:
         return None
-    return (now.published - before.published) * _NS_PER_S / (now.taken_ns - before.taken_ns)
+    return change * _NS_PER_S / (now.taken_ns - before.taken_ns)
 
 
 def _free(now: SegmentSample) -> int | None:
     """Return the slots that can be filled at once; None for a lossy ring, which overwrites, and for counters."""
     count = now.header.slot_count
-    if now.header.kind is Kind.APPEND:
+    if now.header.kind in (Kind.APPEND, Kind.ERRORS):
         return count - now.published
     if now.header.kind is Kind.TABLE:
         return count - now.rows_in_use
@@ -167,15 +311,34 @@ def _free(now: SegmentSample) -> int | None:
     return None
 
 
-def _reader_row(now: SegmentSample, reader: ReaderSample) -> ReaderRow:
+def _reader_row(
+    before: SegmentSample | None, now: SegmentSample, earlier: ReaderSample | None, reader: ReaderSample
+) -> ReaderRow:
     lag = max(0, now.published - reader.position)
+    slot_count = now.header.slot_count
+    if before is None or earlier is None or earlier.pid != reader.pid:
+        rate_per_s, waited = None, False
+    else:
+        rate_per_s = _rate(before, now, reader.position - earlier.position)
+        waited = earlier.position == reader.position < before.published
     return ReaderRow(
         name=reader.name,
         gates=reader.gates,
         pid=reader.pid,
-        state="alive" if reader.is_alive else "dead",
+        state=_reader_state(now, reader, has_work=waited if reader.gates else lag > 0),
         lag=lag,
-        lag_percent=100 * lag / now.header.slot_count,
+        lag_percent=100 * lag / slot_count,
         age_s=_age_s(now, reader.heartbeat_ns),
         lost=reader.lost,
+        overwritten=max(0, lag - slot_count),
+        rate_per_s=rate_per_s,
     )
+
+
+def _reader_state(now: SegmentSample, reader: ReaderSample, *, has_work: bool) -> ReaderState:
+    """A reader without work takes nothing either. A lossy one beats with every look at the ring, but a consumer only
+    when it releases records: it is hung only if the same record waited for it from one sample to the next.
+    """
+    if not reader.is_alive:
+        return "dead"
+    return "hung" if has_work and _age_s(now, reader.heartbeat_ns) > now.hung_after_s else "alive"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from ringbuffer.errors import RingError
@@ -28,12 +29,14 @@ PUBLIC_NAMES: Final = (
 """What each backend must export."""
 
 
-def load_backend(wanted: str, machine: str) -> Any:
+def load_backend(wanted: str, machine: str, byte_order: str = sys.byteorder) -> Any:
     """Return the backend module: ``wanted`` is ``c``, ``plain`` or empty for the best one of this installation.
 
-    Raises RingError for an unknown name, for ``c`` when the extension was not built, and for the plain backend on
-    anything but x86-64: it relies on that processor keeping stores in order.
+    Raises RingError for an unknown name, for ``c`` when the extension was not built, for the plain backend on anything
+    but x86-64, as it relies on that processor keeping stores in order, and for any on a big-endian machine.
     """
+    if byte_order != "little":
+        raise RingError(f"segments are little-endian, this machine is {byte_order}-endian")
     if wanted not in ("", "c", "plain"):
         raise RingError(f"RINGBUFFER_BACKEND is {wanted!r}, must be 'c' or 'plain'")
     if wanted != "plain":

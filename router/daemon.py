@@ -82,7 +82,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until a signal says stop, then drain."""
         event_loop = asyncio.get_running_loop()
-        event_loop.set_exception_handler(lambda _, context: log_unhandled(self.log, context))
+        event_loop.set_exception_handler(self._note_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             event_loop.add_signal_handler(number, self._stop.set)
         watch = Watch(
@@ -117,6 +117,11 @@ class Daemon:
         if awake is not None:
             awake.stop()
         await self._shut_down(watch, health)
+
+    def _note_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an exception that escaped a callback, and count it among the errors that ``stats`` shows."""
+        log_unhandled(self.log, context)
+        self.telemetry.errors.note(f"internal error: {type(context.get('exception')).__name__}", monotonic_ns())
 
     async def _shut_down(self, watch: Watch, health: HealthMonitor) -> None:
         """Stop accepting, stop admitting, drain, then hosts, then rings."""
@@ -242,6 +247,7 @@ class Daemon:
             self.log.info("host healthy", host=host.name)
         else:
             self.log.warning("host unhealthy", host=host.name, reason=host.last_error)
+            self.telemetry.errors.note(f"host {host.name}: unhealthy", monotonic_ns())
         if not self._was_ready and self._is_ready():
             self._was_ready = True
             self.log.info("ready", models=sorted(self.loop.models))

@@ -76,6 +76,10 @@ _UNHEALTHY_ERRORS: Final = frozenset({
 })  # fmt: skip
 
 
+_OWN_ERRORS: Final = frozenset({ErrorKind.OVERLOADED, ErrorKind.NO_HOST, ErrorKind.QUEUE_TIMEOUT})
+"""Errors of no attempt, which has its own note, and of no client's making."""
+
+
 class Loop:
     """Owns requests, models, and the slots of hosts."""
 
@@ -105,13 +109,15 @@ class Loop:
         if self.stopping:
             raise RequestError(ErrorKind.SHUTTING_DOWN, "the router is shutting down; ask again in a moment")
         if len(self.in_flight) >= self.limits.in_flight:
-            raise RequestError(
-                ErrorKind.OVERLOADED, f"{self.limits.in_flight} requests are in flight (limits.in_flight)"
-            )
+            text = f"{self.limits.in_flight} requests are in flight (limits.in_flight)"
+            self.telemetry.errors.note(f"overloaded: {text}", monotonic_ns())
+            raise RequestError(ErrorKind.OVERLOADED, text)
         request.pub = monotonic_ns()
         sequence = self.telemetry.requests.try_publish(request.recv, request.body_ns, request.pub, w4, w5, w6, 0)
         if sequence < 0:
-            raise RequestError(ErrorKind.OVERLOADED, "the request ring is full (rings.requests)")
+            text = "the request ring is full (rings.requests)"
+            self.telemetry.errors.note(f"overloaded: {text}", request.pub)
+            raise RequestError(ErrorKind.OVERLOADED, text)
         request.seq = sequence
         self._published[sequence] = request
         self.drain()
@@ -395,6 +401,9 @@ class Loop:
     def _note_failed(self, request: Request, host: Host, kind: ErrorKind, status: int, now: int) -> None:
         self.counters.add(Counter.ATTEMPTS_FAILED)
         self.telemetry.event(now, request, Kind.ATTEMPT_FAILED)
+        # The kind alone: what a host says may quote a prompt, and may be different every time.
+        what = f"{kind.name.lower()} {status}" if kind == ErrorKind.HOST_STATUS else kind.name.lower()
+        self.telemetry.errors.note(f"host {host.name}: {what}", now)
         attempt = (host.host_id, kind, status, request.routed, request.conn_ns, request.sent_ns, request.hfb, now)
         request.failed_attempts += (attempt,)
 
@@ -436,6 +445,8 @@ class Loop:
         """End a request with an error of the router's own."""
         request.error = kind
         request.message = text
+        if kind in _OWN_ERRORS:
+            self.telemetry.errors.note(f"model {request.model.name}: {kind.name.lower()}", now)
         self._leave_waiting(request)
         if request.committed:
             self.telemetry.event(now, request, Kind.ERROR)

@@ -23,6 +23,8 @@ EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
+HUNG_AFTER_S: Final = 5.0
+"""The heartbeat comes every second; a loop that misses several is not merely slow."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +77,27 @@ def _add_starters(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     run.add_argument("--port", type=_port, metavar="N", help="HTTP port in front of the embedded models; 0 = any")
 
 
+def _add_dump(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    dump = commands.add_parser("dump", help="print the records of a router, live or dead")
+    _add_location(dump)
+    dump.add_argument("--what", metavar="KINDS", help="of requests,inflight,done,tokens,errors; without it all")
+    dump.add_argument("--request-id", action="append", metavar="ID", help="only this request; may be repeated")
+    dump.add_argument("--since", metavar="WHEN", help="30s, 5m, 2h before now or a dead router's end, or an ISO time")
+    dump.add_argument("--limit", type=_count, metavar="N", help="only the newest N of each kind")
+    dump.add_argument(
+        "--generation",
+        default="current",
+        metavar="NAME",
+        help="the name of a generation, or 'previous': the router before a restart",
+    )
+    dump.add_argument(
+        "--format",
+        choices=("json", "chrome"),
+        default="json",
+        help="json: one object a line; chrome: a trace for chrome://tracing and ui.perfetto.dev",
+    )
+
+
 def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     stats = commands.add_parser("stats", help="show rings, latencies and counters of a router")
     _add_location(stats)
@@ -86,6 +109,22 @@ def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="SECONDS",
         help="again and again, by default each second",
     )
+    stats.add_argument("--all", action="store_true", help="every router below that directory")
+    stats.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="only what matches, e.g. counter='zeromq_*'; NAME is segment, reader, counter or error; may be repeated",
+    )
+    stats.add_argument(
+        "--hung-after",
+        type=_seconds,
+        default=HUNG_AFTER_S,
+        metavar="SECONDS",
+        help="heartbeat age from which a live router counts as hung (%(default)g)",
+    )
+    _add_dump(commands)
     tail = commands.add_parser("tail", help="show finished requests as they end")
     _add_location(tail)
     tail.add_argument("-n", type=_count, default=10, metavar="N", dest="last", help="begin with the last N (10)")

@@ -1,4 +1,4 @@
-"""Where the rings of the router are that ``stats`` and ``tail`` look at."""
+"""Where the rings of the routers are that the commands look at."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def instance_dir(args: argparse.Namespace) -> Path:
         return _used(config.default_run_dir() / (name or DEFAULT_INSTANCE))
     settings = config.load(args.config, need_keys=False)
     return _used(config.run_dir(settings) / (name or settings.listen.instance))
+
+
+def all_instance_dirs(args: argparse.Namespace) -> list[Path]:
+    """Return ``RUN/INSTANCE`` of every router that has rings there, by name; raises :class:`ConfigError`."""
+    run_dir = instance_dir(args).parent
+    places = {run_dir} if args.run_dir is not None else {run_dir, config.tmpfs_run_dir()}
+    return sorted((link.parent for place in places for link in place.glob("*/current")), key=lambda path: path.name)
 
 
 def _used(path: Path) -> Path:

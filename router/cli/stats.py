@@ -1,7 +1,7 @@
 """``ringrouter stats``: is the router well, how fast is it, and what runs where? Read-only.
 
-Exit codes: 0 ok, 1 no ring, 2 usage, 3 router dead, 4 hung, 5 layout version. What a dead router left behind is shown
-all the same: the rings are the flight recorder.
+Exit codes: 0 ok, 1 no ring, 2 usage, 3 router dead, 4 hung, 5 layout version; of several routers the worst. What a dead
+router left behind is shown all the same: the rings are the flight recorder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +19,11 @@ import msgspec
 
 from ringbuffer import Missing, RingError, find_current, sample
 from ringbuffer import stats as ring_stats
-from ringbuffer.cli import CLEAR_SCREEN, RATE_WINDOW_S, format_age, format_report
+from ringbuffer.cli import CLEAR_SCREEN, RATE_WINDOW_S, format_age, format_counter, format_errors, format_report
 from ringbuffer.sample import Sample
 from ringbuffer.stats import CounterRow
 from router.cli import EXIT_OK, fail, fail_to_read
-from router.cli.location import instance_dir
+from router.cli.location import all_instance_dirs, instance_dir
 from router.errors import ConfigError
 from router.telemetry.counters import Counter
 from router.telemetry.reader import DoneReader, InflightReader
@@ -31,6 +31,27 @@ from router.telemetry.summary import Group, Percentiles, Summary, summarise
 from router.telemetry.units import ABSENT, duration, rate, span
 
 SCHEMA: Final = "ringrouter.stats/1"
+NOUNS: Final[Mapping[str, str]] = {"requests": "requests", "tokens": "events", "done": "requests"}
+"""What the rings hold, for sentences."""
+_GAUGES: Final = frozenset({
+    Counter.CONNECTIONS_OPEN,
+    Counter.IN_FLIGHT,
+    Counter.WAITING,
+    Counter.CYCLE_NS_MAX,
+    Counter.HOSTS_HEALTHY,
+})  # fmt: skip
+"""Counters that stand for a level, not for a count."""
+
+
+class Previous(msgspec.Struct, frozen=True, kw_only=True):
+    """The router before the one that runs, as it left its rings."""
+
+    pid: int
+    path: str
+    silent_ns: int
+    """From its last heartbeat to the start of the one after it."""
+    in_flight_count: int
+    """What it had not finished."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +63,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rings: ring_stats.Report
     router: Summary
     token_events_per_s: float | None
-    """Events of host streams, between two looks a moment apart."""
+    """Records of the token ring, between two looks a moment apart."""
+    previous: Previous | None
 
     @property
     def pid(self) -> int:
@@ -58,10 +80,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Source:
     """Looks at one router again and again, keeping what it has read; follows it into a new generation."""
 
-    def __init__(self, instance: Path) -> None:
+    def __init__(self, instance: Path, hung_after_s: float) -> None:
         self._instance = instance
+        self._hung_after_s = hung_after_s
         self._before: Sample | None = None
         self._directory: Path | None = None
+        self._previous: Previous | None = None
         self._done: deque[dict[str, Any]] = deque()
         self._done_reader: DoneReader | None = None
         self._inflight_reader: InflightReader | None = None
@@ -69,29 +93,32 @@ class Source:
     def look(self) -> Report:
         """Return what the router shows now, with rates since the last look; raises :class:`RingError`."""
         directory = find_current(self._instance)
-        now = sample.take(directory)
+        now = sample.take(directory, self._hung_after_s)
         if not now.segments:
             raise now.errors[0][1] if now.errors else Missing(f"there is no segment in {directory}")
-        reader, inflight_reader = self._readers(directory)
+        reader, inflight_reader = self._readers(directory, now)
         while batch := reader.poll():
             self._done.extend(batch)
         before, self._before = self._before, now
         now_ns = time.monotonic_ns()
+        rings = _without_gauge_rates(ring_stats.build_report(before, now))
         return Report(
             instance=self._instance.name,
             uptime_ns=_uptime_ns(now, now_ns),
-            rings=ring_stats.build_report(before, now),
+            rings=rings,
             router=summarise(self._done, inflight_reader.read(), published_count=reader.published_count, now_ns=now_ns),
-            token_events_per_s=_counter_rate(before, now, Counter.TOKEN_EVENTS),
+            token_events_per_s=_rate_of(rings, "tokens"),
+            previous=self._previous,
         )
 
-    def _readers(self, directory: Path) -> tuple[DoneReader, InflightReader]:
+    def _readers(self, directory: Path, now: Sample) -> tuple[DoneReader, InflightReader]:
         """Return readers of a generation, new ones when it is not the one of the last look."""
         if directory != self._directory or self._done_reader is None or self._inflight_reader is None:
             self.close()
             self._done_reader = DoneReader(directory, "oldest")
             self._inflight_reader = InflightReader(directory, self._done_reader.names)
             self._done = deque(maxlen=self._done_reader.slot_count)
+            self._previous = _previous(directory, now)
             self._directory = directory
         return self._done_reader, self._inflight_reader
 
@@ -103,32 +130,91 @@ class Source:
         self._inflight_reader = self._done_reader = None
 
 
+Look = Report | RingError
+"""A report of one router, or why there is none."""
+
+
+class Sources:
+    """The routers that the options name; with ``--all`` those that are there at each look."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._sources: dict[Path, Source] = {}
+        self._instances = [] if args.all else [instance_dir(args)]
+
+    def look(self) -> list[Look]:
+        """Look at each once, in the order of their names."""
+        instances = all_instance_dirs(self._args) if self._args.all else self._instances
+        return [self._look(instance) for instance in instances]
+
+    def _look(self, instance: Path) -> Look:
+        source = self._sources.setdefault(instance, Source(instance, self._args.hung_after))
+        try:
+            return source.look()
+        except RingError as error:
+            return error
+
+    def close(self) -> None:
+        """Unmap everything."""
+        for source in self._sources.values():
+            source.close()
+
+
 def run(args: argparse.Namespace) -> int:
-    """Print a report, or one every so many seconds."""
+    """Print a report of each router, or one every so many seconds."""
+    if args.all and args.instance:
+        return fail("--all looks at every instance, --instance at one")
     try:
-        source = Source(instance_dir(args))
-    except ConfigError as error:
+        selections = [ring_stats.parse_selection(text) for text in args.only]
+        sources = Sources(args)
+    except (ConfigError, ValueError) as error:
         return fail(error)
     exit_code = EXIT_OK
     try:
-        for report in _reports(source, args.watch):
-            _show(report, as_json=args.json, watching=args.watch is not None)
-            exit_code = report.rings.exit_code
-    except RingError as error:
-        return fail_to_read(error)
+        for looks in _looks(sources, args.watch):
+            if args.watch is not None and not args.json:
+                print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
+            exit_code = ring_stats.worst([_show(look, selections, as_json=args.json) for look in looks])
+            if not looks:
+                return fail_to_read(Missing("there is no instance with a current generation"))
+            if all(isinstance(look, RingError) for look in looks):
+                break
     finally:
-        source.close()
+        sources.close()
     return exit_code
 
 
-def _reports(source: Source, watch_s: float | None) -> Iterator[Report]:
-    """Yield one report, or one every ``watch_s`` seconds for ever; a look before the first gives it its rates."""
-    source.look()
+def _looks(sources: Sources, watch_s: float | None) -> Iterator[list[Look]]:
+    """Yield one look, or one every ``watch_s`` seconds for ever; a look before the first gives it its rates."""
+    sources.look()
     time.sleep(RATE_WINDOW_S)
-    yield source.look()
+    yield sources.look()
     while watch_s is not None:
         time.sleep(watch_s)
-        yield source.look()
+        yield sources.look()
+
+
+def _previous(directory: Path, now: Sample) -> Previous | None:
+    """Return what the generation before this one tells; None for the first, or when it cannot be read any more."""
+    started = int(directory.name)
+    older = [int(path.name) for path in directory.parent.iterdir() if path.name.isdigit() and int(path.name) < started]
+    if not older:
+        return None
+    path = directory.with_name(str(max(older)))
+    try:
+        left = sample.take(path)
+    except RingError:
+        return None
+    if not left.segments:
+        return None
+    silent_ns = now.segments[0].header.created_mono_ns - max(segment.heartbeat_ns for segment in left.segments)
+    in_flight_count = sum(segment.rows_in_use for segment in left.segments)
+    return Previous(
+        pid=left.segments[0].header.writer_pid,
+        path=str(path),
+        silent_ns=max(0, silent_ns),
+        in_flight_count=in_flight_count,
+    )
 
 
 def _uptime_ns(taken: Sample, now_ns: int) -> int:
@@ -138,35 +224,30 @@ def _uptime_ns(taken: Sample, now_ns: int) -> int:
     return max(0, end_ns - taken.segments[0].header.created_mono_ns)
 
 
-def _counter_rate(before: Sample | None, now: Sample, counter: Counter) -> float | None:
-    if before is None:
-        return None
-    earlier, later = _counter(before, counter), _counter(now, counter)
-    if earlier is None or later is None or later[1] <= earlier[1] or later[0] < earlier[0]:
-        return None
-    return (later[0] - earlier[0]) * 1e9 / (later[1] - earlier[1])
+def _without_gauge_rates(report: ring_stats.Report) -> ring_stats.Report:
+    """Leave a rate only where something is counted: that of a level says nothing."""
+    counters = tuple(replace(row, rate_per_s=None) if row.id in _GAUGES else row for row in report.counters)
+    return replace(report, counters=counters)
 
 
-def _counter(taken: Sample, counter: Counter) -> tuple[int, int] | None:
-    """Return a counter's value and when it was read."""
-    for segment in taken.segments:
-        for spec, value in segment.counters:
-            if spec.id == counter:
-                return value, segment.taken_ns
-    return None
+def _rate_of(rings: ring_stats.Report, name: str) -> float | None:
+    return next((row.rate_per_s for row in rings.segments if row.name == name), None)
 
 
-def _show(report: Report, *, as_json: bool, watching: bool) -> None:
+def _show(look: Look, selections: Sequence[tuple[str, str]], *, as_json: bool) -> int:
+    """Print a report, or why there is none; return its exit code."""
+    if isinstance(look, RingError):
+        return fail_to_read(look)
+    rings = ring_stats.select(look.rings, selections)
     if as_json:
-        print(msgspec.json.encode(as_plain(report)).decode(), flush=True)
-        return
-    if watching:
-        print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
-    print("\n".join(format_stats(report)), flush=True)
+        print(msgspec.json.encode(as_plain(look, rings)).decode(), flush=True)
+    else:
+        print("\n".join(format_selected(look, rings) if selections else format_stats(look)), flush=True)
+    return look.rings.exit_code
 
 
-def as_plain(report: Report) -> dict[str, Any]:
-    """Return a report as plain values, with the ``schema`` that names their shape."""
+def as_plain(report: Report, rings: ring_stats.Report) -> dict[str, Any]:
+    """Return a report as plain values, with the ``schema`` that names their shape; ``rings`` is what to show of it."""
     return {
         "schema": SCHEMA,
         "instance": report.instance,
@@ -175,32 +256,66 @@ def as_plain(report: Report) -> dict[str, Any]:
         "heartbeat_age_s": report.heartbeat_age_s,
         "uptime_ns": report.uptime_ns,
         "token_events_per_s": report.token_events_per_s,
+        "previous": msgspec.to_builtins(report.previous),
         "router": msgspec.to_builtins(report.router),
-        "rings": ring_stats.as_json(report.rings),
+        "rings": ring_stats.as_json(rings),
     }
 
 
 def format_stats(report: Report) -> list[str]:
-    """Return a report as lines of text: the rings, what they amount to, the counters."""
-    head = (
-        f"ringrouter {report.instance}: pid {report.pid} {report.rings.state}, "
-        f"heartbeat {format_age(report.heartbeat_age_s)} ago, up {span(report.uptime_ns)}, {report.rings.path}"
-    )
+    """Return a report as lines of text: the router, its rings, what they amount to, its counters, its errors."""
+    rings = replace(report.rings, counters=(), distinct_errors=None, errors=())
     return [
-        head,
+        *_head(report),
         "",
-        *format_report(replace(report.rings, counters=())),
+        *format_report(rings, NOUNS),
         "",
         *_finished(report),
         "",
         *_in_flight(report),
         "",
-        *_counters(report.rings.counters),
+        *_loop(report.rings.counters),
+        *(format_counter(row) for row in report.rings.counters),
+        "",
+        *format_errors(report.rings),
     ]
 
 
-def _counters(counters: tuple[CounterRow, ...]) -> list[str]:
-    return [f"{row.id:>4}: {row.value:>20,} - {row.label} [{row.unit}]" for row in counters]
+def format_selected(report: Report, rings: ring_stats.Report) -> list[str]:
+    """Return how the router is, and ``rings``, the part of its report that was asked for."""
+    return [*_head(report), "", *format_report(rings, NOUNS)]
+
+
+def _head(report: Report) -> list[str]:
+    """Say how the router is, and what an operator would ask next."""
+    state = report.rings.state
+    beat = f"heartbeat {format_age(report.heartbeat_age_s)} ago, up {span(report.uptime_ns)}"
+    lines = [f"ringrouter {report.instance}: pid {report.pid} {state}, {beat}, {report.rings.path}"]
+    process_state = next((each.process_state for each in report.rings.segments if each.process_state), "")
+    if state == "hung":
+        lines.append(f"      its process lives ({process_state or 'state unknown'}) but its loop makes no progress")
+    elif state == "dead":
+        lines.append("      its process has ended; what follows is what it left")
+    if report.previous is not None:
+        lines.append(_before(report.previous))
+    return lines
+
+
+def _before(previous: Previous) -> str:
+    return (
+        f"      restarted: the one before it, pid {previous.pid}, was last heard of {span(previous.silent_ns)} before "
+        f"this start and left {previous.in_flight_count:,} in flight, {previous.path}"
+    )
+
+
+def _loop(counters: Sequence[CounterRow]) -> list[str]:
+    """Say how long the loop was busy with one thing."""
+    values = {row.id: row.value for row in counters}
+    longest_ns, long_count = values.get(Counter.CYCLE_NS_MAX), values.get(Counter.CYCLES_LONG)
+    if longest_ns is None or long_count is None:
+        return []
+    cycles = "cycle" if long_count == 1 else "cycles"
+    return [f"loop: longest cycle {duration(longest_ns)}, {long_count:,} {cycles} over loop.cycle_threshold_ms"]
 
 
 def _finished(report: Report) -> list[str]:
@@ -219,7 +334,7 @@ def _finished(report: Report) -> list[str]:
         _latency("TPOT", summary.tpot_ns),
         _latency("E2E", summary.e2e_ns),
         _latency("router overhead", summary.router_overhead_ns),
-        f"      {tokens}; {rate(report.token_events_per_s)} stream events/s now",
+        f"      {tokens}; {rate(report.token_events_per_s)} token events/s now",
     ]
 
 

@@ -115,6 +115,25 @@ def resolve(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
     return out | _durations(out, stamps)
 
 
+def resolve_request(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Replace the ids of :func:`router.telemetry.records.decode_request` by text."""
+    endpoint = record["endpoint"]
+    return dict(record) | {
+        "model": names.model(record["model"]),
+        "endpoint": _word(rec.Endpoint, endpoint) if endpoint else "",
+        "stream": bool(record["stream"]),
+    }
+
+
+def resolve_token(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Replace the ids of :func:`router.telemetry.records.decode_token` by text."""
+    return dict(record) | {
+        "kind": _word(rec.Kind, record["kind"]),
+        "flags": _flag_names(rec.TokenFlag(record["flags"])),
+        "host": names.host(record["host"]),
+    }
+
+
 def _durations(record: Mapping[str, Any], stamps: Mapping[str, int]) -> dict[str, Any]:
     stage_ns = stages(list(stamps.values()))
     delivered, decode_ns = stamps["out1"] > 0, stage_ns["decode"]
@@ -208,14 +227,7 @@ class TokenReader(_RingReader):
 
     def poll(self, limit: int = POLL_MAX) -> list[dict[str, Any]]:
         """Return the next events, at most ``limit``; empty when there is none. Never waits."""
-        return [self._resolve(rec.decode_token(payload)) for _, payload in self._ring.poll(limit)]
-
-    def _resolve(self, record: dict[str, int]) -> dict[str, Any]:
-        return record | {
-            "kind": _word(rec.Kind, record["kind"]),
-            "flags": _flag_names(rec.TokenFlag(record["flags"])),
-            "host": self.names.host(record["host"]),
-        }
+        return [resolve_token(rec.decode_token(payload), self.names) for _, payload in self._ring.poll(limit)]
 
 
 class InflightReader:

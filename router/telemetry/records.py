@@ -349,6 +349,23 @@ def _failed_attempts(payload: bytes) -> list[dict[str, int]]:
     return out
 
 
+def decode_request(payload: bytes) -> dict[str, int]:
+    """Decode the 56-byte payload of a slot of ``requests.ring``."""
+    recv_ns, body_ns, pub_ns, w4, w5, id_crc, _ = struct.unpack_from("<7Q", payload)
+    return {
+        "recv_ns": recv_ns,
+        "body_ns": body_ns,
+        "pub_ns": pub_ns,
+        "model": w4 & 0xFFFF,
+        "endpoint": w4 >> 16 & 0xFF,
+        "stream": w4 >> 24 & 1,
+        "connection": w4 >> 32,
+        "body_bytes": w5 & 0xFFFFFFFF,
+        "max_tokens": w5 >> 32,
+        "request_id_crc32": id_crc,
+    }
+
+
 def decode_token(payload: bytes) -> dict[str, int]:
     """Decode the 56-byte payload of a slot of ``tokens.ring``."""
     t_ns, request_seq, w3, w4, gap_ns, unsent, _ = struct.unpack_from("<7Q", payload)

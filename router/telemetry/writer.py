@@ -13,6 +13,7 @@ from ringbuffer import (
     AppendWriter,
     BroadcastWriter,
     CountersWriter,
+    DistinctErrorsWriter,
     GatingConsumer,
     GatingProducer,
     Generation,
@@ -28,6 +29,10 @@ from router.telemetry.tags import TagReader
 if TYPE_CHECKING:
     from router.request import Request
     from router.telemetry.tcp import TcpInfo
+
+
+ERRORS_MAX: Final = 256
+"""Distinct errors that are kept apart: a handful of kinds for each host and model. Further ones are only counted."""
 
 
 def cut_utf8(text: str, limit: int) -> tuple[bytes, bool]:
@@ -75,7 +80,12 @@ class Telemetry:
         rings = config.rings
         schema = rec.RECORD_SCHEMA
         self.requests = GatingProducer.create(
-            path / "requests.ring", slot_count=rings.requests, slot_size=64, record_schema=schema, name="requests"
+            path / "requests.ring",
+            slot_count=rings.requests,
+            slot_size=64,
+            record_schema=schema,
+            name="requests",
+            consumers_max=1,  # the loop: anybody else who registered and then died would fill the ring
         )
         self.loop_reader = GatingConsumer.register(path / "requests.ring", "loop")
         self.tokens = BroadcastWriter.create(
@@ -100,8 +110,9 @@ class Telemetry:
         )
         self._tags = TagReader(config.tags.own)
         self.counters = CountersWriter.create(path / "counters", CATALOGUE)
+        self.errors = DistinctErrorsWriter.create(path / "errors", row_count=ERRORS_MAX, name="errors")
         self.names = Names(names, self.counters)
-        self._segments = (self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters)
+        self._segments = (self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors)
         self._free_rows = list(range(config.limits.in_flight - 1, -1, -1))
         for position, own in enumerate(config.tags.own):
             self.names.intern(rec.NAME_OWN_TAG, own)

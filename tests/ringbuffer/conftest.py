@@ -1,8 +1,9 @@
-"""Every ring test runs on both backends."""
+"""Every ring test runs on both backends, or on those that RING_TEST_BACKENDS names."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from ringbuffer import BroadcastWriter, GatingProducer, words
 
 SCHEMA = (1, 0)
+BACKENDS = os.environ.get("RING_TEST_BACKENDS", "c plain").split()
 
 
-@pytest.fixture(params=["c", "plain"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name = "_words" if request.param == "c" else "_plain"
     try:

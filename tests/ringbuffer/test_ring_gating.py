@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +190,17 @@ def test_dropping_never_waits_for_a_process_that_is_registering(producer: Gating
         assert time.monotonic() - began < 5
 
 
-def test_the_slot_size_is_fixed(producer: GatingProducer) -> None:
-    with pytest.raises(ValueError, match="must be 64"):
-        GatingProducer.create(producer.segment.path, slot_count=8, slot_size=128, record_schema=(1, 0), name="requests")
+def test_slots_of_another_size_hold_payloads_and_never_seven_words(tmp_path: Path, backend: str) -> None:
+    producer = GatingProducer.create(
+        tmp_path / "small.ring", slot_count=2, slot_size=24, record_schema=(1, 0), name="small", consumers_max=1
+    )
+    consumer = register(producer)
+    for misuse in (lambda: publish(producer), lambda: consumer.read(0)):
+        with pytest.raises(ValueError, match="slots of 64 bytes, these have 24"):
+            misuse()
+    assert producer.try_publish_record(b"sixteen bytes...") == 0
+    assert producer.try_publish_record(b"few") == 1
+    assert producer.try_publish_record(b"") == -1
+    assert [consumer.read_record(sequence) for sequence in range(2)] == [b"sixteen bytes...", b"few" + bytes(13)]
+    consumer.close()
+    producer.close()

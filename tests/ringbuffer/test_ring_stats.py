@@ -8,12 +8,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 import ringbuffer as rb
 from ringbuffer import cli, layout, sample, stats
+from ringbuffer.distinct import DistinctError, DistinctErrorsWriter
 from ringbuffer.layout import Kind
 from ringbuffer.sample import ReaderSample, Sample, SegmentSample
 
@@ -42,7 +44,9 @@ REQUESTS = SegmentSample(
     inode=5,
     header=HEADER,
     taken_ns=100 * NS_PER_S,
+    hung_after_s=5.0,
     state="alive",
+    process_state="",
     heartbeat_ns=100 * NS_PER_S - 3_000_000,
     published=10_000,
     full_count=7,
@@ -50,6 +54,7 @@ REQUESTS = SegmentSample(
     rows_in_use=0,
     readers=(LOOP, OBSERVE),
     counters=(),
+    distinct_errors=None,
 )
 TOKENS = replace(
     REQUESTS, inode=6, header=replace(HEADER, kind=Kind.BROADCAST, name="tokens"), readers=(OBSERVE,), full_count=0
@@ -70,24 +75,182 @@ def sample_of(*segments: SegmentSample) -> Sample:
 
 
 def test_the_report_as_text() -> None:
-    before = replace(REQUESTS, taken_ns=98 * NS_PER_S, published=7000)
-    report = stats.build_report(sample_of(before), sample_of(REQUESTS, TOKENS, NAMES, TABLE, COUNTERS))
-    assert cli.format_report(report) == [
+    before = replace(REQUESTS, taken_ns=98 * NS_PER_S, published=7000, readers=())
+    counted = replace(COUNTERS, taken_ns=98 * NS_PER_S, counters=((COUNTERS.counters[0][0], 1034),))
+    tokens = replace(TOKENS, taken_ns=98 * NS_PER_S, published=5904)
+    report = stats.build_report(sample_of(before, counted, tokens), sample_of(REQUESTS, TOKENS, NAMES, TABLE, COUNTERS))
+    assert cli.format_report(report, {"tokens": "events"}) == [
         "requests: gating, layout 1.0, schema 1.2, pid 4242 alive, heartbeat 3 ms ago, 4,096 x 64 B",
         "      published 10,000, rate/s 1,500, free 3,096, full 7, consumers dropped 1, laps 2",
-        "      consumer loop: pid 4242 alive, lag 1,000 (24.4 %), age 1.0 s",
-        "      reader observe: pid 77 dead, lag 4,096 (100.0 %), age 60.0 s, lost 12",
+        (
+            "      loop is 1,000 records behind, 24.4 % of the ring, 3,096 more fill it; "
+            "consumer, pid 4242 alive, released 1.0 s ago"
+        ),
+        "      observe is 4,096 records behind, 100.0 % of the ring; reader, pid 77 dead, looked 60.0 s ago, lost 12",
         "tokens: broadcast, layout 1.0, schema 1.2, pid 4242 alive, heartbeat 3 ms ago, 4,096 x 64 B",
-        "      published 10,000, laps 2",
-        "      reader observe: pid 77 dead, lag 4,096 (100.0 %), age 60.0 s, lost 12",
+        "      published 10,000, rate/s 2,048, laps 2, holds 2.0 s at this rate",
+        (
+            "      observe is 4,096 events behind, 100.0 % of the ring; "
+            "reader, pid 77 dead, looked 60.0 s ago, 0/s, lost 12"
+        ),
         "names: append, layout 1.0, schema 1.2, pid 4242 alive, heartbeat 3 ms ago, 4,096 x 64 B",
         "      published 96, free 4,000",
         "inflight: table, layout 1.0, schema 1.2, pid 4242 alive, heartbeat 3 ms ago, 4,096 x 64 B",
         "      free 4,093",
         "counters: counters, layout 1.0, schema 1.2, pid 4242 alive, heartbeat 3 ms ago, 1 x 256 B",
-        "  18:                1,234 - loop cycles over the threshold [cycles]",
+        "  18:                1,234 - loop cycles over the threshold [cycles]  +100/s",
     ]
     assert (report.state, report.exit_code) == ("alive", 0)
+
+
+def reader_row(now: SegmentSample, before: SegmentSample | None = None) -> tuple[stats.ReaderRow, stats.SegmentRow]:
+    earlier = sample_of(before) if before is not None else None
+    (row,) = stats.build_report(earlier, sample_of(now)).segments
+    return row.readers[0], row
+
+
+def reading(ring: SegmentSample, reader: ReaderSample, position: int, **given: object) -> SegmentSample:
+    return replace(ring, readers=(replace(reader, position=position),), **given)  # type: ignore[arg-type]
+
+
+class TestPositionsInWords:
+    @pytest.mark.parametrize(
+        ("position", "words"),
+        [
+            (10_000, "observe is up to date"),
+            (9_999, "observe is 1 event behind, < 0.1 % of the ring"),
+            (8_796, "observe is 1,204 events behind, 29.4 % of the ring"),
+            (4_904, "observe is 5,096 events behind, 124.4 % of the ring, 1,000 of them overwritten already"),
+        ],
+    )
+    def test_a_lossy_reader(self, position: int, words: str) -> None:
+        assert stats.explain(*reader_row(reading(TOKENS, OBSERVE, position)), "events") == words
+
+    def test_a_large_ring(self) -> None:
+        large = replace(TOKENS, header=replace(TOKENS.header, slot_count=262_144), published=300_000)
+        words = stats.explain(*reader_row(reading(large, OBSERVE, 298_796)), "events")
+        assert words == "observe is 1,204 events behind, 0.5 % of the ring"
+
+    @pytest.mark.parametrize(
+        ("ring", "reader", "positions", "published_before", "words"),
+        [
+            (TOKENS, OBSERVE, (7_400, 9_000), 9_800, "24.4 % of the ring, caught up in 1.4 s at this rate"),
+            (TOKENS, OBSERVE, (8_800, 8_900), 9_000, "26.9 % of the ring, losing in 6.7 s at this rate"),
+            (REQUESTS, LOOP, (8_800, 8_900), 9_000, ", 2,996 more fill it, full in 6.7 s at this rate"),
+            (TOKENS, OBSERVE, (8_600, 8_790), 9_800, "29.5 % of the ring"),
+            (TOKENS, OBSERVE, (8_600, 8_800), 9_800, "29.3 % of the ring"),
+            (TOKENS, OBSERVE, (4_000, 4_500), 9_800, "1,404 of them overwritten already"),
+        ],
+        ids=["catching up", "losing soon", "full soon", "losing in minutes", "as fast as the writer", "lapped"],
+    )
+    def test_what_comes_of_it_is_said_when_it_is_soon(
+        self, ring: SegmentSample, reader: ReaderSample, positions: tuple[int, int], published_before: int, words: str
+    ) -> None:
+        reader = replace(reader, is_alive=True)
+        before = reading(ring, reader, positions[0], published=published_before, taken_ns=98 * NS_PER_S)
+        assert stats.explain(*reader_row(reading(ring, reader, positions[1]), before)).endswith(words)
+
+
+class TestReaderStates:
+    """A reader is hung when records wait for it and it takes none; without work it takes none either."""
+
+    @pytest.mark.parametrize(
+        ("position", "age_s", "state"), [(9_000, 6, "hung"), (9_000, 4, "alive"), (10_000, 600, "alive")]
+    )
+    def test_a_lossy_reader_beats_whenever_it_looks(self, position: int, age_s: int, state: str) -> None:
+        reader = replace(OBSERVE, is_alive=True, heartbeat_ns=(100 - age_s) * NS_PER_S)
+        assert reader_row(reading(TOKENS, reader, position))[0].state == state
+
+    @pytest.mark.parametrize(
+        ("position_before", "published_before", "state"),
+        [
+            (9_000, 9_500, "hung"),
+            (9_000, 9_000, "alive"),  # the first record for a long time has just come
+            (8_999, 9_500, "alive"),
+        ],
+    )
+    def test_a_consumer_is_hung_when_one_record_waits_over_both_samples(
+        self, position_before: int, published_before: int, state: str
+    ) -> None:
+        idle = replace(LOOP, heartbeat_ns=10 * NS_PER_S)
+        before = reading(REQUESTS, idle, position_before, published=published_before, taken_ns=98 * NS_PER_S)
+        assert reader_row(reading(REQUESTS, idle, 9_000), before)[0].state == state
+        assert reader_row(reading(REQUESTS, idle, 9_000))[0].state == "alive", "one sample cannot tell"
+
+    def test_another_process_of_the_same_name_has_no_rate_yet(self) -> None:
+        before = reading(TOKENS, replace(OBSERVE, pid=1), 10_000, taken_ns=98 * NS_PER_S)
+        assert reader_row(reading(TOKENS, OBSERVE, 4), before)[0].rate_per_s is None
+
+
+ERRORS = replace(
+    COUNTERS,
+    inode=10,
+    header=replace(COUNTERS.header, kind=Kind.ERRORS, name="errors", anchor_wall_ns=1_700_000_000 * NS_PER_S),
+    counters=(),
+    distinct_errors=(
+        DistinctError("host gpu-0: host_closed", 3, 5 * NS_PER_S, 9 * NS_PER_S),
+        DistinctError("host gpu-1: host_status 503", 1, 7 * NS_PER_S, 7 * NS_PER_S),
+    ),
+)
+
+
+def at(second: int) -> str:
+    return datetime.fromtimestamp(1_700_000_000 + second).astimezone().isoformat(timespec="milliseconds")
+
+
+def test_distinct_errors_stand_with_count_first_and_last_the_latest_last() -> None:
+    report = stats.build_report(None, sample_of(ERRORS))
+    assert cli.format_errors(report) == [
+        f"1 observation at {at(7)} for: host gpu-1: host_status 503",
+        f"3 observations from {at(5)} to {at(9)} for: host gpu-0: host_closed",
+        "2 distinct errors observed",
+    ]
+    one = replace(ERRORS, distinct_errors=ERRORS.distinct_errors[:1] if ERRORS.distinct_errors else ())
+    assert cli.format_errors(stats.build_report(None, sample_of(one)))[-1] == "1 distinct error observed"
+    none = replace(ERRORS, distinct_errors=())
+    assert cli.format_errors(stats.build_report(None, sample_of(none))) == ["0 distinct errors observed"]
+    assert cli.format_errors(stats.build_report(None, sample_of(COUNTERS))) == [], "nothing here keeps errors"
+
+
+class TestSelections:
+    REPORT = stats.build_report(None, sample_of(REQUESTS, TOKENS, NAMES, COUNTERS, ERRORS))
+
+    def shown(self, *selections: str) -> tuple[list[str], list[str], list[str], list[str] | None]:
+        report = stats.select(self.REPORT, [stats.parse_selection(text) for text in selections])
+        assert (report.state, report.exit_code) == (self.REPORT.state, self.REPORT.exit_code)
+        errors = report.distinct_errors
+        return (
+            [row.name for row in report.segments],
+            [reader.name for row in report.segments for reader in row.readers],
+            [row.name for row in report.counters],
+            [row.text for row in errors] if errors is not None else None,
+        )
+
+    def test_none_shows_everything(self) -> None:
+        assert stats.select(self.REPORT, []) is self.REPORT
+
+    def test_a_segment_comes_with_its_readers(self) -> None:
+        assert self.shown("segment=req*") == (["requests"], ["loop", "observe"], [], None)
+
+    def test_a_reader_stands_below_each_of_its_rings(self) -> None:
+        assert self.shown("reader=obs*") == (["requests", "tokens"], ["observe", "observe"], [], None)
+
+    def test_several_add_up(self) -> None:
+        assert self.shown("counter=cycles_*", "segment=names", "error=*gpu-1*") == (
+            ["names"], [], ["cycles_long"], ["host gpu-1: host_status 503"],
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("text", ["", "tokens", "ring=tokens", "segment="])
+    def test_what_names_nothing_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="expected NAME=PATTERN, NAME one of segment, reader, counter, error"):
+            stats.parse_selection(text)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [([0, 0], 0), ([0, 1], 1), ([1, 4], 4), ([4, 3], 3), ([3, 5, 0], 5), ([], 1)]
+)
+def test_the_exit_code_of_several_is_the_worst(codes: list[int], code: int) -> None:
+    assert stats.worst(codes) == code
 
 
 def test_the_report_as_json_carries_its_schema() -> None:
@@ -102,6 +265,8 @@ def test_the_report_as_json_carries_its_schema() -> None:
         "lag_percent": pytest.approx(24.4, abs=0.1),
         "age_s": 1.0,
         "lost": 0,
+        "overwritten": 0,
+        "rate_per_s": None,
     }
     assert document["segments"][0]["rate_per_s"] is None, "a rate needs two samples"
     assert document["counters"][0]["value"] == 1234
@@ -139,6 +304,9 @@ def generation(tmp_path: Path, backend: str) -> Iterator[rb.Generation]:
     inflight = rb.TableWriter.create(
         path / "inflight.tab", row_count=3, row_size=64, record_schema=(1, 0), name="inflight"
     )
+    errors = DistinctErrorsWriter.create(path / "errors", row_count=1)
+    for text in ("a fault", "a fault", "another"):
+        errors.note(text, time.monotonic_ns())
     counters = rb.CountersWriter.create(path / "counters", [rb.CounterSpec(1, "n", "things", "things counted")])
     reader = rb.BroadcastReader.attach(path / "tokens.ring", position=path / "readers" / "observe")
     consumer = rb.GatingConsumer.register(path / "requests.ring", "loop")
@@ -153,7 +321,7 @@ def generation(tmp_path: Path, backend: str) -> Iterator[rb.Generation]:
     yield made
     reader.close()
     consumer.close()
-    for writer in (tokens, requests, inflight, counters):
+    for writer in (tokens, requests, inflight, counters, errors):
         writer.close()
     made.close()
 
@@ -162,12 +330,14 @@ def generation(tmp_path: Path, backend: str) -> Iterator[rb.Generation]:
 def test_a_generation_is_sampled_whole(tmp_path: Path, generation: rb.Generation, where: str) -> None:
     report = stats.build_report(None, sample.take(tmp_path / where))
     rows = {row.name: row for row in report.segments}
-    assert sorted(rows) == ["counters", "inflight", "requests", "tokens"]
+    assert sorted(rows) == ["counters", "errors", "inflight", "requests", "tokens"]
     assert (rows["tokens"].published, rows["tokens"].laps) == (20, 2)
     assert [(each.name, each.lag, each.state) for each in rows["tokens"].readers] == [("observe", 20, "alive")]
     assert (rows["requests"].published, rows["requests"].full_count, rows["requests"].free) == (8, 12, 0)
     assert [(each.name, each.lag) for each in rows["requests"].readers] == [("loop", 8)]
     assert rows["inflight"].free == 2
+    assert (rows["errors"].published, rows["errors"].free, rows["errors"].full_count) == (1, 0, 1)
+    assert [(each.text, each.count) for each in report.distinct_errors or ()] == [("a fault", 2)]
     assert [(each.id, each.value, each.label) for each in report.counters] == [(1, 5, "things counted")]
     assert (report.state, report.exit_code, report.errors) == ("alive", 0, ())
 
@@ -192,7 +362,27 @@ def test_the_command_on_one_ring(generation: rb.Generation, capsys: pytest.Captu
     assert code == 0
     assert out.startswith("tokens: broadcast, layout 1.0")
     assert "published 20, rate/s 0, laps 2" in out
-    assert "reader observe" in out
+    assert "observe is 20 records behind, 250.0 % of the ring, 12 of them overwritten already; reader, pid" in out
+
+
+def test_the_command_on_several_paths(
+    tmp_path: Path, generation: rb.Generation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens, none = generation.path / "tokens.ring", tmp_path / "none"
+    code, out, err = run_stats(capsys, tokens, none, generation.path / "counters")
+    assert code == 1
+    assert str(none) in err
+    titles = [line for line in out.splitlines() if line.startswith("/")]
+    assert titles == [f"{tokens}:", f"{generation.path / 'counters'}:"]
+    code, out, _ = run_stats(capsys, tokens, generation.path / "counters", "--json")
+    assert (code, [json.loads(line)["segments"][0]["name"] for line in out.splitlines()]) == (0, ["tokens", "counters"])
+
+
+def test_the_command_shows_only_what_was_asked_for(
+    generation: rb.Generation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run_stats(capsys, generation.path, "--only", "counter=n")
+    assert (code, out) == (0, "   1:                    5 - things counted [things]\n")
 
 
 def test_the_command_says_hung_and_dead(generation: rb.Generation, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +400,9 @@ def test_the_command_names_what_it_cannot_read(
     tmp_path: Path, generation: rb.Generation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run_stats(capsys, tmp_path / "none")
-    assert (code, err) == (1, f"ringbuffer: there is no {tmp_path / 'none'}\n")
+    assert code == 1
+    assert err.startswith("ringbuffer: ")
+    assert str(tmp_path / "none") in err
     (tmp_path / "empty").mkdir()
     assert run_stats(capsys, tmp_path / "empty")[0] == 1
     assert run_stats(capsys, generation.path / "notes")[0] == 1
@@ -226,7 +418,10 @@ def test_the_command_names_what_it_cannot_read(
     assert "tokens: broadcast" in out, "the others are shown all the same"
 
 
-@pytest.mark.parametrize("arguments", [[], ["stats"], ["stats", "x", "--watch", "0"], ["stats", "x", "--watch", "nan"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["stats"], ["stats", "x", "--watch", "0"], ["stats", "x", "--watch", "nan"], ["stats", "x", "--only", "x"]],
+)
 def test_wrong_usage_is_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

@@ -83,6 +83,11 @@ def test_the_backend_can_be_forced_and_a_wrong_one_is_named() -> None:
         words.load_backend("rust", machine)
 
 
+def test_a_big_endian_machine_is_refused() -> None:
+    with pytest.raises(RingError, match="big-endian"):
+        words.load_backend("", "s390x", "big")
+
+
 def test_the_plain_backend_refuses_other_processors() -> None:
     with pytest.raises(RingError, match="aarch64"):
         words.load_backend("plain", "aarch64")
@@ -114,12 +119,12 @@ def test_words_written_by_different_processes_never_share_a_line() -> None:
 def test_every_ordering_of_the_table_stands_at_both_ends_in_both_backends() -> None:
     table = set(re.findall(r"^SYNC (\w) ", ringbuffer.__doc__ or "", re.MULTILINE))
     python = "".join(path.read_text() for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "layout.py"))
-    compiled = (PACKAGE / "_words.c").read_text()
-    assert table == set("ABCDEFM")
+    compiled = (PACKAGE / "_words.c").read_text() + (PACKAGE / "_ring.h").read_text()
+    assert table == set("ABCDEFGM")
     for letter in table:
         assert python.count(f"SYNC {letter}") >= 2, letter
-    # F and M have their other end in Python, E in GatingConsumer.
-    assert set(re.findall(r"SYNC (\w)", compiled)) == table - {"M"}
+    # F and M have their other end in Python, E in GatingConsumer; G is a system call at both.
+    assert set(re.findall(r"SYNC (\w)", compiled)) == table - {"G", "M"}
 
 
 def test_the_map_of_the_package_names_every_module() -> None:
@@ -139,6 +144,6 @@ def test_modules_import_only_from_below_in_the_map() -> None:
 
 
 def test_the_row_bits_of_both_backends_are_the_same() -> None:
-    source = (PACKAGE / "_words.c").read_text()
+    source = (PACKAGE / "_ring.h").read_text()
     for name in ("ROW_WRITING", "ROW_IN_USE", "ROW_VERSION"):
         assert re.search(rf"#define {name} {getattr(layout, name)}u", source)

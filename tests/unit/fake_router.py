@@ -12,6 +12,7 @@ from ringbuffer import (
     AppendWriter,
     BroadcastWriter,
     CountersWriter,
+    DistinctErrorsWriter,
     GatingProducer,
     Generation,
     TableWriter,
@@ -46,7 +47,8 @@ class FakeRouter:
             path / "names.tab", row_count=64, row_size=rec.NAME_ROW_BYTES, record_schema=schema, name="names"
         )
         self.counters = CountersWriter.create(path / "counters", CATALOGUE)
-        self.segments = (self.done, self.tokens, self.requests, self.inflight, self.names, self.counters)
+        self.errors = DistinctErrorsWriter.create(path / "errors", row_count=8, name="errors")
+        self.segments = (self.done, self.tokens, self.requests, self.inflight, self.names, self.counters, self.errors)
         self.add_name(rec.NAME_HOST, HOST_ID, "gpu-0")
         self.add_name(rec.NAME_MODEL, MODEL_ID, "chat")
         self.generation.activate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from done_records import payload
 from fake_router import FakeRouter
 
+from ringbuffer import BroadcastReader
 from router import cli, config
 from router.cli import stats
 from router.telemetry import records as rec
@@ -82,6 +84,128 @@ class TestText:
         rows = [line.split()[:4] for line in out.splitlines() if " chat " in line]
         assert rows == [["–", "chat", "0", "1"], ["gpu-0", "chat", "1", "0"]]
 
+    def test_the_loop_is_told_in_words(
+        self, run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fake.counters.set(Counter.CYCLE_NS_MAX, 1_234_567)
+        fake.counters.set(Counter.CYCLES_LONG, 1)
+        _, out = said(capsys, "--run-dir", run_dir)
+        assert "loop: longest cycle 1.23 ms, 1 cycle over loop.cycle_threshold_ms" in out
+
+    def test_a_reader_is_told_in_words(
+        self, run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        reader = BroadcastReader.attach(fake.directory / "tokens.ring", position=fake.directory / "readers" / "observe")
+        for _ in range(16):
+            fake.tokens.publish(1, 2, 3, 4, 5, 6, 7)
+        _, out = said(capsys, "--run-dir", run_dir)
+        reader.close()
+        assert f"observe is 16 events behind, 25.0 % of the ring; reader, pid {os.getpid()} alive" in out
+
+    def test_distinct_errors_stand_last(
+        self, run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for _ in range(3):
+            fake.errors.note("host gpu-0: host_closed", time.monotonic_ns())
+        _, out = said(capsys, "--run-dir", run_dir)
+        *_, observed, total = out.splitlines()
+        assert observed.startswith("3 observations from ")
+        assert observed.endswith(" for: host gpu-0: host_closed")
+        assert total == "1 distinct error observed"
+
+    def test_levels_have_no_rate(self, run_dir: Path, fake: FakeRouter) -> None:
+        source = stats.Source(run_dir / "main", cli.HUNG_AFTER_S)
+        source.look()
+        fake.counters.set(Counter.IN_FLIGHT, 5)
+        fake.counters.add(Counter.REQUESTS, 5)
+        rates = {row.id: row.rate_per_s for row in source.look().rings.counters}
+        source.close()
+        assert rates[Counter.IN_FLIGHT] is None
+        assert rates[Counter.REQUESTS]
+
+
+class TestSelections:
+    def test_only_what_was_asked_for_is_shown(
+        self, run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fake.counters.add(Counter.ZEROMQ_BAD, 2)
+        code, out = said(capsys, "--run-dir", run_dir, "--only", "counter=zeromq_bad", "--only", "segment=done")
+        assert code == 0
+        lines = out.splitlines()
+        assert lines[0].startswith("ringrouter main: ")
+        assert lines[2].startswith("done: broadcast")
+        assert lines[4] == "  24:                    2 - messages of ZeroMQ clients answered with an error [messages]"
+        assert len(lines) == 5
+
+    def test_json_has_the_same_part_of_the_rings(
+        self, run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _, out = said(capsys, "--run-dir", run_dir, "--json", "--only", "segment=done")
+        report = json.loads(out)
+        assert [row["name"] for row in report["rings"]["segments"]] == ["done"]
+        assert report["rings"]["counters"] == []
+        assert report["pid"] == os.getpid()
+
+    def test_what_cannot_be_selected_is_2(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["stats", "--run-dir", str(run_dir), "--only", "ring=x"]) == 2
+        assert "NAME one of segment, reader, counter, error" in capsys.readouterr().err
+
+
+class TestSeveral:
+    def test_all_shows_every_instance_and_the_worst_exit_code(
+        self, run_dir: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        routers = {name: FakeRouter(run_dir / name) for name in ("b", "a")}
+        (run_dir / "no-router").mkdir()
+        code, out = said(capsys, "--run-dir", run_dir, "--all")
+        heads = [line for line in out.splitlines() if line.startswith("ringrouter ")]
+        assert (code, [head.split()[1] for head in heads]) == (0, ["a:", "b:"])
+        routers["a"].die()
+        code, out = said(capsys, "--run-dir", run_dir, "--all", "--json")
+        states = {each["instance"]: each["state"] for each in map(json.loads, out.splitlines())}
+        assert (code, states) == (3, {"a": "dead", "b": "alive"})
+        routers["b"].die()
+
+    def test_one_that_cannot_be_read_hides_no_other(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = FakeRouter(run_dir / "a", schema=(rec.RECORD_SCHEMA[0] + 1, 0))
+        good = FakeRouter(run_dir / "b")
+        assert cli.main(["stats", "--run-dir", str(run_dir), "--all"]) == 5
+        told = capsys.readouterr()
+        assert "record schema" in told.err
+        assert told.out.startswith("ringrouter b: ")
+        other.die()
+        good.die()
+
+    def test_without_any_it_is_1(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["stats", "--run-dir", str(run_dir), "--all"]) == 1
+        assert "no instance" in capsys.readouterr().err
+
+    def test_all_and_one_is_2(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["stats", "--run-dir", str(run_dir), "--all", "--instance", "a"]) == 2
+
+
+class TestRestarts:
+    def test_what_the_router_before_left_is_told(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        first = FakeRouter(run_dir / "main")
+        first.inflight.write(3, payload(phase=rec.Phase.DECODE))
+        first.die()
+        second = FakeRouter(run_dir / "main")
+        code, out = said(capsys, "--run-dir", run_dir)
+        assert code == 0
+        line = out.splitlines()[1]
+        assert f"restarted: the one before it, pid {os.getpid()}, was last heard of 0.0s before this start" in line
+        assert line.endswith(f"left 1 in flight, {first.directory}")
+        report = plain(capsys, run_dir)
+        assert report["previous"]["in_flight_count"] == 1
+        shutil.rmtree(first.directory)
+        assert plain(capsys, run_dir)["previous"] is None
+        second.die()
+
+    def test_the_first_has_none_before_it(
+        self, run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert plain(capsys, run_dir)["previous"] is None
+
 
 class TestJson:
     def test_it_carries_its_schema_and_both_parts(
@@ -123,6 +247,10 @@ class TestExitCodes:
         assert code == 4
         assert "hung" in out.splitlines()[0]
 
+    def test_how_old_a_heartbeat_may_be_can_be_said(self, run_dir: Path, fake: FakeRouter) -> None:
+        fake.beat_at(time.monotonic_ns() - 60 * 10**9)
+        assert cli.main(["stats", "--run-dir", str(run_dir), "--hung-after", "120"]) == 0
+
     def test_another_layout_is_5(self, run_dir: Path) -> None:
         fake = FakeRouter(run_dir / "main", schema=(rec.RECORD_SCHEMA[0] + 1, 0))
         assert cli.main(["stats", "--run-dir", str(run_dir)]) == 5
@@ -160,11 +288,11 @@ class TestLocation:
 
 class TestAgain:
     def test_a_second_look_reads_on_and_has_rates(self, run_dir: Path, fake: FakeRouter) -> None:
-        source = stats.Source(run_dir / "main")
+        source = stats.Source(run_dir / "main", cli.HUNG_AFTER_S)
         fake.finish("a")
         assert source.look().token_events_per_s is None
         fake.finish("b")
-        fake.counters.add(Counter.TOKEN_EVENTS, 50)
+        fake.tokens.publish(1, 2, 3, 4, 5, 6, 7)
         second = source.look()
         source.close()
         assert second.router.window.n == 2
@@ -174,7 +302,7 @@ class TestAgain:
     def test_it_follows_a_restarted_router(self, run_dir: Path) -> None:
         first = FakeRouter(run_dir / "main")
         first.finish("a")
-        source = stats.Source(run_dir / "main")
+        source = stats.Source(run_dir / "main", cli.HUNG_AFTER_S)
         source.look()
         first.die()
         second = FakeRouter(run_dir / "main")

@@ -1,0 +1,161 @@
+"""Whatever stands at a path, and whatever the system says about it, has one name of its own."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ringbuffer import (
+    AccessDenied,
+    BroadcastReader,
+    BroadcastWriter,
+    ForeignFile,
+    GatingConsumer,
+    GatingProducer,
+    Generation,
+    Missing,
+    NoSpace,
+    RingError,
+    segment,
+)
+from ringbuffer.generation import segment_files
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = (1, 0)
+ON_A_FULL_FILE_SYSTEM = """
+import sys
+from pathlib import Path
+import ringbuffer as rb
+
+folder = Path(sys.argv[1])
+make = lambda name, count: rb.BroadcastWriter.create(
+    folder / name, slot_count=count, slot_size=64, record_schema=(1, 0), name=name)
+first = make("first", 1024)
+try:
+    make("second", 16384)
+except rb.NoSpace as error:
+    assert "second needs 1052672 bytes" in str(error), error
+else:
+    raise SystemExit("1 MiB fitted into what is left of 512 KiB")
+assert [path.name for path in folder.iterdir()] == ["first"], "nothing is left behind"
+(folder / "filler").touch()
+try:
+    with open(folder / "filler", "wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+except OSError:
+    pass
+for n in range(5000):
+    first.publish(n, 0, 0, 0, 0, 0, 0)
+print(first.published)
+"""
+
+
+def test_a_full_file_system_is_an_error_at_create_and_never_a_signal_later(tmp_path: Path) -> None:
+    """The file system is real: a tmpfs of 512 KiB in a mount namespace of its own."""
+    script = 'mount -t tmpfs -o size=512k ring "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", str(tmp_path), sys.executable]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare (Debian package util-linux)")
+    probe = subprocess.run(
+        [*command[:4], "-c", script, "sh", str(tmp_path), "true", ""], check=False, capture_output=True
+    )
+    if probe.returncode:
+        pytest.skip(f"no mount namespaces here: {probe.stderr.decode().strip()}")
+    done = subprocess.run(
+        [*command, ON_A_FULL_FILE_SYSTEM], check=False, capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "5000\n", "a ring that was created can be filled on a file system that is full by now"
+
+
+def test_paths_that_lead_nowhere_are_missing_and_those_that_lead_elsewhere_are_foreign(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    neighbour = socket.socket(socket.AF_UNIX)
+    neighbour.bind(str(tmp_path / "socket"))
+    with pytest.raises(Missing):
+        BroadcastReader.attach(tmp_path / "file" / "a.ring")
+    for name in ("loop", "socket"):
+        with pytest.raises(ForeignFile, match=name):
+            BroadcastReader.attach(tmp_path / name)
+    neighbour.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EACCES, AccessDenied), (errno.EROFS, AccessDenied), (errno.EMFILE, RingError)]
+)
+def test_every_refusal_of_the_system_is_an_error_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[RingError]
+) -> None:
+    def refuse(path: Path, *_: object) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for attempt in (
+        lambda: BroadcastReader.attach(tmp_path / "a.ring"),
+        lambda: BroadcastWriter.create(tmp_path / "a.ring", slot_count=4, slot_size=64, record_schema=SCHEMA, name="a"),
+        lambda: Generation.create(tmp_path / "instance"),
+    ):
+        with pytest.raises(RingError, match=os.strerror(number)) as caught:
+            attempt()
+        assert type(caught.value) is kind
+
+
+def test_a_consumer_that_may_not_lock_the_table_is_told_so(
+    producer: GatingProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse_the_lock(path: Path, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse_the_lock)
+    with pytest.raises(AccessDenied, match=r"requests\.ring\.lock"):
+        GatingConsumer.register(producer.segment.path, "loop")
+
+
+def test_a_mapping_that_the_system_refuses_is_an_error_of_the_package(
+    broadcast: BroadcastWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(segment.mmap, "mmap", refuse)
+    with pytest.raises(RingError, match="cannot be mapped: Cannot allocate memory"):
+        BroadcastReader.attach(broadcast.segment.path)
+
+
+def test_a_generation_that_finds_no_room_leaves_its_instance_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.mkdir
+
+    def no_space(self: Path, *arguments: object, **options: object) -> None:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", no_space)
+    with pytest.raises(NoSpace, match="cannot hold a generation"):
+        Generation.create(tmp_path / "instance")
+    monkeypatch.setattr(Path, "mkdir", real)
+    Generation.create(tmp_path / "instance").close()
+
+
+def test_a_folder_that_cannot_be_listed_has_a_name_too(tmp_path: Path) -> None:
+    with pytest.raises(Missing):
+        segment_files(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(Missing):
+        segment_files(tmp_path / "file")
