@@ -52,7 +52,7 @@ REPLACED = (
     (r"rate/s [1-9][\d,]*(?=, laps 0, holds)", "rate/s RATE"),
     (r"[\d,]+ events behind, (?:< )?[\d.]+ %", "N events behind, PERCENT"),
     (r"\d+ cycles? over", "N cycles over"),
-    (r"[\d,]+ - (client connections accepted|connections opened|longest time|times it did so)", r"N - \1"),
+    (r"[\d,]+ - (client connections accepted|connections opened|longest time|times it did so|bytes of answers)", r"N - \1"),
     (r"(?m)  [+-][\d,]+/s$", ""),
     (r"(?m)^ *\d+:  0 - .*\n", ""),
     (r"\d+(?= x 256 B)|(?<=schema )[\d.]+", "N"),
