@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from router.request import CountingEgress, Request
 
 _EVENT_STREAM: Final = b"text/event-stream"
+_PASSED_HEADERS: Final = (b"content-encoding", b"location")
+"""Of a whole answer in another dialect: without them its bytes would mean something else."""
 _CONTENT_FIRST: Final = int(Kind.TEXT)
 _CONTENT_LAST: Final = int(Kind.TOOL_CALL)
 _REASONING: Final = int(Kind.REASONING)
@@ -65,6 +67,7 @@ class Attempt:
         "last_read_ns",
         "on_kept_connection",
         "over",
+        "passed_headers",
         "request",
         "retry_after",
         "scanner",
@@ -93,6 +96,8 @@ class Attempt:
         self.status = 0
         self.retry_after = b""
         """The host's own ``retry-after``, which clients obey."""
+        self.passed_headers = b""
+        """Header lines of an answer in another dialect that go to the client."""
         self.over = False
         self.on_kept_connection = False
         self.last_read_ns = 0
@@ -135,7 +140,7 @@ class Attempt:
         self.retry_after = head.headers.get(b"retry-after", b"")
         request = self.request
         if request.path:
-            return self._begin_foreign(decoder)
+            return self._begin_foreign(head, decoder)
         streamed = self._content_type.lower().startswith(_EVENT_STREAM)
         if head.status != 200 or not streamed or not (request.stream or request.fold):
             return self._take_whole
@@ -153,10 +158,11 @@ class Attempt:
         )
         return self._take_stream
 
-    def _begin_foreign(self, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
+    def _begin_foreign(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
         """Begin to relay an answer that passes through: what comes decides how, whatever was asked for."""
         request = self.request
         lines = is_json_lines(self._content_type)
+        self.passed_headers = b"".join(b"%b: %b\r\n" % (n, v) for n in _PASSED_HEADERS if (v := head.headers.get(n)))
         if self.status != 200 or not (lines or is_event_stream(self._content_type)):
             return self._take_whole
         if request.committed and lines:  # a heartbeat has promised server-sent events
@@ -315,9 +321,9 @@ class Attempt:
                 request.bytes_out += len(held)
                 request.egress.write(held)
             return
-        request.committed = True
         request.status = 200
         request.egress.begin_stream(request, held, self._content_type)
+        request.committed = True
 
     def _settle_foreign(self) -> None:
         """From here on the client's answer is a stream of this format."""
@@ -451,7 +457,7 @@ class Attempt:
             request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
         request.status = self.status
-        request.egress.whole(request, self.status, self._content_type, body)
+        request.egress.whole(request, self.status, self._content_type, body, self.passed_headers)
         self.complete(now)
         self._loop.end_ok(request, now)
 
@@ -504,6 +510,10 @@ class Attempt:
     def protocol_failed(self, text: str, now: int) -> None:
         """The host's bytes make no sense."""
         self._fail(ErrorKind.HOST_PROTOCOL, text, now)
+
+    def fault(self, now: int) -> None:
+        """The router itself has failed at this answer."""
+        self._loop.fault(self, now)
 
     def _fail(self, kind: ErrorKind, text: str, now: int) -> None:
         self._loop.attempt_failed(self, kind, text, now)

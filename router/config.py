@@ -79,7 +79,10 @@ class Limits(_Section, frozen=True):
         32 * 1024
     )
     body_bytes: Annotated[int, _between(1024, 1 << 30, "Body of a request; over it 413.")] = 32 << 20
-    connections: Annotated[int, _between(1, 1 << 20, "Open client connections; the next is answered 503.")] = 10_000
+    connections: Annotated[
+        int,
+        _between(1, 1 << 20, "Open client connections, HTTP and ZeroMQ together; the next is answered 503 or closed."),
+    ] = 10_000
     in_flight: Annotated[
         int, _between(1, 65_536, "Requests waiting or running, all models together; the next is answered 429.")
     ] = 4096

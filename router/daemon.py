@@ -25,6 +25,7 @@ from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
 from router.ingress.http import ClientConnection
 from router.ingress.server import HttpServer
+from router.ingress.unix_path import make_free
 from router.log import log_unhandled, set_up
 from router.loop import Loop
 from router.models import Model
@@ -194,7 +195,9 @@ class Daemon:
             backlog=self.config.listen.backlog,
             generation_ns=int(self.telemetry.generation.path.name),
             models=self.server.models_page,
+            other_connections=lambda: len(self.server.connections),
         )
+        self.server.other_connections = lambda zeromq=self.zeromq: zeromq.connection_count  # type: ignore[misc]
         for index, endpoint in enumerate(endpoints):
             key = f"listen.zeromq[{index}]"
             try:
@@ -266,23 +269,13 @@ def _unix_socket(path: str) -> socket.socket:
     """Bind a unix socket, taking the place of one that a dead process left behind."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_dead(path)
+        make_free(path)
         sock.bind(path)
         Path(path).chmod(0o660)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _remove_dead(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink()
-        except OSError:
-            return  # not there
 
 
 def _usable_run_dir(path: Path, log: Any) -> Path:
@@ -308,19 +301,19 @@ def _is_tmpfs(path: Path) -> bool:
 
 
 def _fit_descriptors(config: Config, log: Any) -> Config:
-    """Have descriptors for every client and its host; return the configuration with as many clients as there is for.
+    """Have descriptors for every client and every request's host; return the configuration with as many clients as
+    there is room for.
 
-    A client over HTTP has one descriptor, one over ZeroMQ another, and each may have a connection to a host. libzmq
-    ends the whole process when it has none left for the next client, so it must not come to that.
+    libzmq ends the whole process when it has no descriptor left for the next client, so it must not come to that.
     """
-    kinds = 3 if config.listen.zeromq else 2
-    wanted = kinds * config.limits.connections + _OTHER_DESCRIPTORS
+    others = config.limits.in_flight + _OTHER_DESCRIPTORS
+    wanted = config.limits.connections + others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    clients = (max(soft, wanted) - _OTHER_DESCRIPTORS) // kinds
+    clients = max(soft, wanted) - others
     if clients >= config.limits.connections:
         return config
     clients = max(clients, 1)

@@ -63,6 +63,8 @@ class ErrorKind(IntEnum):
     DUPLICATE_REQUEST = 31
     CANCELLED = 32
     """The client said so."""
+    INTERNAL = 33
+    """A fault of the router's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ WIRE: Final[dict[ErrorKind, WireError]] = {
     ErrorKind.BAD_CREDIT: WireError(400, _INVALID, "bad_credit"),
     ErrorKind.DUPLICATE_REQUEST: WireError(409, _INVALID, "duplicate_request"),
     ErrorKind.CANCELLED: WireError(499, "client_error", "cancelled"),
+    ErrorKind.INTERNAL: WireError(500, "internal_error", "internal_error"),
 }
 
 assert set(WIRE) == set(ErrorKind) - {ErrorKind.NONE}

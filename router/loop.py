@@ -63,6 +63,7 @@ _BROKEN_OFF_ERRORS: Final = _TIMEOUT_ERRORS | {
     ErrorKind.HOST_PROTOCOL,
     ErrorKind.ANSWER_TOO_LARGE,
     ErrorKind.SHUTTING_DOWN,
+    ErrorKind.INTERNAL,
 }
 """Errors by which the router breaks off what the host may still be working on."""
 # Errors that say something about the host's health; a status or an error event is an answer, and no time-out of the
@@ -376,6 +377,16 @@ class Loop:
             self.fail(request, kind, text, now)
         self.pump(host, now)
 
+    def fault(self, attempt: Attempt, now: int) -> None:
+        """The router itself has failed at an answer: the request ends and its slot is free, whatever else fails."""
+        request = attempt.request
+        try:
+            self.attempt_failed(attempt, ErrorKind.INTERNAL, "the router failed; its log says how", now)
+        finally:
+            if request.phase != Phase.DONE and not request.ending:
+                self._drop_client(request, Outcome.ABORTED, ErrorKind.INTERNAL, now)
+                request.egress.abort()
+
     def host_status(self, attempt: Attempt, status: int, content_type: bytes, body: bytes, now: int) -> None:
         """A host answered with an error status: retried elsewhere if that can help, else passed on as it is."""
         request, host = attempt.request, attempt.host
@@ -395,7 +406,7 @@ class Loop:
             if not request.path:
                 content_type, body = outbound.openai_shaped(status, content_type, body)
             extra = b"retry-after: %b\r\n" % attempt.retry_after if attempt.retry_after else b""
-            request.egress.whole(request, status, content_type, body, extra)
+            request.egress.whole(request, status, content_type, body, extra + attempt.passed_headers)
         self._end(request, outcome, now)
 
     def _note_failed(self, request: Request, host: Host, kind: ErrorKind, status: int, now: int) -> None:
@@ -460,7 +471,7 @@ class Loop:
             outcome = Outcome.TIMEOUT
         elif kind in {ErrorKind.OVERLOADED, ErrorKind.NO_HOST}:
             outcome = Outcome.REJECTED
-        elif kind == ErrorKind.SHUTTING_DOWN:
+        elif kind in {ErrorKind.SHUTTING_DOWN, ErrorKind.INTERNAL}:
             outcome = Outcome.ABORTED
         elif kind == ErrorKind.BAD_REQUEST:
             outcome = Outcome.BAD_REQUEST

@@ -83,14 +83,18 @@ class HostConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand body bytes on, or collect the response head."""
         take = self.take
-        if take is not None:
-            take(data, monotonic_ns())
-        elif self.attempt is not None:
-            self._collect_head(data)
-        elif self._trailing is not None:
-            self._drain_trailing(data)
-        else:
-            self.close()  # a host that speaks unasked
+        try:
+            if take is not None:
+                take(data, monotonic_ns())
+            elif self.attempt is not None:
+                self._collect_head(data)
+            elif self._trailing is not None:
+                self._drain_trailing(data)
+            else:
+                self.close()  # a host that speaks unasked
+        except Exception:
+            self._fault()
+            raise  # the event loop's handler logs it
 
     def eof_received(self) -> bool:
         """Tell the attempt that the host has ended; the transport closes by itself."""
@@ -181,6 +185,13 @@ class HostConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     # ------------------------------------------------------------ inside
+    def _fault(self) -> None:
+        """A fault of the router's own must not cost a slot, nor leave a client waiting."""
+        attempt = self.attempt
+        self.close()
+        if attempt is not None:
+            attempt.fault(monotonic_ns())
+
     def _collect_head(self, data: bytes) -> None:
         now = monotonic_ns()
         attempt = self.attempt

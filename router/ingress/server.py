@@ -49,6 +49,8 @@ class HttpServer:
         self.loop = loop
         self.limits = config.limits
         self.ready: Callable[[], bool] = lambda: False
+        self.other_connections: Callable[[], int] = lambda: 0
+        """Those of other ingresses, which share ``limits.connections``."""
         self.connections: set[ClientConnection] = set()
         self._config = config
         self._counters = loop.counters
@@ -76,7 +78,7 @@ class HttpServer:
         self.connections.add(connection)
         self._connection_count += 1
         connection.number = self._connection_count
-        full = len(self.connections) > self.limits.connections
+        full = len(self.connections) + self.other_connections() > self.limits.connections
         self._counters.add(Counter.CONNECTIONS_REFUSED if full else Counter.CONNECTIONS_ACCEPTED)
         self._counters.set(Counter.CONNECTIONS_OPEN, len(self.connections))
         self._idle[connection] = monotonic_ns()

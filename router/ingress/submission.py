@@ -84,7 +84,7 @@ def _note_wishes(request: Request, fields: Any) -> None:
 def submit(loop: Loop, request: Request, client_number: int) -> None:
     """Publish a request and have it drained; raises :class:`RequestError` when there is no room.
 
-    ``client_number`` tells in the request record which of this router's clients it came from.
+    ``client_number`` tells in the request record which connection of this router it came by.
     """
     w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | (client_number & U32) << 32
     w5 = min(len(request.body), U32) | request.max_tokens << 32

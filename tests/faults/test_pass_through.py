@@ -263,6 +263,20 @@ def test_a_whole_answer_arrives_as_it_is(
     assert (record["outcome"], record["status"], record["endpoint"]) == ("ok", status, "other")
 
 
+@pytest.mark.parametrize(
+    ("status", "name", "value"), [(200, "content-encoding", "gzip"), (307, "location", "http://elsewhere/x")]
+)
+def test_headers_without_which_an_answer_means_something_else_are_kept(
+    stage: Stage, alpha: ScriptedHost, status: int, name: str, value: str
+) -> None:
+    alpha.script(sh.json_answer(status, {"a": 1}, more=f"{name}: {value}"))
+    client = stage.client()
+    ask(client, MESSAGES)
+    answer = client.answer()
+    assert (answer.status, answer.headers[name]) == (status, value)
+    stage.finished(1)
+
+
 def test_an_answer_without_content_has_no_length(stage: Stage, alpha: ScriptedHost) -> None:
     alpha.script(b"HTTP/1.1 204 No Content\r\n\r\n")
     client = stage.client()

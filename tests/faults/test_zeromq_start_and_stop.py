@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,34 @@ def test_a_path_where_somebody_listens_is_not_taken_away(own_directory: Path, ho
         listener.accept()[0].close()
         with socket.socket(socket.AF_UNIX) as again:
             again.connect(str(path))
+
+
+@pytest.mark.parametrize("listen", ['zeromq = "ipc://{path}"', 'http = ["unix:{path}"]'])
+def test_a_file_that_is_no_socket_stays(own_directory: Path, host: ScriptedHost, listen: str) -> None:
+    path = own_directory / "important.txt"
+    path.write_text("kept", encoding="utf-8")
+    router = RouterProcess(own_directory, QUIET + host_entry(host), listen=listen.format(path=path))
+    if listen.startswith("http"):
+        router._toml = router._toml.replace(f'http = ["127.0.0.1:{router.port}"]\n', "")
+    with pytest.raises(AssertionError, match="did not start"):
+        router.start()
+    assert "a file that is no socket is there" in router.log_text()
+    assert path.read_text(encoding="utf-8") == "kept"
+
+
+def test_a_path_whose_owner_answers_nobody_is_taken_all_the_same(own_directory: Path, host: ScriptedHost) -> None:
+    """Its backlog is full: a start that waited for it would hang without a word."""
+    path = own_directory / "mine.sock"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(16):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with suppress(BlockingIOError):
+                waiting.connect(str(path))
+        assert "another process listens there" in start_fails(own_directory, host, f'zeromq = "ipc://{path}"')
 
 
 def test_a_directory_that_is_not_there(own_directory: Path, host: ScriptedHost) -> None:

@@ -199,6 +199,36 @@ def test_done_has_the_usage_that_was_not_asked_for(stage: Stage, host: ScriptedH
     stage.finished(3)
 
 
+HUGE = "123456789012345678901234567890"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_usage_that_messagepack_cannot_say_is_left_out(stage: Stage, host: ScriptedHost, stream: bool) -> None:
+    """JSON's integers have no bound, MessagePack's have 64 bits."""
+    usage = b'{"prompt_tokens":1,"completion_tokens":%b}' % HUGE.encode()
+    event = b'data: {"choices":[],"usage":%b}\n\n' % usage
+    host.script(*sh.chunked([*PLAIN_EVENTS, event, sh.DONE]))
+    client = stage.zeromq_client()
+    answer = client.finish(client.chat("1", stream=stream))
+    assert answer.done["usage"] is None
+    if not stream:
+        assert answer.end is not None
+        assert answer.end.body is not None
+        assert HUGE.encode() in answer.end.body
+    assert client.finish(client.chat("2")).done["usage"] == sh.USAGE_NUMBERS
+    stage.finished(2)
+
+
+@pytest.mark.parametrize(("said", "told"), [("9" * 30, 86_400), ("9" * 5000, 86_400), ("soon", 0), ("-1", 0)])
+def test_a_hosts_retry_after_is_bounded(stage: Stage, host: ScriptedHost, said: str, told: int) -> None:
+    host.script(sh.json_answer(429, {"error": {"message": "slow down"}}, more=f"retry-after: {said}"))
+    client = stage.zeromq_client()
+    answer = client.finish(client.chat("1"))
+    assert answer.end is not None
+    assert answer.end.facts == {"status": 429, "retry_after_s": told, "events": 0}
+    stage.finished(1)
+
+
 def test_each_token_is_sent_as_it_comes(stage: Stage, host: ScriptedHost) -> None:
     gates = [stage.gate() for _ in range(4)]
     tokens = [sh.token(f"t{i}") for i in range(4)]

@@ -69,7 +69,7 @@ class Reader:
             self._take(request_id, *more, *rest)
         elif kind == "done":
             count = self._next.pop(request_id)
-            assert more[0]["events"] == count >= TOKENS_PER_STREAM
+            assert more[0]["events"] == count == TOKENS_PER_STREAM + 2, "a role and a finish besides"
             self._ungranted_count -= self._ungranted.pop(request_id)
             self.event_count += count
             self.done_count += 1

@@ -18,8 +18,8 @@ class Log:
         self.warnings.append(values)
 
 
-def configured(listen: str = "", connections: int = 100) -> Config:
-    return parse(f"version = 1\n[listen]\n{listen}\n[limits]\nconnections = {connections}\n")
+def configured(connections: int) -> Config:
+    return parse(f"version = 1\n[limits]\nconnections = {connections}\nin_flight = 50\n")
 
 
 @pytest.fixture
@@ -31,17 +31,15 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return in_force
 
 
+OTHERS = 50 + daemon._OTHER_DESCRIPTORS
+
+
 def test_the_soft_limit_is_raised_to_what_is_needed(limits: list[tuple[int, int]]) -> None:
     log = Log()
-    config = configured(connections=1000)
+    config = configured(connections=2000)
     assert daemon._fit_descriptors(config, log) is config
-    assert limits[-1] == (3 * 1000 + daemon._OTHER_DESCRIPTORS, 4096)
+    assert limits[-1] == (2000 + OTHERS, 4096)
     assert not log.warnings
-
-
-def test_without_zeromq_fewer_are_needed(limits: list[tuple[int, int]]) -> None:
-    daemon._fit_descriptors(configured("zeromq = []", 1000), Log())
-    assert limits[-1][0] == 2 * 1000 + daemon._OTHER_DESCRIPTORS
 
 
 def test_a_limit_that_is_high_enough_stays(limits: list[tuple[int, int]]) -> None:
@@ -54,12 +52,12 @@ def test_an_unlimited_hard_limit_is_no_bound(limits: list[tuple[int, int]]) -> N
     limits.append((1024, resource.RLIM_INFINITY))
     config = configured(connections=10_000)
     assert daemon._fit_descriptors(config, Log()) is config
-    assert limits[-1] == (3 * 10_000 + daemon._OTHER_DESCRIPTORS, resource.RLIM_INFINITY)
+    assert limits[-1] == (10_000 + OTHERS, resource.RLIM_INFINITY)
 
 
 def test_fewer_clients_are_taken_where_the_hard_limit_is_too_low(limits: list[tuple[int, int]]) -> None:
     log = Log()
     fitted = daemon._fit_descriptors(configured(connections=10_000), log)
     assert limits[-1] == (4096, 4096)
-    assert fitted.limits.connections == (4096 - daemon._OTHER_DESCRIPTORS) // 3
+    assert fitted.limits.connections == 4096 - OTHERS
     assert log.warnings == [{"descriptors": 4096, "connections": fitted.limits.connections}]

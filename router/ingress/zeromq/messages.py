@@ -27,7 +27,7 @@ _ID_CHARS_MAX: Final = 64
 _SHOWN_CHARS_MAX: Final = 200
 """Of a client's own values in an error."""
 
-_encode: Final = msgspec.msgpack.Encoder().encode
+encode: Final = msgspec.msgpack.Encoder().encode
 API_VERBS: Final = {"chat": Endpoint.CHAT, "completion": Endpoint.COMPLETION, "embeddings": Endpoint.EMBEDDINGS}
 OTHER_VERBS: Final = frozenset({"models", "cancel", "credit", "ping"})
 _NEED_NO_ID: Final = frozenset({"credit", "ping"})
@@ -64,33 +64,33 @@ _decode_name: Final = msgspec.msgpack.Decoder(_Name).decode
 
 def accepted(request_id: str, request_seq: int, generation_ns: int) -> bytes:
     """Return the header that says that a request is in the ring."""
-    return _encode((VERSION, "accepted", request_id, request_seq, generation_ns))
+    return encode((VERSION, "accepted", request_id, request_seq, generation_ns))
 
 
 def events(request_id: str, first_index: int, marks: Sequence[Mark]) -> bytes:
     """Return the header of one or more events."""
-    return _encode((VERSION, "events", request_id, first_index, marks))
+    return encode((VERSION, "events", request_id, first_index, marks))
 
 
 def done(request_id: str, *, status: int, host: str, event_count: int, usage: Any, stamps: Sequence[int]) -> bytes:
     """Return the header of the end of an answer."""
     more = {"status": status, "host": host, "events": event_count, "usage": usage, "stamps": stamps}
-    return _encode((VERSION, "done", request_id, more))
+    return encode((VERSION, "done", request_id, more))
 
 
 def error(request_id: str, status: int, retry_after_s: int, event_count: int) -> bytes:
     """Return the header of an error; its body is OpenAI's error object."""
     more = {"status": status, "retry_after_s": retry_after_s, "events": event_count}
-    return _encode((VERSION, "error", request_id, more))
+    return encode((VERSION, "error", request_id, more))
 
 
 def pong(request_id: str, router_version: str, generation_ns: int, now: int) -> bytes:
     """Return the answer to a ping."""
     more = {"version": router_version, "generation": generation_ns, "t_ns": now}
-    return _encode((VERSION, "pong", request_id, more))
+    return encode((VERSION, "pong", request_id, more))
 
 
-ALIVE: Final = _encode((VERSION, "alive", ""))
+ALIVE: Final = encode((VERSION, "alive", ""))
 
 
 def _bad(text: str, param: str | None = None) -> RequestError:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _NOT_FORWARDED: Final = int(TokenFlag.REMOVED) << 8
 _SENTINEL: Final = int(Kind.SENTINEL)
 _ERROR_TEXT_BYTES_MAX: Final = 200
+_RETRY_AFTER_S_MAX: Final = 86_400
 _Message = tuple[bytes, bytes | None]
 
 
@@ -260,13 +261,16 @@ def _error_body(raw: bytes) -> bytes:
 
 
 def _usage(raw: bytes | None) -> Any:
+    """Return usage, ``None`` if it cannot be said in MessagePack, which has no integers beyond 64 bits."""
     try:
-        return msgspec.json.decode(raw) if raw else None
-    except UNDECODABLE:
+        usage = msgspec.json.decode(raw) if raw else None
+        messages.encode(usage)
+    except (*UNDECODABLE, OverflowError, ValueError):
         return None
+    return usage
 
 
 def _retry_after_s(extra: bytes) -> int:
-    """Return the seconds in a ``retry-after`` header line, 0 without one."""
+    """Return the seconds in a ``retry-after`` header line, 0 without one; a day at most."""
     value = extra.removeprefix(b"retry-after: ").strip()
-    return int(value) if value.isdigit() else 0
+    return min(int(value[:9]), _RETRY_AFTER_S_MAX) if value.isdigit() else 0

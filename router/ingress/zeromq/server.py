@@ -18,7 +18,6 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from errno import EADDRINUSE
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns
@@ -30,6 +29,7 @@ from zmq.backend import Socket as RawSocket
 import router
 from router.errors import WIRE, ErrorKind, RequestError, error_object
 from router.ingress.submission import is_refusal, make_request, submit
+from router.ingress.unix_path import make_free
 from router.ingress.zeromq import messages
 from router.ingress.zeromq.messages import (
     API_VERBS,
@@ -85,9 +85,10 @@ class ZmqClient:
 
     __slots__ = ("blocked", "control", "full", "gone", "identity", "number", "replies", "sent_ns", "under_way")
 
-    def __init__(self, identity: bytes, number: int) -> None:
+    def __init__(self, identity: bytes) -> None:
         self.identity = identity
-        self.number = number
+        self.number = int.from_bytes(identity[-4:], "big")
+        """The same for all requests of a connection: libzmq numbers them in the last four bytes of its identities."""
         self.replies: dict[str, Reply] = {}
         self.blocked: dict[Reply, None] = {}
         """Those of them that hold something, in the order in which they began to."""
@@ -106,7 +107,14 @@ class ZmqServer:
     """Owns the ROUTER socket, its descriptor, and the clients that have something to wait for."""
 
     def __init__(
-        self, loop: Loop, *, body_bytes_max: int, backlog: int, generation_ns: int, models: Callable[[], bytes]
+        self,
+        loop: Loop,
+        *,
+        body_bytes_max: int,
+        backlog: int,
+        generation_ns: int,
+        models: Callable[[], bytes],
+        other_connections: Callable[[], int],
     ) -> None:
         self.loop = loop
         self.clients: dict[bytes, ZmqClient] = {}
@@ -119,8 +127,8 @@ class ZmqServer:
         self._full: list[ZmqClient] = []
         self._bound: set[str] = set()
         """Paths and ports."""
-        self._client_count = 0
-        self._connection_count = 0
+        self._other_connections = other_connections
+        self.connection_count = 0
         self._draining = False
         self._drain_due = False
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -160,8 +168,8 @@ class ZmqServer:
     def bind(self, endpoint: str) -> str:
         """Listen at an endpoint; return it as libzmq has it, with the port it chose. Raises :class:`OSError`."""
         path = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc://") else ""
-        if path and _is_served(path):  # libzmq would take the file away from whoever listens there
-            raise OSError(EADDRINUSE, "another process listens there")
+        if path:
+            make_free(path)  # libzmq would take it away from whoever listens there, or from a file
         self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))  # with it on, 127.0.0.1 becomes ::ffff:127.0.0.1
         try:
             self._socket.bind(endpoint)
@@ -297,11 +305,11 @@ class ZmqServer:
         while self._monitor.poll(0):
             event, descriptor = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             if event == _DISCONNECTED:
-                self._connection_count -= 1
+                self.connection_count -= 1
                 lost = True
                 continue
-            self._connection_count += 1
-            if self._connection_count > self.loop.limits.connections:
+            self.connection_count += 1
+            if self.connection_count + self._other_connections() > self.loop.limits.connections:
                 self._turn_away(descriptor)
         if lost and self._probe_timer is None:
             self._probe_timer = self._event_loop.call_later(_PROBE_S, self._probe)
@@ -375,8 +383,7 @@ class ZmqServer:
         identity = frames[0]
         client = self.clients.get(identity)
         if client is None or client.gone:
-            self._client_count += 1
-            client = ZmqClient(identity, self._client_count)
+            client = ZmqClient(identity)
         try:
             header = read_header(frames)
             body = frames[2] if len(frames) == FRAMES_MAX else b""
@@ -474,16 +481,6 @@ class ZmqServer:
 
 def _descriptor(a_socket: zmq.Socket[bytes]) -> int:
     return int(a_socket.getsockopt(zmq.FD))
-
-
-def _is_served(path: str) -> bool:
-    """Return whether a process listens on a unix socket; a file that a dead one left behind is free to take."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
 
 
 def _is_at(name: str | tuple[str, int], bound: set[str]) -> bool:

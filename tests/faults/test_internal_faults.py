@@ -1,0 +1,75 @@
+"""A fault of the router's own costs one request its answer, and nobody else anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.stage import QUIET, Stage, host_entry
+from tests.support import scripted_host as sh
+from tests.support.scripted_host import ScriptedHost
+
+PLANTED = """
+import router.ingress.heads as heads
+
+real = heads.server_timing
+
+
+def server_timing(request):
+    if request.request_id == "fault":
+        raise ZeroDivisionError("planted")
+    return real(request)
+
+
+heads.server_timing = server_timing
+"""
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ScriptedHost]:
+    with ScriptedHost("a", models=["m"]) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
+    (directory / "sitecustomize.py").write_text(PLANTED, encoding="utf-8")
+    root = str(Path(__file__).resolve().parents[2])
+    stage = Stage(directory, [host], QUIET + host_entry(host, slots=1))
+    stage.router.environment["PYTHONPATH"] = f"{directory}:{root}"
+    with stage:
+        yield stage
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_request_ends_and_its_slot_is_free(stage: Stage, stream: bool) -> None:
+    client = stage.client()
+    client.chat(more="x-request-id: fault", stream=stream)
+    with pytest.raises(ConnectionResetError):  # no answer can be made, so the connection ends
+        client.read_to_end()
+    (record,) = stage.finished(1)
+    assert (record["outcome"], record["error"]) == ("aborted", "internal")
+    other = stage.client()
+    other.chat()
+    assert other.answer().text == "one two three", "the only slot is free again"
+    assert "ZeroDivisionError" in stage.router.log_text()
+    stage.finished(2)
+
+
+def test_others_go_on_meanwhile(stage: Stage, host: ScriptedHost) -> None:
+    gate = stage.gate()
+    host.script(sh.stream_head(), sh.chunk(sh.ROLE), gate)
+    waiting = stage.client()
+    waiting.chat()
+    gate.reached.wait(5)
+    faulty = stage.client()
+    faulty.chat(more="x-request-id: fault")
+    stage.wait_phase("waiting")
+    gate.open()
+    waiting.close()
+    with pytest.raises(ConnectionResetError):
+        faulty.read_to_end()
+    outcomes = {record["outcome"] for record in stage.finished(2)}
+    assert outcomes == {"client_gone", "aborted"}
