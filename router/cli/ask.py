@@ -1,22 +1,28 @@
 """``ringrouter ask``: one chat through the router, in the terminal or a pipe, and where its time went.
 
 The answer alone goes to standard output. Notes, errors and the waterfall go to standard error; the waterfall only when
-that is a terminal, or when it is asked for. Exit codes: 1 the request failed, 2 usage, 3 no router there.
+that is a terminal, or when it is asked for. Exit codes: 1 the request failed or its answer cannot be written, 2 usage,
+3 no router there.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
 
 import msgspec
 
 from router import config
-from router.cli import EXIT_OK, fail
+from router.cli import EXIT_OK, EXIT_USAGE, fail
 from router.cli.location import instance_dir
 from router.client import Client, NotConnected, RouterError, Stream, Timing, Token
 from router.errors import ConfigError
@@ -33,30 +39,80 @@ _CANNOT_CHAT: Final = frozenset({400, 404, 500, 501})
 """What hosts answer when a model that only embeds is asked for a chat; there is no other way to be sure."""
 _EMBEDDING_NAME: Final = re.compile(r"embed|minilm|bge-|rerank", re.IGNORECASE)
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
+_CONTROLS: Final = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
+"""What a terminal would obey: a model must not be able to set its title, move its cursor or write its clipboard."""
 _EVERY_ADDRESS: Final = ("tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:")
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, print the answer as it comes, and say where the time went."""
+    _prepare_output()
     try:
-        prompt = sys.stdin.read() if args.prompt == STDIN else args.prompt
-        if not prompt.strip():
-            return fail("nothing to ask: the text is empty")
-        client = Client(endpoint_of(args), connect_timeout_s=CONNECT_TIMEOUT_S)
-    except UnicodeDecodeError as error:
-        return fail(f"standard input is not text: {error}")
-    except (ConfigError, ValueError) as error:
-        return fail(error)
-    with client:
-        try:
+        prompt = _prompt(args)
+        with Client(endpoint_of(args), connect_timeout_s=CONNECT_TIMEOUT_S) as client:
             _ask(client, args, prompt)
-        except NotConnected as error:
-            fail(error)
-            return EXIT_NO_ROUTER
-        except RouterError as error:
-            fail(error)
-            return EXIT_FAILED
+    except RouterError as error:
+        _complain(" ".join(str(error).split()))
+        return EXIT_NO_ROUTER if _found_none(error) else EXIT_FAILED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _give_up_output(error)
+        return EXIT_FAILED
+    except ValueError as error:
+        _complain(str(error))
+        return EXIT_USAGE
     return EXIT_OK
+
+
+def _prepare_output() -> None:
+    """Make standard output take any text; ends the program where there is none."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - print() would take standard output instead
+    if sys.stdout is None:
+        sys.exit(fail("standard output is closed"))  # a plain return would have it flushed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    """Return what is to be asked; raises :class:`ValueError` for what cannot be sent."""
+    prompt = _standard_input() if args.prompt == STDIN else args.prompt
+    given = {"the text": prompt, "--model": args.model or "", "--system": args.system or ""}
+    for what, value in (given | {f"--tag {name}": value for name, value in args.tag}).items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # a surrogate stands for a byte that is no text
+            raise ValueError(f"{what}: expected UTF-8") from None
+    if not prompt.strip():
+        raise ValueError("nothing to ask: the text is empty")
+    return str(prompt)
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not text: {error}") from None
+
+
+def _found_none(error: RouterError) -> bool:
+    """Return whether there was no router that the request could be sent to."""
+    return isinstance(error, NotConnected) and error.code == "not_connected"
+
+
+def _complain(text: str) -> None:
+    """Say what went wrong, whatever a host has put into it, if there is somewhere to say it."""
+    with suppress(OSError):
+        fail(text.translate(_CONTROLS))
+
+
+def _give_up_output(error: OSError) -> None:
+    """Say that writing failed; what was not written must not fail once more when the interpreter flushes it."""
+    _complain(f"cannot write the answer: {error.strerror or error}")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def endpoint_of(args: argparse.Namespace) -> str:
@@ -77,19 +133,19 @@ def endpoint_of(args: argparse.Namespace) -> str:
 
 def _ask(client: Client, args: argparse.Namespace, prompt: str) -> None:
     model, stream, first = _begin(client, args, prompt)
-    with stream:
-        shown = _Shown(silent=args.json)
+    with stream, _Shown(silent=args.json) as shown:
         if first is not None:
             shown.add(first)
         for token in stream:
             shown.add(token)
-        shown.end()
     timing = stream.timing
     assert timing is not None, "a stream without an error has ended properly"
     if args.json:
-        sys.stdout.write(msgspec.json.encode(_as_json(model, stream, timing)).decode() + "\n")
-    if args.waterfall if args.waterfall is not None else sys.stderr.isatty() and not args.json:
+        # In ASCII, which no encoding of standard output and no terminal can break.
+        record = msgspec.to_builtins(_as_json(model, stream, timing))
+        sys.stdout.write(json.dumps(record, separators=(",", ":")) + "\n")
         sys.stdout.flush()
+    if args.waterfall if args.waterfall is not None else sys.stderr.isatty() and not args.json:
         width = min(WIDTH_MAX, shutil.get_terminal_size().columns)
         record = _as_record(model, stream, timing, shown.times_ns)
         print(f"\n{waterfall.render(record, width, colour=sys.stderr.isatty())}", file=sys.stderr)
@@ -142,6 +198,13 @@ class _Shown:
         self._thinking = False
         self._last = ""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if isinstance(error, RouterError) or not isinstance(error, OSError):  # else there is nowhere to write to
+            self._end()
+
     def add(self, token: Token) -> None:
         """Print a token. What a model thinks is no answer: it is shown to people, faint, and not to programs."""
         self.times_ns.append(token.t_ns)
@@ -151,11 +214,12 @@ class _Shown:
         if thinks != self._thinking:
             self._thinking = thinks
             self._write(_FAINT if thinks else f"{_PLAIN}\n\n")
-        self._write(token.text)
-        self._last = token.text or self._last
+        text = token.text.translate(_CONTROLS) if self._is_terminal else token.text
+        self._last = text or self._last
+        self._write(text)
 
-    def end(self) -> None:
-        """End the last line."""
+    def _end(self) -> None:
+        """End the last line, however the answer ended: what follows is the error or the shell's prompt."""
         if self._thinking:
             self._write(_PLAIN)
         if self._last and not self._last.endswith("\n"):
@@ -217,7 +281,14 @@ def _as_record(model: str, stream: Stream, timing: Timing, times_ns: list[int]) 
         "early_tps": early_count / (early_ns / 1e9) if early_ns else None,
         "visible_2s": sum(t_ns <= recv_ns + EARLY_WINDOW_NS for t_ns in times_ns),
         "n_in": usage.get("prompt_tokens") or 0,
-        "n_cached": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        "n_cached": _detail(usage, "prompt_tokens_details", "cached_tokens"),
         "n_out": n_out or len(times_ns),
-        "n_reasoning": (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+        "n_reasoning": _detail(usage, "completion_tokens_details", "reasoning_tokens"),
     }
+
+
+def _detail(usage: Mapping[str, Any], part: str, name: str) -> int:
+    """Return one of the host's finer counts, 0 where it has none that is a count."""
+    details = usage.get(part)
+    count = details.get(name) if isinstance(details, dict) else None
+    return count if isinstance(count, int) else 0

@@ -49,10 +49,10 @@ class AsyncStream(StreamState):
         return _Each(self, self._channel, self._exchange, self._tokens, None)
 
     async def answer(self) -> str:
-        """Read to the end and return the whole text."""
+        """Read to the end and return the whole text, or raise what kept it from being whole."""
         async for _ in self:
             pass
-        return self.text
+        return self._whole_text()
 
     def close(self) -> None:
         """End the request if it still runs."""

@@ -137,6 +137,7 @@ class Answer:
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {}
+        self.event_count = 0
 
     def choice(self, index: int) -> Choice:
         """Return a choice, an empty one if nothing of it has come."""
@@ -147,6 +148,7 @@ class Answer:
 
     def add(self, code: int, raw: bytes) -> list[_Part]:
         """Add one event; return choice, kind and text of each part, at least one. What cannot be read adds nothing."""
+        self.event_count += 1
         kind: Kind = KINDS.get(code, "other")
         try:
             pieces = _decode(event_data(raw)).choices

@@ -19,7 +19,7 @@ class Channel:
             raise ValueError(f"connect_timeout_s = {connect_timeout_s}: expected more than 0 seconds")
         self.endpoints = tuple(endpoint.check(each) for each in endpoints or (endpoint.default_endpoint(),))
         self.same_clock = all(map(endpoint.same_clock, self.endpoints))
-        self.session = Session(self.endpoints, round(connect_timeout_s * 1e9), monotonic_ns())
+        self.session = Session(self.endpoints, round(connect_timeout_s * 1e9), monotonic_ns(), endpoint.describe)
         self.wire = Wire(self.session, self.endpoints, self.opened, self.closing)
         self.is_closed = False
         self._abandoned: deque[Exchange] = deque()

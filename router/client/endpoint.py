@@ -45,6 +45,18 @@ def check(endpoint: str) -> str:
     raise ValueError(f"{endpoint!r}: expected ipc:///absolute/path or tcp://address:port")
 
 
+def describe(endpoint: str) -> str:
+    """Return the endpoint for an error that nobody answers there, with what can be seen from here."""
+    try:
+        if endpoint.startswith("ipc://"):
+            os.stat(endpoint.removeprefix("ipc://"))
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{endpoint} (there is no such file)"
+    except OSError as error:
+        return f"{endpoint} ({error.strerror})"
+    return endpoint
+
+
 def same_clock(endpoint: str) -> bool:
     """Return whether a router there has the clock of this process."""
     return endpoint.startswith(("ipc:", *_LOOPBACK))

@@ -46,7 +46,10 @@ def _rebuilt(kind: type[RouterError], message: str, fields: dict[str, object]) -
 
 
 class NotConnected(RouterError, ConnectionError):
-    """No router has accepted the request in time. It has not run, or its router cancelled it; asking again is safe."""
+    """No router has accepted the request in time. It has not run, or its router cancelled it; asking again is safe.
+
+    ``code`` is ``not_connected`` when it was sent to none, ``not_accepted`` when one had it and did not take it.
+    """
 
 
 class ConnectionLost(RouterError, ConnectionError):

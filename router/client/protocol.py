@@ -34,7 +34,8 @@ KINDS: Final[dict[int, Kind]] = {
 CONTENT_CODES: Final = frozenset({4, 5, 6})
 CONTENT_KINDS: Final = frozenset({"text", "reasoning", "tool_call"})
 
-_REQUEST_ID: Final = re.compile(r"[!-~]{1,64}")
+_REQUEST_ID: Final = re.compile(r"[ -~]{1,64}")
+_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode
 
@@ -68,9 +69,11 @@ def request(
     """
     own_id = new_request_id() if request_id is None else request_id
     if not _REQUEST_ID.fullmatch(own_id):
-        raise ValueError(f"request_id = {own_id!r}: expected 1 to 64 printable ASCII characters without a space")
+        raise ValueError(f"request_id = {own_id!r}: expected 1 to 64 printable ASCII characters")
     if not 1 <= credit <= CREDIT_MAX:
         raise ValueError(f"credit = {credit}: expected 1 to {CREDIT_MAX}")
+    if first_token_timeout_s is not None and not streamed:
+        raise ValueError("first_token_timeout_s: expected a stream, a whole answer has no first token; use timeout_s")
     fields: dict[str, Any] = {"v": VERSION, "verb": verb, "id": own_id}
     if streamed:
         fields["credit"] = credit
@@ -80,7 +83,7 @@ def request(
         raise ValueError(f"tags and trace headers take {len(head)} bytes: expected at most {HEADER_BYTES_MAX}")
     frames = [head] if body is None else [head, msgspec.json.encode(body)]
     timeout_ns, first_ns = _ns(timeout_s, "timeout_s"), _ns(first_token_timeout_s, "first_token_timeout_s")
-    return Request(own_id, verb, frames, credit, streamed, timeout_ns, first_ns if streamed else 0)
+    return Request(own_id, verb, frames, credit, streamed, timeout_ns, first_ns)
 
 
 def new_request_id() -> str:
@@ -118,11 +121,20 @@ def decode_header(frame: bytes) -> list[Any]:
     return header
 
 
+def usage_of(value: Any) -> dict[str, Any] | None:
+    """Return a host's ``usage``; ``None`` where it is no object or one of its three totals is no count."""
+    if not isinstance(value, dict):
+        return None
+    totals = [value[name] for name in _COUNTS if value.get(name) is not None]
+    return value if all(type(total) is int and total >= 0 for total in totals) else None
+
+
 class _Error(msgspec.Struct):
+    # Hosts put what they like into the other three; the words are worth having all the same.
     message: str = ""
-    type: str | None = None
-    param: str | None = None
-    code: str | int | None = None
+    type: Any = None
+    param: Any = None
+    code: Any = None
 
 
 class _ErrorBody(msgspec.Struct):
@@ -139,7 +151,7 @@ def error_fields(body: bytes) -> dict[str, Any]:
         return {"message": error.strip() or "an error without words"}
     return {
         "message": error.message or "an error without words",
-        "type": error.type or "",
-        "param": error.param,
+        "type": str(error.type or ""),
+        "param": None if error.param is None else str(error.param),
         "code": str(error.code or ""),
     }

@@ -49,6 +49,8 @@ SENDS_MAX: Final = 3
 """How often a request is sent: one whose connection broke so often without being accepted may be what breaks it."""
 RESEND_BYTES_MAX: Final = 32 << 20
 """A larger body is sent once: over its limit a router closes the connection, and all that runs on it is lost."""
+_SLACK_BYTES: Final = 1 << 20
+"""A request that is over the limit of its body by less is refused with words, so a smaller one broke no connection."""
 NEVER_NS: Final = 1 << 62
 
 
@@ -106,6 +108,8 @@ class Exchange:
     generation: int | None = None
     inbox: deque[Arrival] = field(default_factory=deque)
     event_count: int = 0
+    content_count: int = 0
+    """Events with content: a host that counts no tokens sends about one token in each."""
     outstanding: int = 0
     buffered: int = 0
     first_token: tuple[int, int] = (0, 0)
@@ -140,13 +144,23 @@ class _Link:
 
 
 class Session:
-    """The requests of one client. Times are nanoseconds of any steady clock, the same in all calls."""
+    """The requests of one client. Times are nanoseconds of any steady clock, the same in all calls.
 
-    def __init__(self, endpoints: Sequence[str], connect_timeout_ns: int, now_ns: int) -> None:
+    ``describe`` says in an error what an endpoint is that no router answers at.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        connect_timeout_ns: int,
+        now_ns: int,
+        describe: Callable[[str], str] = str,
+    ) -> None:
         self.due_ns = NEVER_NS
         """When :meth:`tick` has to be called at the latest."""
         self._links = [_Link(endpoint) for endpoint in endpoints]
         self._connect_timeout_ns = connect_timeout_ns
+        self._describe = describe
         self._looked_ns = now_ns
         self._exchanges: dict[str, Exchange] = {}
         self._queue: deque[Exchange] = deque()
@@ -327,9 +341,10 @@ class Session:
         elif sum([event[2] for event in events]) != len(frames[1]):
             self._break_off(exchange, f"{count} events that are not as long as their sizes say", now_ns)
         elif count:
-            if not exchange.first_token[1]:
-                sent_ns = next((t_ns for code, t_ns, _ in events if code in CONTENT_CODES), 0)
-                exchange.first_token = (sent_ns, now_ns) if sent_ns else (0, 0)
+            content_ns = [t_ns for code, t_ns, _ in events if code in CONTENT_CODES]
+            if content_ns and not exchange.content_count:
+                exchange.first_token = content_ns[0], now_ns
+            exchange.content_count += len(content_ns)
             exchange.inbox.append(Arrival(events, frames[1], now_ns))
             self._count_in(exchange, count)
             exchange.notify()
@@ -350,7 +365,7 @@ class Session:
             self._end(exchange, now_ns, error=_protocol_error(exchange, link.endpoint, what))
         else:
             body = frames[1] if len(frames) > 1 else b""
-            result = Done(status, facts.get("host") or "", facts.get("usage"), stamps, body)
+            result = Done(status, facts.get("host") or "", protocol.usage_of(facts.get("usage")), stamps, body)
             self._end(exchange, now_ns, result=result)
 
     def _on_error(self, link: _Link, header: list[Any], frames: Sequence[bytes], now_ns: int) -> None:
@@ -455,12 +470,16 @@ class Session:
     def _not_connected(self, exchange: Exchange) -> NotConnected:
         waited = f"within {self._connect_timeout_ns / 1e9:g} s"
         if exchange.phase is Phase.QUEUED:
-            message = f"no router answers at {', '.join(link.endpoint for link in self._links)} {waited}"
+            where = ", ".join(self._describe(link.endpoint) for link in self._links)
+            times = _times(exchange.send_count)
+            lost = f"; the connection was lost {times} with the request on its way" if exchange.send_count else ""
+            message = f"no router answers at {where} {waited}{lost}"
         else:
             link = self._links[exchange.link]
             said = f"; it said: {link.complaint}" if link.complaint else ""
             message = f"the router at {link.endpoint} did not accept the request {waited}{said}"
-        return NotConnected(message, code="not_connected", request_id=exchange.id)
+        code = "not_accepted" if exchange.send_count else "not_connected"
+        return NotConnected(message, code=code, request_id=exchange.id)
 
     def _fail(self, exchange: Exchange, error: RouterError, now_ns: int) -> None:
         """End a request for its user, with an error of the client's own, and cancel it at the router."""
@@ -548,8 +567,11 @@ def _connection_lost(exchange: Exchange, endpoint: str, reason: str) -> Connecti
 
 def _not_sent_again(exchange: Exchange, endpoint: str, reason: str) -> NotConnected:
     size = sum(map(len, exchange.request.frames))
-    message = (
-        f"the router at {endpoint} {reason} before it had accepted the request, {exchange.send_count} times; "
-        f"it has {size:,} bytes (limits.body_bytes of the router may be lower)"
-    )
-    return NotConnected(message, code="not_connected", request_id=exchange.id)
+    message = f"the router at {endpoint} {reason} before it had accepted the request, {_times(exchange.send_count)}"
+    if size > _SLACK_BYTES:
+        message += f"; the request has {size:,} bytes, probably more than limits.body_bytes of the router"
+    return NotConnected(message, code="not_accepted", request_id=exchange.id)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -77,8 +77,17 @@ class StreamState:
         done = self._done
         if done is None:
             return None
-        count = self._exchange.event_count
-        return finished_timing(self._exchange, done, done.usage, same_clock=self._same_clock, content_count=count)
+        return finished_timing(self._exchange, done, done.usage, same_clock=self._same_clock)
+
+    def _whole_text(self) -> str:
+        """Return the text once nothing more is to be read; raises why it is not all of the answer's."""
+        exchange = self._exchange
+        if exchange.error is not None:
+            raise exchange.error
+        if self._done is None or self._answer.event_count < exchange.event_count:
+            message = "the stream was left before its end"
+            raise RouterError(message, code="left", request_id=exchange.id, delivered=exchange.event_count)
+        return self.text
 
     @property
     def _done(self) -> Done | None:

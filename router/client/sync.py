@@ -54,10 +54,10 @@ class Stream(StreamState):
         return self._each(None)
 
     def answer(self) -> str:
-        """Read to the end and return the whole text."""
+        """Read to the end and return the whole text, or raise what kept it from being whole."""
         for _ in self:
             pass
-        return self.text
+        return self._whole_text()
 
     def close(self) -> None:
         """End the request if it still runs."""

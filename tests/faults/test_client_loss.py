@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
@@ -49,7 +50,15 @@ class TestNotThere:
         with Client(endpoint, connect_timeout_s=0.3) as client, pytest.raises(NotConnected) as caught:
             client.ask("m", "x")
         assert 0.3 <= monotonic() - begun_s < 1
-        assert str(caught.value) == f"no router answers at {endpoint} within 0.3 s"
+        assert str(caught.value) == f"no router answers at {endpoint} (there is no such file) within 0.3 s"
+        assert caught.value.code == "not_connected"
+
+    def test_a_socket_that_nobody_listens_on_is_a_file_all_the_same(self, endpoint: str) -> None:
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(endpoint.removeprefix("ipc://"))
+        with Client(endpoint, connect_timeout_s=0.2) as client, pytest.raises(NotConnected) as caught:
+            client.ask("m", "x")
+        assert str(caught.value) == f"no router answers at {endpoint} within 0.2 s"
 
     def test_nor_is_it_at_a_tcp_port(self, run: Run) -> None:
         async def main() -> None:
@@ -70,8 +79,9 @@ class TestNotThere:
     def test_a_program_that_does_not_answer_is_no_router(self, endpoint: str) -> None:
         with ScriptedRouter(endpoint) as router, Client(endpoint, connect_timeout_s=0.3) as client:
             router.script(ignore)
-            with pytest.raises(NotConnected, match=r"did not accept the request within 0.3 s"):
+            with pytest.raises(NotConnected, match=r"did not accept the request within 0.3 s") as caught:
                 client.ask("m", "x")
+            assert caught.value.code == "not_accepted"
             router.wait_cancelled(router.asks[0])
 
 
@@ -301,3 +311,11 @@ class TestRealRouter:
             opener.start()
             assert next(stream).text == "one", "`alive` tells that the router is there"
             opener.join()
+
+    def test_a_request_over_the_routers_limit_says_so(self, router: RouterProcess) -> None:
+        with Client(socket_of(router)) as client:
+            with pytest.raises(NotConnected, match="before it had accepted the request, once") as caught:
+                client.ask("m", "x" * 40_000_000)
+            assert caught.value.code == "not_accepted"
+            assert "probably more than limits.body_bytes of the router" in str(caught.value)
+            assert client.ask("m", "x") == "one two three", "the client goes on"

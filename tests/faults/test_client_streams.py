@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.support import scripted_router as wire
 from tests.support.scripted_router import ScriptedRouter, accept, answer, reply, text
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
+Read = Callable[..., list[str | RouterError]]
 
 
 @pytest.fixture
@@ -106,6 +108,33 @@ class TestClient:
         with pytest.raises(RouterError, match="no such model") as caught:
             client.ask("m", "x")
         assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+
+    def test_without_usage_the_time_of_a_token_is_that_of_an_event_with_content(
+        self, client: Client, router: ScriptedRouter
+    ) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events(wire.ROLE, text("a"), (wire.COMMENT, b": ping\n\n"), text("b"), text("c"), wire.STOP)
+            ask.done(usage=None)
+
+        router.script(script)
+        stream = client.chat("m", "x")
+        stream.answer()
+        timing = stream.timing
+        assert timing is not None
+        assert timing.tpot_ns == (timing.stamps["tokN"] - timing.stamps["tok1"]) / 2, "two tokens after the first"
+
+    def test_an_odd_usage_is_none(self, client: Client, router: ScriptedRouter) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events(text("a"), text("b"))
+            ask.done(usage="many")
+
+        router.script(script)
+        stream = client.chat("m", "x")
+        stream.answer()
+        assert stream.usage is None
+        assert stream.timing is not None
 
     def test_an_error_in_the_middle_comes_after_what_was_said(self, client: Client, router: ScriptedRouter) -> None:
         def script(ask: wire.Ask) -> None:
@@ -197,6 +226,79 @@ class TestLeaving:
             break
         router.wait_cancelled(ask)
         assert other.answer() == "Hello!"
+
+
+class TestWholeAnswers:
+    """``answer`` gives all of an answer or an error, whatever was done to the stream before."""
+
+    @pytest.fixture(params=["Client", "AsyncClient on asyncio", "AsyncClient on uvloop"])
+    def read(self, request: pytest.FixtureRequest, router: ScriptedRouter) -> Read:
+        """Take a token and leave the loop if told to, then ask for the answer so often; return what came of each."""
+
+        def read(times: int = 1, *, leave: bool = False, **options: Any) -> list[str | RouterError]:
+            with Client(router.endpoint) as client:
+                stream, found = client.chat("m", "x", **options), []
+                for _ in stream if leave else ():
+                    break
+                for _ in range(times):
+                    try:
+                        found.append(stream.answer())
+                    except RouterError as error:
+                        found.append(error)
+                return found
+
+        async def read_on_loop(times: int = 1, *, leave: bool = False, **options: Any) -> list[str | RouterError]:
+            async with AsyncClient(router.endpoint) as client:
+                stream, found = client.chat("m", "x", **options), []
+                if leave:
+                    async for _ in stream:
+                        break
+                for _ in range(times):
+                    try:
+                        found.append(await stream.answer())
+                    except RouterError as error:
+                        found.append(error)
+                return found
+
+        if request.param == "Client":
+            return read
+        runner = uvloop.run if "uvloop" in request.param else asyncio.run
+        return lambda *given, **options: runner(read_on_loop(*given, **options))
+
+    def test_it_may_be_asked_for_again(self, read: Read) -> None:
+        assert read(3) == ["Hello!"] * 3
+
+    def test_of_a_stream_that_was_left_there_is_none(self, read: Read, router: ScriptedRouter) -> None:
+        router.script(begun(text("a"), text("b")))
+        for error in read(2, leave=True):
+            assert isinstance(error, RouterError)
+            assert (str(error), error.code) == ("the stream was left before its end", "left")
+            assert error.request_id == router.asks[0].id
+
+    def test_nor_if_the_rest_had_come_already(self, read: Read, router: ScriptedRouter) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events(text("a"), text("b"))
+            ask.done()
+
+        router.script(script)
+        (error,) = read(leave=True)
+        assert isinstance(error, RouterError)
+        assert error.code == "left"
+
+    def test_an_answer_that_was_broken_off_is_an_error_each_time(self, read: Read, router: ScriptedRouter) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events(text("a"))
+            ask.error(502, "host_closed")
+
+        router.script(script)
+        errors = read(2)
+        assert [error.code for error in errors if isinstance(error, RouterError)] == ["host_closed"] * 2
+
+    def test_so_is_one_that_took_too_long(self, read: Read, router: ScriptedRouter) -> None:
+        router.script(begun(text("a")))
+        assert [type(error) for error in read(2, timeout_s=0.1)] == [TimedOut] * 2
 
 
 class TestThreads:
@@ -448,6 +550,44 @@ class TestBrokenProtocol:
         router.script(script)
         with pytest.raises(ProtocolError, match="not JSON"):
             client.chat("m", "x", stream=False)
+
+    @pytest.mark.parametrize("value", [[1, 2], "words", 3, None], ids=repr)
+    def test_nor_is_one_that_is_no_object(self, client: Client, router: ScriptedRouter, value: Any) -> None:
+        router.script(reply(value))
+        with pytest.raises(ProtocolError, match="no JSON object") as caught:
+            client.chat("m", "x", stream=False)
+        assert (caught.value.code, caught.value.request_id) == ("protocol_error", router.asks[0].id)
+
+    @pytest.mark.parametrize(
+        "value",
+        [{}, {"choices": {}}, {"choices": ["x"]}, {"choices": [{"message": ["x"]}]}, {"usage": "many"}],
+        ids=repr,
+    )
+    def test_one_of_another_shape_has_no_text(self, client: Client, router: ScriptedRouter, value: Any) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.done(json.dumps(value).encode(), events=0, usage=None)
+
+        router.script(script)
+        whole = client.chat("m", "x", stream=False)
+        assert (whole.json, whole.text, whole.usage) == (value, "", None)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {},
+            {"data": 3},
+            {"data": ["x"]},
+            {"data": [{}]},
+            {"data": [{"embedding": 3}]},
+            {"data": [{"embedding": "A"}]},
+        ],
+        ids=repr,
+    )
+    def test_embeddings_of_another_shape_are_an_error(self, client: Client, router: ScriptedRouter, value: Any) -> None:
+        router.script(reply(value))
+        with pytest.raises(ProtocolError, match="no vectors"):
+            _ = client.embeddings("e", "a").vectors
 
 
 class TestTimeOuts:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +20,10 @@ import router as package
 from router import cli, config
 from router.cli import ask as ask_module
 from tests.support import scripted_router as wire
-from tests.support.scripted_router import ScriptedRouter, answer, text
+from tests.support.scripted_router import ScriptedRouter, answer, ignore, text
 
 ROOT = Path(package.__file__).parents[1]
+NO_SPACE = f"cannot write the answer: {os.strerror(errno.ENOSPC)}"
 
 
 @pytest.fixture
@@ -48,6 +53,20 @@ class TestOutput:
         assert "chat · one · at scripted · stream" in asked.err
         assert "TTFT" in asked.err
         assert "decode" in asked.err
+
+    def test_a_host_with_odd_finer_counts_has_a_waterfall_too(
+        self, run_dir: Path, router: ScriptedRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events(text("yes"))
+            odd = {"prompt_tokens_details": "few", "completion_tokens_details": {"reasoning_tokens": "x"}}
+            ask.done(usage=wire.USAGE_NUMBERS | odd)
+
+        router.script(script)
+        asked = Asked(capsys, run_dir, "--model", "one", "--waterfall", "x")
+        assert (asked.status, asked.out) == (0, "yes\n")
+        assert "TTFT" in asked.err
 
     def test_json_is_one_object(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         asked = Asked(capsys, run_dir, "--model", "one", "--json", "x")
@@ -146,7 +165,48 @@ class TestErrors:
         monkeypatch.setattr(ask_module, "CONNECT_TIMEOUT_S", 0.2)
         asked = Asked(capsys, run_dir, "hi")
         assert asked.status == 3
-        assert asked.err == f"ringrouter: no router answers at ipc://{run_dir}/main/zmq.sock within 0.2 s\n"
+        endpoint = f"ipc://{run_dir}/main/zmq.sock"
+        assert asked.err == f"ringrouter: no router answers at {endpoint} (there is no such file) within 0.2 s\n"
+
+    def test_one_that_does_not_accept_the_request_is_there(
+        self,
+        run_dir: Path,
+        router: ScriptedRouter,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(ask_module, "CONNECT_TIMEOUT_S", 0.2)
+        router.script(ignore)
+        asked = Asked(capsys, run_dir, "--model", "one", "hi")
+        assert asked.status == 1
+        assert "did not accept the request within 0.2 s" in asked.err
+
+    def test_a_host_whose_error_has_the_clients_own_code_is_there(
+        self, run_dir: Path, router: ScriptedRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        router.script(lambda ask: ask.error(502, "not_connected", "no"))
+        assert Asked(capsys, run_dir, "--model", "one", "hi").status == 1
+
+    def test_an_error_stands_on_a_line_of_its_own(
+        self, run_dir: Path, router: ScriptedRouter, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def script(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events(text("half an ans"))
+            ask.error(502, "host_closed", "the host\nhas \x1b[31mgone")
+
+        router.script(script)
+        asked = Asked(capfd, run_dir, "--model", "one", "x")
+        assert (asked.status, asked.out) == (1, "half an ans\n")
+        assert asked.err == "ringrouter: the host has [31mgone\n", "one line, and nothing that a terminal obeys"
+
+    def test_tags_that_are_too_long_are_wrong_use(
+        self, run_dir: Path, router: ScriptedRouter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = Asked(capsys, run_dir, "--model", "one", "--tag", f"a={'x' * 20_000}", "hi")
+        assert (asked.status, asked.out) == (2, "")
+        assert asked.err.count("\n") == 1
+        assert "expected at most 16384" in asked.err
 
     def test_an_empty_question_is_wrong_use(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert Asked(capsys, run_dir, " ").status == 2
@@ -200,6 +260,125 @@ class TestWhere:
         path.write_text("version = 1\n[listen]\nzeromq = []\n", encoding="utf-8")
         assert cli.main(["ask", "--config", str(path), "x"]) == 2
         assert "listen.zeromq is empty" in capsys.readouterr().err
+
+
+class TestStreams:
+    """A program of its own whose standard streams are not what one expects."""
+
+    def ask(self, run_dir: Path, line: str, *arguments: str | bytes, **environment: str) -> tuple[int, str, str]:
+        """Run a command line of the shell in which ``$@`` is the command; return its status and what it printed."""
+        command = [sys.executable, "-m", "router", "ask", "--run-dir", str(run_dir), *arguments]
+        run = ["/bin/sh", "-c", line, "sh", *command]
+        settings = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+        ended = subprocess.run(run, check=False, capture_output=True, timeout=20, cwd=ROOT, env=settings | environment)
+        return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+
+    @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            ([b"\xff hi"], "the text"),
+            (["--model", b"\xff", "x"], "--model"),
+            (["--system", b"\xff", "x"], "--system"),
+            (["--tag", b"a=\xff", "x"], "--tag a"),
+        ],
+        ids=["text", "model", "system", "tag"],
+    )
+    def test_arguments_that_are_no_text_are_wrong_use(
+        self, run_dir: Path, locale: str, arguments: list[str | bytes], named: str
+    ) -> None:
+        status, out, err = self.ask(run_dir, 'exec "$@"', *arguments, LC_ALL=locale)
+        assert (status, out, err) == (2, "", f"ringrouter: {named}: expected UTF-8\n")
+
+    @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
+    def test_input_that_is_no_text_is_wrong_use(self, run_dir: Path, locale: str) -> None:
+        status, out, err = self.ask(run_dir, 'printf "\\377" | "$@"', "-", LC_ALL=locale)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(("ringrouter: the text: expected UTF-8", "ringrouter: standard input is not text"))
+
+    @pytest.mark.parametrize(
+        ("line", "arguments", "status", "said"),
+        [
+            ('"$@" >&-', ["x"], 2, "standard output is closed"),
+            ('"$@" <&-', ["-"], 2, "standard input is closed"),
+            ('"$@" >/dev/full', ["--model", "one", "x"], 1, NO_SPACE),
+            ('"$@" >/dev/full', ["--model", "one", "--json", "x"], 1, NO_SPACE),
+        ],
+        ids=["no output", "no input", "full", "full, JSON"],
+    )
+    @pytest.mark.usefixtures("router")
+    def test_streams_that_are_closed_or_full_are_said_in_a_line(
+        self, run_dir: Path, line: str, arguments: list[str], status: int, said: str
+    ) -> None:
+        assert self.ask(run_dir, line, *arguments) == (status, "", f"ringrouter: {said}\n")
+
+    @pytest.mark.usefixtures("router")
+    def test_an_input_that_is_not_needed_may_be_closed(self, run_dir: Path) -> None:
+        assert self.ask(run_dir, '"$@" <&-', "--model", "one", "x") == (0, "Hello!\n", "")
+
+    @pytest.mark.usefixtures("router")
+    def test_without_standard_error_notes_do_not_mix_with_the_answer(self, run_dir: Path) -> None:
+        assert self.ask(run_dir, '"$@" 2>&-', "x") == (0, "Hello!\n", "")
+
+    def test_an_output_without_the_answers_letters_gets_others(self, run_dir: Path, router: ScriptedRouter) -> None:
+        router.script(answer(text("Grüße"), wire.STOP))
+        found = self.ask(run_dir, 'exec "$@"', "--model", "one", "x", PYTHONIOENCODING="ascii")
+        assert found == (0, "Gr??e\n", "")
+
+    def test_json_is_whole_on_any_output(self, run_dir: Path, router: ScriptedRouter) -> None:
+        router.script(answer(text("Grüße\x9b"), wire.STOP))
+        status, out, _ = self.ask(run_dir, 'exec "$@"', "--model", "one", "--json", "x", PYTHONIOENCODING="ascii")
+        assert (status, json.loads(out)["text"]) == (0, "Grüße\x9b")
+
+
+class TestTerminal:
+    """A program of its own whose standard output is a terminal."""
+
+    @contextmanager
+    def asking(self, run_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+        """Run a program that asks; gives it and the other end of its terminal."""
+        command = [sys.executable, "-m", "router", "ask", "--run-dir", str(run_dir), "--model", "one", "x"]
+        ours, its = pty.openpty()
+        try:
+            with subprocess.Popen(command, stdout=its, stderr=subprocess.PIPE, cwd=ROOT) as process:
+                os.close(its)
+                yield process, ours
+        finally:
+            os.close(ours)
+
+    def read_to(self, descriptor: int, mark: bytes | None = None) -> bytes:
+        """Read up to a mark, or to the end."""
+        shown = b""
+        while mark is None or mark not in shown:
+            try:
+                data = os.read(descriptor, 4096)
+            except OSError:  # so the end of a terminal is told
+                data = b""
+            shown += data
+            if not data:
+                assert mark is None, f"{mark!r} did not come: {shown!r}"
+                return shown
+        return shown
+
+    def test_interrupted_while_the_model_thinks_it_does_not_stay_faint(
+        self, run_dir: Path, router: ScriptedRouter
+    ) -> None:
+        def think(ask: wire.Ask) -> None:
+            ask.accept()
+            ask.events((wire.REASONING, wire.chunk({"reasoning": "hm"})))
+
+        router.script(think)
+        with self.asking(run_dir) as (process, terminal):
+            assert self.read_to(terminal, b"hm") == b"\x1b[2mhm"
+            process.send_signal(signal.SIGINT)
+            assert self.read_to(terminal) == b"\x1b[0m\r\n"
+            assert process.wait(10) == 130
+
+    def test_a_model_cannot_command_the_terminal(self, run_dir: Path, router: ScriptedRouter) -> None:
+        router.script(answer(text("a\x1b]0;evil\x07b\x9b31m\x7f\r"), text("\tc\nd\x00"), wire.STOP))
+        with self.asking(run_dir) as (process, terminal):
+            assert self.read_to(terminal) == b"a]0;evilb31m\tc\r\nd\r\n"
+            assert process.wait(10) == 0
 
 
 class TestEnds:

@@ -26,6 +26,7 @@ from router.client import (
 from router.client.answer import Answer, event_data, read_tokens
 from router.client.session import Arrival, Exchange
 from router.client.timing import timing
+from router.ingress.zeromq import messages
 from router.stamps import STAMPS
 from tests import captures
 from tests.support import scripted_router as wire
@@ -197,6 +198,14 @@ class TestRequest:
         }
         assert json.loads(request.frames[1]) == {"a": 1}
 
+    @pytest.mark.parametrize("character", [" ", "!", "~", "\t", "\n", "\x00", "\x1f", "\x7f", "\xa0", "ä"], ids=repr)
+    def test_an_id_may_have_what_the_router_allows(self, character: str) -> None:
+        try:
+            allowed = protocol.request("ping", request_id=f"a{character}").request_id == f"a{character}"
+        except ValueError:
+            allowed = False
+        assert allowed == messages._is_id(f"a{character}")
+
     def test_ids_are_made_up_where_none_is_given(self) -> None:
         assert len({protocol.request("ping").request_id for _ in range(100)}) == 100
 
@@ -204,13 +213,13 @@ class TestRequest:
         ("fields", "named"),
         [
             ({"request_id": ""}, "request_id"),
-            ({"request_id": "a b"}, "request_id"),
             ({"request_id": "ä"}, "request_id"),
             ({"request_id": "x" * 65}, "request_id"),
             ({"credit": 0}, "credit"),
             ({"credit": 4097}, "credit"),
             ({"timeout_s": 0}, "timeout_s"),
-            ({"first_token_timeout_s": float("nan")}, "first_token_timeout_s"),
+            ({"first_token_timeout_s": float("nan"), "streamed": True}, "first_token_timeout_s"),
+            ({"first_token_timeout_s": 1.0}, "first_token_timeout_s: expected a stream"),
             ({"tags": {"t": "x" * 17_000}}, "tags"),
         ],
     )

@@ -13,6 +13,7 @@ import pytest
 import router
 import router.client
 from router import cli
+from router.client import asking
 from tests.support import scripted_router as wire
 from tests.support.scripted_router import ScriptedRouter, answer, reply, text
 
@@ -89,9 +90,25 @@ def test_each_command_line_is_one() -> None:
         assert cli._parser().parse_args(arguments).command == "ask"
 
 
-def test_every_error_and_keyword_of_the_document_exists() -> None:
-    for name in re.findall(r"^\| `([A-Z]\w+)` \|", DOCUMENT, re.MULTILINE):
-        assert issubclass(getattr(router.client, name), router.client.RouterError)
+def first_cells(head: str) -> list[str]:
+    """Return what stands in code in the first column of the table with this head."""
+    _, found, rest = DOCUMENT.partition(f"\n{head}\n")
+    assert found, f"the document has a table with the head {head}"
+    rows = rest.split("\n\n", 1)[0].splitlines()
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+
+
+def test_the_table_of_errors_has_those_that_are_exported() -> None:
+    exported = [name for name in router.client.__all__ if is_error(getattr(router.client, name))]
+    assert sorted(first_cells("| class | when | also a |")) == sorted(exported)
+
+
+def is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def test_the_table_of_keywords_has_those_that_do_not_go_into_the_body() -> None:
+    assert sorted(first_cells("| keyword | meaning |")) == sorted(asking._OPTIONS | {"stream"})
 
 
 def test_every_linked_file_exists() -> None:

@@ -212,6 +212,12 @@ class TestEvents:
         bench.events(exchange)
         assert exchange.first_token == first
 
+    def test_only_events_with_content_count_as_tokens(self, bench: Bench) -> None:
+        exchange = bench.ask()
+        for kind, count in ((3, 1), (4, 5), (9, 2), (5, 1), (6, 2), (7, 1)):
+            bench.events(exchange, count, kind=kind)
+        assert (exchange.event_count, exchange.content_count) == (12, 8)
+
     def test_who_waits_is_woken_by_events_and_by_the_end(self, bench: Bench) -> None:
         exchange = bench.ask()
         calls = itertools.count()
@@ -284,6 +290,41 @@ class TestMessages:
         exchange = bench.ask(accepted=False)
         bench.say(exchange, "error", {"status": 500}, body=body)
         assert "plain words" in str(exchange.error)
+
+    @pytest.mark.parametrize("odd", [3, True, ["a"], {"a": 1}, 1.5])
+    @pytest.mark.parametrize("field", ["type", "param", "code"])
+    def test_an_error_of_a_host_with_an_odd_field_keeps_its_words(self, bench: Bench, field: str, odd: Any) -> None:
+        exchange = bench.ask(accepted=False)
+        bench.say(exchange, "error", {"status": 500}, body=error_body(message="plain words", **{field: odd}))
+        assert str(exchange.error) == "plain words"
+        assert getattr(exchange.error, field) == str(odd)
+
+    @pytest.mark.parametrize(
+        "usage",
+        [
+            "many",
+            [1],
+            3,
+            {"completion_tokens": "x"},
+            {"completion_tokens": -1},
+            {"prompt_tokens": 1.5},
+            {"total_tokens": True},
+            {"total_tokens": {}},
+        ],
+        ids=repr,
+    )
+    def test_a_usage_whose_totals_are_no_counts_is_none(self, bench: Bench, usage: Any) -> None:
+        exchange = bench.ask()
+        bench.done(exchange, usage=usage)
+        assert isinstance(exchange.result, Done)
+        assert exchange.result.usage is None
+
+    @pytest.mark.parametrize("usage", [{"completion_tokens": 3, "cost": 0.5, "prompt_tokens_details": None}, {}])
+    def test_a_usage_keeps_all_that_the_host_adds(self, bench: Bench, usage: Any) -> None:
+        exchange = bench.ask()
+        bench.done(exchange, usage=usage)
+        assert isinstance(exchange.result, Done)
+        assert exchange.result.usage == usage
 
     def test_a_pong_ends_a_ping(self, bench: Bench) -> None:
         exchange = bench.session.submit(protocol.request("ping"), bench.now_ns)
@@ -486,13 +527,29 @@ class TestLoss:
             bench.session.lost(0, "closed the connection", bench.now_ns)
             bench.connect()
         assert isinstance(exchange.error, NotConnected)
-        assert "3 times" in str(exchange.error)
+        assert exchange.error.code == "not_accepted"
+        assert str(exchange.error) == (
+            "the router at ipc:///run/0 closed the connection before it had accepted the request, 3 times"
+        ), "a small body is not over a limit"
 
     def test_a_body_over_every_limit_is_not_sent_again(self, bench: Bench) -> None:
         exchange = bench.ask(accepted=False, body={"text": "x" * RESEND_BYTES_MAX})
         bench.session.lost(0, "closed the connection", bench.now_ns)
         assert isinstance(exchange.error, NotConnected)
-        assert "limits.body_bytes" in str(exchange.error)
+        assert exchange.error.code == "not_accepted"
+        size = sum(map(len, exchange.request.frames))
+        assert str(exchange.error) == (
+            "the router at ipc:///run/0 closed the connection before it had accepted the request, once; "
+            f"the request has {size:,} bytes, probably more than limits.body_bytes of the router"
+        )
+
+    def test_one_that_was_sent_to_a_router_that_never_comes_back_says_so(self, bench: Bench) -> None:
+        exchange = bench.ask(accepted=False)
+        bench.session.lost(0, "closed the connection", bench.now_ns)
+        bench.wait(5)
+        assert isinstance(exchange.error, NotConnected)
+        assert exchange.error.code == "not_accepted"
+        assert str(exchange.error).endswith("; the connection was lost once with the request on its way")
 
 
 class TestTime:
@@ -540,6 +597,7 @@ class TestTime:
         bench.wait(0.01)
         assert isinstance(exchange.error, NotConnected)
         assert str(exchange.error) == "no router answers at ipc:///run/0, ipc:///run/1 within 5 s"
+        assert exchange.error.code == "not_connected"
 
     def test_a_request_that_is_not_accepted_says_what_the_router_complained_of(self, bench: Bench) -> None:
         exchange = bench.ask(accepted=False)
