@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 no ring, 2 usage or configuration, 3 router dead, 4 router h
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import math
 import os
@@ -21,15 +22,20 @@ import router
 _TAG_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
+EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
 HUNG_AFTER_S: Final = 5.0
 """The heartbeat comes every second; a loop that misses several is not merely slow."""
 
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG})
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = _parser().parse_args(argv)
+    if sys.stdout is None:  # closed by whoever started it
+        return fail("standard output is closed")
     try:
         status: int = importlib.import_module(f"router.cli.{args.command}").run(args)
         sys.stdout.flush()
@@ -39,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough. The interpreter must not fail at its last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"ringrouter: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
     return status
 
 

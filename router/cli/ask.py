@@ -66,11 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare_output() -> None:
-    """Make standard output take any text; ends the program where there is none."""
+    """Make standard output take any text."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - print() would take standard output instead
-    if sys.stdout is None:
-        sys.exit(fail("standard output is closed"))  # a plain return would have it flushed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

@@ -115,7 +115,7 @@ def test_kill_9_of_a_client_frees_the_slot_of_the_real_host(
         wait_until(lambda: llama_host.busy_slot_count() == 0, "the slot of the client that died", SLOT_FREE_S_MAX)
     record = done_record(router, request_id)
     assert record["outcome"] == "client_gone"
-    assert 0 < record["left_ns"] / 1e9 - killed_s < 0.2
+    assert 0 < record["left_ns"] / 1e9 - killed_s < 1, "seen when its connection ended, not by a time-out"
     assert record["n_content"] < ANSWER_TOKENS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -177,3 +178,17 @@ def test_looking_at_a_router_loads_no_event_loop(run_dir: Path, fake: FakeRouter
             [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
         )
         assert ran.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "status", "said"),
+    [(">/dev/full", 1, "the output cannot be written: No space left"), (">&-", 2, "standard output is closed")],
+)
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, redirect: str, status: int, said: str) -> None:
+    path = tmp_path / "router.toml"
+    path.write_text('version = 1\n[[hosts]]\nname = "a"\nurl = "http://127.0.0.1:1"\n', encoding="utf-8")
+    command = f"{shlex.quote(sys.executable)} -m router check {shlex.quote(str(path))} {redirect}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
