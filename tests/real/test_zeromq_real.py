@@ -60,7 +60,9 @@ def test_the_example_of_the_document_streams_a_chat(endpoint: str) -> None:
     example = found[1]
     assert len(example.splitlines()) <= EXAMPLE_LINES_MAX
     assert EXAMPLE_ENDPOINT in example
-    program = MSGPACK_SHIM + example.replace(EXAMPLE_ENDPOINT, endpoint)
+    assert '"max_tokens": 50}' in example
+    certain = example.replace('"max_tokens": 50}', '"max_tokens": 50, "temperature": 0, "ignore_eos": True}')
+    program = MSGPACK_SHIM + certain.replace(EXAMPLE_ENDPOINT, endpoint)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     *events, end = done.stdout.strip().split("\n")
     assert end.startswith("done [{'status': 200"), "the last line it prints is the end"
@@ -73,6 +75,7 @@ def test_the_example_of_the_document_streams_a_chat(endpoint: str) -> None:
 def test_a_chat_with_log_probabilities_and_usage(endpoint: str, router: RouterProcess) -> None:
     with ZeromqClient(endpoint) as client:
         body = {"model": CHAT.model, "messages": [{"role": "user", "content": "Count to five."}], "logprobs": True}
+        body |= {"temperature": 0, "ignore_eos": True}  # or the model may end before max_tokens
         answer = client.finish(client.ask("real-logprobs", {**body, "max_tokens": 12}), timeout_s=60)
     contents = [json.loads(each.data[6:])["choices"][0] for each in answer.events]
     with_probability = [each for each in contents if each.get("logprobs")]
