@@ -87,7 +87,7 @@ class BroadcastReader:
         cls,
         path: Path | str,
         join: Literal["latest", "oldest"] | int = "latest",
-        position: Path | None = None,
+        position: Path | str | None = None,
         *,
         record_schema: tuple[int, int] | None = None,
     ) -> BroadcastReader:

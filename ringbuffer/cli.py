@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from ringbuffer.stats import CounterRow, ErrorRow, ReaderRow, Report, SegmentRow
 
 RATE_WINDOW_S: Final = 0.2
 """Time between the two samples of a single report: long enough for a rate, short enough to wait for."""
+_SECONDS_MAX: Final = 86_400
 CLEAR_SCREEN: Final = "\x1b[2J\x1b[H"
 _NO_NOUNS: Final[Mapping[str, str]] = {}
 _NOUN: Final = "records"
@@ -35,6 +35,9 @@ Look = Report | RingError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    if sys.stdout is None:
+        print("ringbuffer: standard output is closed", file=sys.stderr)
+        return stats.EXIT_USAGE
     exit_code = stats.EXIT_OK
     try:
         for looks in _looks(options.path, options.watch, options.hung_after):
@@ -42,11 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_code = stats.worst(map(_exit_code, looks))
             if not any(isinstance(look, Report) for look in looks):
                 break
+        sys.stdout.flush()
     except KeyboardInterrupt:
         pass  # the usual end of --watch
     except BrokenPipeError:
         # Whoever read the output has gone; the interpreter must not meet the broken pipe again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, say; the segments' own errors are of this package
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"ringbuffer: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return stats.EXIT_USAGE
     return exit_code
 
 
@@ -172,8 +180,8 @@ def _show(looks: Sequence[Look], options: argparse.Namespace) -> None:
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    if not 0 < value <= _SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0, at most {_SECONDS_MAX:,}")
     return value
 
 

@@ -14,6 +14,7 @@ moves on. The generation before the current one is kept for it, and for the post
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -82,10 +83,22 @@ class Generation:
         self._lock_descriptors = ()
 
 
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL})
+"""Why a link cannot be read that is not there; the last for a file that is no link."""
+
+
 def find_current(instance_dir: Path) -> Path:
-    """Return the directory of the current generation; raises Missing when there is none."""
-    name = _current_name(instance_dir)
-    if name is None or not (instance_dir / name).is_dir():
+    """Return the directory of the current generation; raises Missing when there is none, AccessDenied when it may not
+    be looked for.
+    """
+    try:
+        name = os.readlink(instance_dir / CURRENT)
+        is_there = (instance_dir / name).is_dir()
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise named(error, f"{instance_dir} cannot be read") from None
+        is_there = False
+    if not is_there:
         raise Missing(f"{instance_dir} has no current generation")
     return instance_dir / name
 

@@ -33,8 +33,9 @@ class ReaderPosition:
         return cls.at(readers / name, ring_name)
 
     @classmethod
-    def at(cls, path: Path, ring_name: str) -> ReaderPosition:
+    def at(cls, path: Path | str, ring_name: str) -> ReaderPosition:
         """Create the position file at ``path``; errors as :func:`ringbuffer.segment.create`."""
+        path = Path(path)
         return cls(
             segment.create(
                 path,

@@ -37,7 +37,7 @@ CURRENT: Final = "current"
 PREVIOUS: Final = "previous"
 _WITH_IDS: Final = frozenset({"requests", "inflight", "done"})
 """Where the id of a request stands that its tokens are found by."""
-_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SPAN: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
 _UNIT_NS: Final = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 _ENCODE: Final = msgspec.json.Encoder().encode
 

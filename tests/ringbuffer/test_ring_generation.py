@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -8,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from ringbuffer import BroadcastWriter, Generation, Missing, WriterAlive, find_current, process, writer_state
+from ringbuffer import (
+    AccessDenied,
+    BroadcastWriter,
+    Generation,
+    Missing,
+    WriterAlive,
+    find_current,
+    process,
+    writer_state,
+)
 
 NS_PER_S = 1_000_000_000
 
@@ -151,3 +161,12 @@ def test_a_process_is_known_by_pid_and_start() -> None:
     assert not process.is_alive(child.pid, child_ticks), "a zombie runs no more"
     child.wait()
     assert process.start_ticks(child.pid) == 0
+
+
+def test_what_may_not_be_looked_for_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "readlink", refuse)
+    with pytest.raises(AccessDenied, match="cannot be read"):
+        find_current(tmp_path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -455,3 +456,39 @@ def test_the_command_runs_as_a_module_and_survives_a_closed_pipe(generation: rb.
     assert running.wait() == 0
     assert running.stderr.read() == b""
     running.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "said"),
+    [
+        (">/dev/full", 2, "the output cannot be written"),
+        (">&-", 2, "standard output is closed"),
+        ("--watch 1e300", 2, "seconds above 0"),
+        ("--watch 0", 2, "seconds above 0"),
+    ],
+)
+def test_what_cannot_be_shown_ends_in_one_line(tmp_path: Path, more: str, status: int, said: str) -> None:
+    path = tmp_path / "ring"
+    rb.BroadcastWriter.create(path, slot_count=4, slot_size=64, record_schema=(1, 0), name="ring").close()
+    command = f"{shlex.quote(sys.executable)} -m ringbuffer stats {shlex.quote(str(path))} {more}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_and_a_closed_output_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_show", full)
+        patched.setattr(cli.os, "dup2", lambda *_: None)
+        assert cli.main(["stats", str(tmp_path)]) == 2
+    assert "the output cannot be written: No space left on device" in capfd.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", None)
+        assert cli.main(["stats", str(tmp_path)]) == 2
+    assert "standard output is closed" in capfd.readouterr().err
