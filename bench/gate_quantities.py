@@ -248,8 +248,8 @@ def modules() -> Results:
 QUANTITIES = (
     Quantity("http_system_calls_per_token", "http", "calls", 0.1, limit=3.2),
     Quantity("http_system_calls_per_request", "http", "calls", 0.5),
-    Quantity("zeromq_system_calls_per_token", "zeromq", "calls", 0.5),
-    Quantity("zeromq_system_calls_per_request", "zeromq", "calls", 3.0),
+    Quantity("zeromq_system_calls_per_token", "zeromq", "calls", 0.9),
+    Quantity("zeromq_system_calls_per_request", "zeromq", "calls", 0.0, is_gated=False),
     Quantity("zeromq_library_calls_per_token", "zeromq", "calls", 0.0, is_gated=False),
     Quantity("instructions_per_token", "instructions", "instructions", 0.01, depends_on=_BUILD, relative=True),
     Quantity("instructions_per_request", "instructions", "instructions", 0.01, depends_on=_BUILD, relative=True),
