@@ -11,7 +11,7 @@ from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from router import outbound
+from router import outbound, verdicts
 from router.admission import Admission, admit
 from router.attempt import Attempt
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
@@ -40,45 +40,6 @@ _ENDED_MAX: Final = 64
 _MS_NS: Final = 1_000_000
 _RETRY_AFTER_S: Final = 1
 _STALE_RETRIES_MAX: Final = 2
-_RETRIED_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
-_RETRIED_ERRORS: Final = frozenset({
-    ErrorKind.CONNECT_FAILED,
-    ErrorKind.CONNECT_TIMEOUT,
-    ErrorKind.HOST_CLOSED,
-    ErrorKind.HOST_PROTOCOL,
-    ErrorKind.HOST_ERROR_EVENT,
-    ErrorKind.HOST_STATUS,
-    ErrorKind.NO_FINISH,
-})  # fmt: skip
-_ANSWERED_ERRORS: Final = frozenset({ErrorKind.HOST_PROTOCOL, ErrorKind.HOST_ERROR_EVENT, ErrorKind.NO_FINISH})
-"""After these another attempt at the same host is work done twice for the same end."""
-_TIMEOUT_ERRORS: Final = frozenset({
-    ErrorKind.QUEUE_TIMEOUT,
-    ErrorKind.CONNECT_TIMEOUT,
-    ErrorKind.FIRST_TOKEN_TIMEOUT,
-    ErrorKind.IDLE_TIMEOUT,
-    ErrorKind.TOTAL_TIMEOUT,
-})  # fmt: skip
-_BROKEN_OFF_ERRORS: Final = _TIMEOUT_ERRORS | {
-    ErrorKind.HOST_PROTOCOL,
-    ErrorKind.ANSWER_TOO_LARGE,
-    ErrorKind.SHUTTING_DOWN,
-    ErrorKind.INTERNAL,
-}
-"""Errors by which the router breaks off what the host may still be working on."""
-# Errors that say something about the host's health; a status or an error event is an answer, and no time-out of the
-# whole request is the host's alone.
-_UNHEALTHY_ERRORS: Final = frozenset({
-    ErrorKind.CONNECT_TIMEOUT,
-    ErrorKind.HOST_CLOSED,
-    ErrorKind.HOST_PROTOCOL,
-    ErrorKind.FIRST_TOKEN_TIMEOUT,
-    ErrorKind.IDLE_TIMEOUT,
-})  # fmt: skip
-
-
-_OWN_ERRORS: Final = frozenset({ErrorKind.OVERLOADED, ErrorKind.NO_HOST, ErrorKind.QUEUE_TIMEOUT})
-"""Errors of no attempt, which has its own note, and of no client's making."""
 
 
 class Loop:
@@ -368,12 +329,12 @@ class Loop:
         if attempt.over:
             return
         request, host = attempt.request, attempt.host
-        self._end_attempt(attempt, now, host_may_work=kind in _BROKEN_OFF_ERRORS and bool(request.sent_ns))
+        self._end_attempt(attempt, now, host_may_work=kind in verdicts.BROKEN_OFF and bool(request.sent_ns))
         self._note_failed(request, host, kind, attempt.status, now)
-        if kind in _UNHEALTHY_ERRORS:
+        if kind in verdicts.UNHEALTHY:
             self.host_failed(host, text, now)
-        elsewhere = kind in _ANSWERED_ERRORS
-        if attempt.live or kind not in _RETRIED_ERRORS or not self._retry(request, host, now, elsewhere=elsewhere):
+        elsewhere = kind in verdicts.ANSWERED
+        if attempt.live or kind not in verdicts.RETRIED or not self._retry(request, host, now, elsewhere=elsewhere):
             self.fail(request, kind, text, now)
         self.pump(host, now)
 
@@ -393,7 +354,7 @@ class Loop:
         attempt.complete(now)
         request.attempt = None
         self._note_failed(request, host, ErrorKind.HOST_STATUS, status, now)
-        if status in _RETRIED_STATUSES and self._retry(request, host, now, elsewhere=True):
+        if status in verdicts.RETRIED_STATUSES and self._retry(request, host, now, elsewhere=True):
             return
         text = outbound.error_text(body) or f"host {host.name} answered {status}"
         request.error = ErrorKind.HOST_STATUS
@@ -456,7 +417,7 @@ class Loop:
         """End a request with an error of the router's own."""
         request.error = kind
         request.message = text
-        if kind in _OWN_ERRORS:
+        if kind in verdicts.OF_NO_ATTEMPT:
             self.telemetry.errors.note(f"model {request.model.name}: {kind.name.lower()}", now)
         self._leave_waiting(request)
         if request.committed:
@@ -466,18 +427,9 @@ class Loop:
             request.status = WIRE[kind].status
             retry_after = _RETRY_AFTER_S if request.status in {429, 503} else 0
             request.egress.fail(request, kind, text, retry_after)
-        if kind in _TIMEOUT_ERRORS:
+        if kind in verdicts.TIMEOUTS:
             self.counters.add(Counter.TIMEOUTS)
-            outcome = Outcome.TIMEOUT
-        elif kind in {ErrorKind.OVERLOADED, ErrorKind.NO_HOST}:
-            outcome = Outcome.REJECTED
-        elif kind in {ErrorKind.SHUTTING_DOWN, ErrorKind.INTERNAL}:
-            outcome = Outcome.ABORTED
-        elif kind == ErrorKind.BAD_REQUEST:
-            outcome = Outcome.BAD_REQUEST
-        else:
-            outcome = Outcome.HOST_ERROR
-        self._end(request, outcome, now)
+        self._end(request, verdicts.outcome_of(kind), now)
 
     def time_out(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
         """A time-out of the router has come: end the attempt, if there is one, and the request."""

@@ -16,32 +16,12 @@ from router.embedded.hosts import CHAT, EMBEDDING
 from tests.support.processes import HostProcess, RouterProcess
 from tests.support.records import done_record
 from tests.support.waiting import shared_memory_directory
+from tests.support.weather import WEATHER, weather_talk
 
 ANSWER_S = 60.0
 HELLO: list[Any] = [{"role": "user", "content": "Say hello"}]
 # Without its prompt cache the host computes the same request in the same way, however often it is asked.
 SAME: dict[str, Any] = {"temperature": 0, "seed": 1, "extra_body": {"cache_prompt": False}}
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather for a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-
-
-def weather_talk() -> list[dict[str, Any]]:
-    """Return a talk with a few calls in it: after those the small model calls the tool reliably."""
-    talk: list[dict[str, Any]] = []
-    for number, city in enumerate(["Rome", "Oslo", "Berlin"]):
-        function = {"name": "get_weather", "arguments": json.dumps({"city": city})}
-        call = {"id": f"call_{number}", "type": "function", "function": function}
-        talk.append({"role": "user", "content": f"What is the weather in {city}?"})
-        talk.append({"role": "assistant", "content": None, "tool_calls": [call]})
-    return [*talk, {"role": "user", "content": "What is the weather in Paris?"}]
-
-
 TOOLS: dict[str, Any] = {"messages": weather_talk(), "tools": [WEATHER], "max_tokens": 60, "temperature": 0}
 
 

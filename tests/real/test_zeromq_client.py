@@ -15,28 +15,10 @@ from router.embedded.hosts import CHAT, EMBEDDING
 from tests.support.processes import HostProcess, RouterProcess
 from tests.support.records import done_record
 from tests.support.waiting import wait_until
+from tests.support.weather import WEATHER, weather_talk
 
 SAME: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False, "max_tokens": 8}
 LONG: dict[str, Any] = {"max_tokens": 1500, "ignore_eos": True}
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather for a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-
-
-def weather_talk() -> list[dict[str, Any]]:
-    """Return a talk with a few calls in it: after those the small model calls the tool reliably."""
-    talk: list[dict[str, Any]] = []
-    for number, city in enumerate(["Rome", "Oslo", "Berlin"]):
-        function = {"name": "get_weather", "arguments": json.dumps({"city": city})}
-        call = {"id": f"call_{number}", "type": "function", "function": function}
-        talk.append({"role": "user", "content": f"What is the weather in {city}?"})
-        talk.append({"role": "assistant", "content": None, "tool_calls": [call]})
-    return [*talk, {"role": "user", "content": "What is the weather in Paris?"}]
 
 
 @pytest.fixture(scope="module")

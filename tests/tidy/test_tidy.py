@@ -60,6 +60,7 @@ PURE_MODULES = [
     "router.stamps",
     "router.telemetry.records",
     "router.telemetry.tags",
+    "router.verdicts",
 ]
 # The third-party packages the router process may load, and nothing else but the standard library.
 # (typing_extensions and rich come with structlog, where they are installed.)
@@ -118,6 +119,7 @@ def layer(module: str) -> int:
         ("router.loop", 5),
         ("router.attempt", 4),
         ("router.outbound", 3),
+        ("router.verdicts", 3),
         ("router.hosts", 3),
         ("router.dialects", 2),
         ("router.request", 2),
