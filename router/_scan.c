@@ -22,7 +22,7 @@
 
 enum { KIND_HEAD = 3, KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6, KIND_FINISH = 7, KIND_USAGE = 8, KIND_SENTINEL = 16 };
 enum { FLAG_HOST_EVENT = 1, FLAG_FINISH = 2, FLAG_USAGE = 4, FLAG_REMOVED = 8 };
-enum { DEPTH_MAX = 64, EVENTS_MAX = 4096, FINISHED_MAX = 128, INDEX_DIGITS_MAX = 5, CHUNK_DIGITS_MAX = 6 };
+enum { DEPTH_MAX = 64, EVENTS_MAX = 4096, FINISHED_MAX = 128, INDEX_DIGITS_MAX = 5, CHUNK_DIGITS_MAX = 6, SAME_DIGITS_MAX = 3 };
 
 typedef const unsigned char *text;
 
@@ -733,7 +733,35 @@ static PyObject *scan(PyObject *module, PyObject *const *arguments, Py_ssize_t c
     return found;
 }
 
+PyDoc_STRVAR(same_token_doc,
+    "same_token(data, prefix, suffix)\n--\n\n"
+    "Return the payload's size if a read is one chunk with one event that differs from the template in its text only, else 0.");
+
+// The twin of plain_same_token() in router/hosts/native_scan.py, which takes chunks of up to 4,095 bytes as well.
+static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 3 || !PyBytes_Check(arguments[0]) || !PyBytes_Check(arguments[1]) || !PyBytes_Check(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "same_token(data: bytes, prefix: bytes, suffix: bytes)");
+        return NULL;
+    }
+    text at = (text)PyBytes_AsString(arguments[0]), end = at + PyBytes_Size(arguments[0]), line = at;
+    Py_ssize_t prefix_bytes = PyBytes_Size(arguments[1]), suffix_bytes = PyBytes_Size(arguments[2]), size = 0;
+    while (at < end && at - line < SAME_DIGITS_MAX && is_hex(*at))
+        size = size * 16 + hex_value(*at++);
+    if (at == line || *line == '0' || end - at < 2 + prefix_bytes + 1 + suffix_bytes || at[0] != '\r' || at[1] != '\n')
+        return PyLong_FromLong(0);
+    at += 2;
+    text value = at + prefix_bytes, value_end = end - suffix_bytes;
+    if (end - at - 2 != size || memcmp(at, PyBytes_AsString(arguments[1]), prefix_bytes) != 0
+        || memcmp(value_end, PyBytes_AsString(arguments[2]), suffix_bytes) != 0
+        || memchr(value, '"', value_end - value) != NULL)
+        return PyLong_FromLong(0);
+    return PyLong_FromSsize_t(size);
+}
+
 static PyMethodDef methods[] = {
+    {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
     {"scan", (PyCFunction)(void (*)(void))scan, METH_FASTCALL, scan_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -20,6 +20,7 @@ from router.errors import UNDECODABLE, ErrorKind
 from router.hosts.events import EventScanner, StreamError
 from router.hosts.fold import Fold, FoldError
 from router.hosts.foreign import ForeignScanner, is_event_stream, is_json_lines, whole_report
+from router.hosts.native_scan import same_token
 from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.stamps import EARLY_WINDOW_NS
@@ -173,19 +174,45 @@ class Attempt:
         return self._take_stream
 
     def _take_stream(self, data: bytes, now: int) -> None:
-        """Relay one read of a stream. This is the path of every token."""
+        """Relay one read of a stream. This is the path of every token: one function, since each more is memory that a
+        token must find cold.
+        """
         scanner = self.scanner
         assert scanner is not None
         self.last_read_ns = now
-        if self._relaying and (size := scanner.same(data)):
-            if self._counting is None:
-                self.request.bytes_out += len(data)
-                self.request.egress.write(data)
-            else:
-                self.request.bytes_out += size
-                self._counting.write_event(scanner.code, now, data[-size - 2 : -2])
-            self._record_token(size, now)
+        if not (self._relaying and scanner.aligned and (size := same_token(data, scanner.prefix, scanner.suffix))):
+            self._take_read(data, now)
             return
+        request = self.request
+        egress = request.egress
+        if self._counting is None:
+            request.bytes_out += len(data)
+            egress.write(data)
+        else:
+            request.bytes_out += size
+            self._counting.write_event(scanner.code, now, data[-size - 2 : -2])
+        written = monotonic_ns()
+        gap = now - request.last_content_ns
+        index = request.event_index
+        unsent = self._unsent(request) if egress.blocked else 0
+        self._publish(now, request.seq, scanner.code | self._host_bits, index | size << 32, gap, unsent, 0)
+        request.event_index = index + 1
+        request.content_count += 1
+        request.last_content_ns = request.tok_n = now
+        scanner.misses = 0
+        if not unsent:
+            request.out_n = written
+        if gap > request.stall_max_ns:  # noqa: PLR1730 - max() is a call, and this runs per token
+            request.stall_max_ns = gap
+        if now <= self._early_end_ns:
+            request.early_tokens += 1
+            if not unsent and written <= request.recv + EARLY_WINDOW_NS:
+                request.visible_tokens += 1
+
+    def _take_read(self, data: bytes, now: int) -> None:
+        """Relay a read that is anything but one more token like the last."""
+        scanner = self.scanner
+        assert scanner is not None
         try:
             out = scanner.feed(data)
         except (StreamError, ProtocolError) as error:
@@ -205,26 +232,6 @@ class Attempt:
             self._record(now, monotonic_ns())
         else:
             self._take_early(out, now)
-
-    def _record_token(self, size: int, now: int) -> None:
-        """Record a read that was one more token like the last, in the fewest steps."""
-        written = monotonic_ns()
-        request, scanner = self.request, self.scanner
-        egress = request.egress
-        gap = now - request.last_content_ns
-        index = request.event_index
-        unsent = self._unsent(request) if egress.blocked else 0
-        self._publish(now, request.seq, scanner.code | self._host_bits, index | size << 32, gap, unsent, 0)  # type: ignore[union-attr]
-        request.event_index = index + 1
-        request.content_count += 1
-        request.last_content_ns = request.tok_n = now
-        if not unsent:
-            request.out_n = written
-        if gap > request.stall_max_ns:  # noqa: PLR1730 - max() is a call, and this runs per token
-            request.stall_max_ns = gap
-        self._content_seen += 1
-        if now <= self._early_end_ns:
-            self._count_early(now, written, 1)
 
     def _unsent(self, request: Request) -> int:
         """Return what waits for the client's socket; when it is too much, the host is read no further."""

@@ -24,7 +24,8 @@ _FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 LAST_CHUNK: Final = b"0\r\n\r\n"
 _CHUNK_LINE_BYTES_MAX: Final = 4096
 """Longest size line of a chunk, extensions included; also the bound of the trailer section's lines."""
-_CHUNK_LINE_SEARCH: Final = 18
+CHUNK_LINE_SEARCH: Final = 18
+"""In so many bytes the size line of a usual chunk ends."""
 CHUNK_SIZES: Final = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
 """Sizes of the usual chunks by their hexadecimal form: a look-up is a third of ``int(…, 16)``, and strict."""
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
@@ -270,7 +271,7 @@ class ChunkedDecoder:
         """Take the chunks that lie whole at the beginning of ``data``, as nearly all do; return where they end."""
         position, n = 0, len(data)
         while position < n:
-            line_end = data.find(b"\r\n", position, position + _CHUNK_LINE_SEARCH)
+            line_end = data.find(b"\r\n", position, position + CHUNK_LINE_SEARCH)
             size = CHUNK_SIZES.get(data[position:line_end]) if line_end > 0 else None
             if size is None:
                 break

@@ -26,6 +26,8 @@ _EVENT_END: Final = re.compile(rb"\n\r?\n")
 """A carriage return in front belongs to the event either way; not to ask for it lets the search skip to line ends."""
 _LINE_END: Final = re.compile(rb"\n")
 _EVENT_END_BYTES_MAX: Final = 3
+_NO_TEMPLATE: Final = b"\0"
+"""Fits no event."""
 DONE: Final = b"[DONE]"
 ABSENT: Final = msgspec.Raw(b"")
 _NULL: Final = b"null"
@@ -84,12 +86,12 @@ class EventScanner:
     """
 
     __slots__ = (
-        "_aligned",
         "_boundary",
         "_decoder",
         "_event_bytes_max",
         "_raw",
         "_tail",
+        "aligned",
         "choice_count",
         "code",
         "content_count",
@@ -99,8 +101,11 @@ class EventScanner:
         "finish_count",
         "first_choices",
         "metrics",
+        "misses",
         "payloads",
+        "prefix",
         "sentinel",
+        "suffix",
         "timings",
         "usage",
     )
@@ -110,9 +115,14 @@ class EventScanner:
         self._raw = raw
         self._event_bytes_max = event_bytes_max
         self._boundary = _LINE_END if lines else _EVENT_END
-        self._aligned = isinstance(decoder, ChunkedDecoder)
+        self.aligned = isinstance(decoder, ChunkedDecoder)
+        """The next read begins a chunk, and nothing of an event is held."""
         self._tail = b""
         self.code = 0
+        self.prefix = self.suffix = _NO_TEMPLATE
+        """What stands before and behind the text of the last usual token, in a read of its own."""
+        self.misses = 0
+        """Consecutive events that the template did not fit."""
         self.events: list[tuple[int, int]] = []
         self.payloads: list[bytes] | None = None
         self.event_count = 0
@@ -141,10 +151,6 @@ class EventScanner:
         """Whether the answer is complete, and no error came."""
         raise NotImplementedError
 
-    def same(self, data: bytes) -> int:  # noqa: ARG002 - for scanners that know what the next read will be
-        """Return the payload's size if a read is one more token like the last, else 0: then it is to be fed."""
-        return 0
-
     def learn(self) -> None:
         """Do what can wait until the read is with the client."""
 
@@ -158,10 +164,10 @@ class EventScanner:
 
     def _feed_slowly(self, data: bytes, done: bytes) -> bytes:
         """Take the rest of a read, of which ``done`` is ready to go out."""
-        was_aligned = self._aligned
+        was_aligned = self.aligned
         events, kept_all = self._split(self._decoder.feed(data))
-        self._aligned = not self._tail and self._decoder.at_boundary
-        if self._raw and kept_all and was_aligned and self._aligned:
+        self.aligned = not self._tail and self._decoder.at_boundary
+        if self._raw and kept_all and was_aligned and self.aligned:
             return done + data
         out = b"".join(events)
         if out and self._raw:

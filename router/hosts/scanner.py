@@ -36,7 +36,7 @@ from router.hosts.events import (
     split_lines,
 )
 from router.hosts.native_scan import scan as _scan
-from router.http1 import CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
+from router.http1 import CHUNK_LINE_SEARCH, CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
 from router.telemetry.records import Kind, TokenFlag
 
 __all__ = ["StreamError", "StreamScanner", "event_code"]
@@ -50,7 +50,6 @@ _TEXT_VALUE: Final = re.compile(rb'"(?:content|text|reasoning|reasoning_content)
 _MISSES_MAX: Final = 16
 """Consecutive events that did not fit the template after which no new one is learned: learning costs about 1 µs, and
 streams whose every event differs (log probabilities, running timings, several choices) never repay it."""
-_CHUNK_LINE_SEARCH: Final = 18
 
 
 class _Delta(msgspec.Struct):
@@ -104,11 +103,6 @@ class StreamScanner(EventScanner):
         "_drop_usage",
         "_finished",
         "_lesson",
-        "_misses",
-        "_prefix",
-        "_prefix_bytes",
-        "_suffix",
-        "_suffix_bytes",
     )
 
     def __init__(
@@ -124,12 +118,8 @@ class StreamScanner(EventScanner):
         super().__init__(decoder, raw=raw, event_bytes_max=event_bytes_max)
         self._drop_usage = drop_usage
         self._drop_progress = drop_progress
-        self._misses = 0
         self._lesson: tuple[int, bytes | None, bytes | None] | None = None
         """Code of the last event that a template can be made of, and what stands before and behind its text."""
-        self._prefix = b"\0"  # fits no event until one was learned
-        self._suffix = b"\0"
-        self._prefix_bytes = self._suffix_bytes = 1
         self._finished: frozenset[int] = frozenset()
         self.payloads = [] if keep_payloads else None
         """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
@@ -139,37 +129,11 @@ class StreamScanner(EventScanner):
         """Whether every choice that began has a finish_reason and no error came."""
         return self.error is None and 0 < self.finish_count >= self.choice_count
 
-    def same(self, data: bytes) -> int:
-        """Return the payload's size if a read is one chunk with one event that fits the template, else 0.
-
-        Most reads of most streams are exactly this. Nothing is added to ``events``: the event's code is ``code``. With
-        0 nothing was taken, and the read is to be fed. The payload ends two bytes before the read does.
-        """
-        if not self._aligned:
-            return 0
-        line_end = data.find(b"\r\n", 0, _CHUNK_LINE_SEARCH)
-        start = line_end + 2
-        size = len(data) - start - 2
-        text = start + self._prefix_bytes
-        text_end = start + size + 2 - self._suffix_bytes
-        if (
-            text_end <= text
-            or CHUNK_SIZES.get(data[:line_end]) != size
-            or not data.startswith(self._prefix, start)
-            or not data.endswith(self._suffix)
-            or data.find(b'"', text, text_end) >= 0
-        ):
-            return 0
-        self.event_count += 1
-        self.content_count += 1
-        self._misses = 0
-        return size
-
     def feed(self, data: bytes) -> bytes:
         """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
         if self._lesson is not None:
             self.learn()
-        if not self._aligned or self.payloads is not None:
+        if not self.aligned or self.payloads is not None:
             return self._feed_slowly(data, b"")
         if _scan is not None and self.sentinel is None:
             found = _scan(data, self._raw, self._drop_usage, self._drop_progress)
@@ -208,19 +172,19 @@ class StreamScanner(EventScanner):
         self.sentinel = sentinel
         if ended:
             cast("ChunkedDecoder", self._decoder).end()  # no other is ever aligned
-            self._aligned = False
+            self.aligned = False
         self._lesson = lesson
         return out
 
     def _feed_plainly(self, data: bytes) -> bytes:
         """Take one read that begins a chunk, without the native scan."""
         position, size_of_data = 0, len(data)
-        prefix, suffix, code = self._prefix, self._suffix, self.code
-        prefix_bytes, suffix_bytes = self._prefix_bytes, self._suffix_bytes
+        prefix, suffix, code = self.prefix, self.suffix, self.code
+        prefix_bytes, suffix_bytes = len(prefix), len(suffix)
         events, sizes = self.events, CHUNK_SIZES
         hits = 0
         while position < size_of_data:
-            line_end = data.find(b"\r\n", position, position + _CHUNK_LINE_SEARCH)
+            line_end = data.find(b"\r\n", position, position + CHUNK_LINE_SEARCH)
             start = line_end + 2
             text = start + prefix_bytes
             if line_end < 0 or not data.startswith(prefix, start):
@@ -243,7 +207,7 @@ class StreamScanner(EventScanner):
         if hits:
             self.event_count += hits
             self.content_count += hits
-            self._misses = 0
+            self.misses = 0
         done = data[:position] if self._raw else self._bare(data, hits)
         return done if position == size_of_data else self._feed_slowly(data[position:], done)
 
@@ -359,11 +323,10 @@ class StreamScanner(EventScanner):
         if self._lesson is None:
             return
         (code, prefix, suffix), self._lesson = self._lesson, None
-        self._misses += 1
-        if self._misses > _MISSES_MAX or prefix is None or suffix is None:
+        self.misses += 1
+        if self.misses > _MISSES_MAX or prefix is None or suffix is None:
             return
-        self._prefix, self._suffix = prefix, suffix
-        self._prefix_bytes, self._suffix_bytes = len(prefix), len(suffix)
+        self.prefix, self.suffix = prefix, suffix
         self.code = code
 
 

@@ -239,3 +239,57 @@ def test_odd_frames(data: bytes) -> None:
 def test_wrong_use_is_a_type_error(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError, match="scan"):
         scanner_module._scan(*arguments)
+
+
+PIECES = st.lists(st.sampled_from([b'"', b"a", b"\\", b"\r\n", b"{", b"0", b" "]), max_size=6).map(b"".join)
+
+
+@given(
+    size_line=st.one_of(
+        st.none(), st.sampled_from([b"", b"0", b"00a", b"A", b"a", b"fff", b"1000", b"-1", b"0x5", b" 5"])
+    ),
+    prefix=PIECES.filter(bool),
+    text=PIECES,
+    suffix=PIECES.filter(bool),
+    tail=PIECES,
+)
+def test_one_more_token_is_the_same_to_both(
+    size_line: bytes | None, prefix: bytes, text: bytes, suffix: bytes, tail: bytes
+) -> None:
+    payload = prefix + text + suffix
+    line = b"%x" % len(payload) if size_line is None else size_line
+    data = line + b"\r\n" + payload + b"\r\n" + tail
+    for template in ((prefix, suffix + b"\r\n"), (prefix + b"\0", suffix), (prefix, tail or b"\n")):
+        assert native_scan.same_token(data, *template) == native_scan.plain_same_token(data, *template)
+
+
+def test_one_more_token_of_every_size() -> None:
+    for size in (3, 9, 15, 16, 255, 256, 4095, 4096, 70_000):
+        data = chunk(b"<" + b"x" * (size - 2) + b">")
+        expected = size if size <= 4095 else 0
+        for same_token in (native_scan.same_token, native_scan.plain_same_token):
+            assert same_token(data, b"<", b">\r\n") == expected
+            assert same_token(data[:-1], b"<", b">\r\n") == 0
+            assert same_token(data + b"0\r\n\r\n", b"<", b">\r\n") == 0
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_what_is_one_more_token_scans_as_one(name: str) -> None:
+    found = 0
+    scanner = StreamScanner(ChunkedDecoder())
+    for event in dechunk(capture(name).framed)[0].split(b"\n\n"):
+        data = chunk(event + b"\n\n")
+        size = native_scan.same_token(data, scanner.prefix, scanner.suffix)
+        content_count = scanner.content_count
+        try:
+            out = scanner.feed(data)
+        except (StreamError, ProtocolError):
+            break
+        if size:
+            found += 1
+            assert out == data
+            assert scanner.events == [(scanner.code, size)]
+            assert scanner.content_count == content_count + 1
+        scanner.events.clear()
+        scanner.learn()
+    assert found >= 2 or not name.endswith(("chat_stream_usage", "chat_stream_nousage", "completions_stream_usage"))
