@@ -27,7 +27,7 @@ from bench.config import router_environment
 from bench.gate_lockstep import Client, Hosts, HttpClient, ZeromqClient, open_silent_stream, run_streams
 from bench.gate_path import LONG_TOKENS, SHORT_TOKENS, STREAMS, Cost, cost
 from bench.gate_router import CannotTraceError, CountedRouter, GateRouter
-from router.hosts import native_scan
+from router import native
 
 UNLIMITED = float("inf")
 KILOBYTE, MEGABYTE = 1e3, 1e6
@@ -87,7 +87,7 @@ def environment() -> dict[str, str]:
     libc = " ".join(platform.libc_ver())
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
-        "extensions": f"scanner {native_scan.BACKEND}, rings {ringbuffer.BACKEND}",
+        "extensions": f"scanner {native.BACKEND}, rings {ringbuffer.BACKEND}",
         "build": f"{platform.python_version()}, {platform.python_compiler()}, {libc}, {platform.machine()}",
     }
 

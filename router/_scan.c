@@ -66,6 +66,25 @@ typedef struct {
     event_facts *facts;
 } cursor;
 
+// A tuple that takes over its values; NULL, with all of them released, if one is NULL. (Py_BuildValue reads a format
+// first, and this stands before first tokens.)
+static PyObject *tuple_of(PyObject *const *values, Py_ssize_t count)
+{
+    PyObject *tuple = PyTuple_New(count);
+    bool whole = tuple != NULL;
+    for (Py_ssize_t i = 0; i < count; i++)
+        whole = whole && values[i] != NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (!whole)
+            Py_XDECREF(values[i]);
+        else
+            PyTuple_SetItem(tuple, i, values[i]);
+    }
+    if (!whole)
+        Py_CLEAR(tuple);
+    return tuple;
+}
+
 // ---------------------------------------------------------------- JSON (RFC 8259)
 
 static void skip_blanks(cursor *c)
@@ -493,7 +512,7 @@ static bool take_object(cursor *c, read_facts *read)
 
 static bool append_event(read_facts *read, uint64_t code, Py_ssize_t size)
 {
-    PyObject *pair = Py_BuildValue("(Kn)", (unsigned long long)code, size);
+    PyObject *values[] = {PyLong_FromUnsignedLongLong(code), PyLong_FromSsize_t(size)}, *pair = tuple_of(values, 2);
     if (pair == NULL)
         return false;
     int failed = PyList_Append(read->events, pair);
@@ -667,16 +686,19 @@ static PyObject *lesson_tuple(const read_facts *read)
 {
     if (read->lesson.begin == NULL)
         Py_RETURN_NONE;
+    PyObject *code = PyLong_FromUnsignedLongLong(read->lesson_code);
     if (read->lesson_text.begin == NULL)
-        return Py_BuildValue("(KOO)", (unsigned long long)read->lesson_code, Py_None, Py_None);
+        return tuple_of((PyObject *[]){code, Py_NewRef(Py_None), Py_NewRef(Py_None)}, 3);
     Py_ssize_t after = read->lesson.end - read->lesson_text.end;
     PyObject *suffix = PyBytes_FromStringAndSize(NULL, after + 2);
-    if (suffix == NULL)
+    if (suffix == NULL) {
+        Py_XDECREF(code);
         return NULL;
+    }
     memcpy(PyBytes_AsString(suffix), read->lesson_text.end, after);
     memcpy(PyBytes_AsString(suffix) + after, "\r\n", 2);
-    return Py_BuildValue("(Ky#N)", (unsigned long long)read->lesson_code, (const char *)read->lesson.begin,
-        (Py_ssize_t)(read->lesson_text.begin - read->lesson.begin), suffix);
+    span prefix = {read->lesson.begin, read->lesson_text.begin};
+    return tuple_of((PyObject *[]){code, bytes_or_none(prefix), suffix}, 3);
 }
 
 static PyObject *result(PyObject *data, const read_facts *read, bool raw, Py_ssize_t chunks_bytes)
@@ -693,9 +715,11 @@ static PyObject *result(PyObject *data, const read_facts *read, bool raw, Py_ssi
             Py_XDECREF(parts[i]);
         return NULL;
     }
-    return Py_BuildValue("(NOiiNNNNNNNN)", parts[0], read->events, read->content_count, read->choice_max,
-        PyBool_FromLong(read->has_choices), parts[1], parts[2], parts[3], parts[4], parts[5], PyBool_FromLong(read->ended),
-        parts[6]);
+    PyObject *values[] = {
+        parts[0], Py_NewRef(read->events), PyLong_FromLong(read->content_count), PyLong_FromLong(read->choice_max),
+        PyBool_FromLong(read->has_choices), parts[1], parts[2], parts[3], parts[4], parts[5], PyBool_FromLong(read->ended), parts[6],
+    };
+    return tuple_of(values, sizeof values / sizeof *values);
 }
 
 PyDoc_STRVAR(scan_doc,
@@ -760,7 +784,172 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
     return PyLong_FromSsize_t(size);
 }
 
+// ---------------------------------------------------------------- heads
+
+enum { LENGTH_DIGITS_MAX = 15, DATE_BYTES_MAX = 40 };
+
+static bool is_digit(unsigned char byte)
+{
+    return byte >= '0' && byte <= '9';
+}
+
+static bool is_of_date(unsigned char byte)
+{
+    unsigned char lower = byte | 0x20;
+    return is_digit(byte) || (lower >= 'a' && lower <= 'z') || (byte != 0 && strchr(",: +-", byte) != NULL);
+}
+
+// Whether a header line has this name; `name` in lower case, with the colon.
+static bool has_name(text line, text end, const char *name, Py_ssize_t name_bytes)
+{
+    if (end - line < name_bytes)
+        return false;
+    for (Py_ssize_t i = 0; i < name_bytes; i++) {
+        unsigned char byte = line[i];
+        if (byte >= 'A' && byte <= 'Z')
+            byte |= 0x20;
+        if (byte != (unsigned char)name[i])
+            return false;
+    }
+    return true;
+}
+
+// The value of a line "name: value" behind its one space, if all of it is of the form; begin NULL if not.
+static span varying_value(text at, text line_end, Py_ssize_t bytes_max, bool (*fits)(unsigned char))
+{
+    span none = {NULL, NULL}, value = {at + 1, line_end};
+    if (at >= line_end || *at != ' ' || line_end - value.begin < 1 || line_end - value.begin > bytes_max)
+        return none;
+    for (text byte = value.begin; byte < line_end; byte++)
+        if (!fits(*byte))
+            return none;
+    return value;
+}
+
+PyDoc_STRVAR(split_head_doc,
+    "split_head(data, position, head_bytes_max)\n--\n\n"
+    "Return a head without the values of its content-length and date, the length (-1: none), and where it ends; or None.");
+
+// The twin of plain_split_head() in router/http1.py.
+static PyObject *split_head(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 3 || !PyBytes_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "split_head(data: bytes, position: int, head_bytes_max: int)");
+        return NULL;
+    }
+    Py_ssize_t position = PyLong_AsSsize_t(arguments[1]), bytes_max = PyLong_AsSsize_t(arguments[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t size = PyBytes_Size(arguments[0]);
+    if (position < 0 || position > size || bytes_max < 0)
+        Py_RETURN_NONE;
+    text begin = (text)PyBytes_AsString(arguments[0]) + position;
+    text limit = size - position > bytes_max ? begin + bytes_max : begin + (size - position);
+    span length = {NULL, NULL}, date = {NULL, NULL};
+    text line = begin, end = NULL;
+    while (end == NULL) {
+        text line_end = line;
+        do { // to the next CR LF
+            line_end = memchr(line_end, '\r', limit - line_end);
+            if (line_end == NULL || limit - line_end < 2)
+                Py_RETURN_NONE;
+        } while (line_end[1] != '\n' && line_end++ != NULL);
+        if (line != begin && has_name(line, line_end, "content-length:", 15)) {
+            if (length.begin != NULL || (length = varying_value(line + 15, line_end, LENGTH_DIGITS_MAX, is_digit)).begin == NULL)
+                Py_RETURN_NONE;
+        } else if (line != begin && has_name(line, line_end, "date:", 5)) {
+            if (date.begin != NULL || (date = varying_value(line + 5, line_end, DATE_BYTES_MAX, is_of_date)).begin == NULL)
+                Py_RETURN_NONE;
+        }
+        if (limit - line_end >= 4 && line_end[2] == '\r' && line_end[3] == '\n')
+            end = line_end + 4;
+        line = line_end + 2;
+    }
+    long long declared = length.begin == NULL ? -1 : 0;
+    for (text digit = length.begin; digit != NULL && digit < length.end; digit++)
+        declared = declared * 10 + (*digit - '0');
+    span first = length, second = date;
+    if (date.begin != NULL && (length.begin == NULL || date.begin < length.begin))
+        first = date, second = length;
+    if (first.begin == NULL)
+        first.begin = first.end = end;
+    if (second.begin == NULL)
+        second.begin = second.end = end;
+    Py_ssize_t one = first.begin - begin, two = second.begin - first.end, three = end - second.end;
+    PyObject *key = PyBytes_FromStringAndSize(NULL, one + two + three);
+    if (key == NULL)
+        return NULL;
+    char *to = PyBytes_AsString(key);
+    memcpy(to, begin, one);
+    memcpy(to + one, first.end, two);
+    memcpy(to + one + two, second.end, three);
+    PyObject *values[] = {key, PyLong_FromLongLong(declared), PyLong_FromSsize_t(position + (Py_ssize_t)(end - begin))};
+    return tuple_of(values, 3);
+}
+
+// ---------------------------------------------------------------- times
+
+enum { STAGES = 5, STAGE_BYTES_MAX = 48 };
+
+PyDoc_STRVAR(stage_times_doc,
+    "stage_times(ingress_ns, queue_ns, route_ns, connect_ns, host_ns)\n--\n\n"
+    "Return the value of server-timing; a stage that did not happen is negative and left out.");
+
+// The twin of plain_stage_times() in router/ingress/heads.py.
+static PyObject *stage_times(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    static const char *const names[STAGES] = {"ingress;dur=", "queue;dur=", "route;dur=", "connect;dur=", "host;dur="};
+    (void)module;
+    char text_of[STAGES * STAGE_BYTES_MAX], *to = text_of;
+    if (count != STAGES) {
+        PyErr_SetString(PyExc_TypeError, "stage_times takes five times in nanoseconds");
+        return NULL;
+    }
+    for (int i = 0; i < STAGES; i++) {
+        long long ns = PyLong_AsLongLong(arguments[i]);
+        if (ns == -1 && PyErr_Occurred())
+            return NULL;
+        if (ns < 0)
+            continue;
+        unsigned long long us = ((unsigned long long)ns + 500) / 1000, whole = us / 1000;
+        if (to != text_of)
+            *to++ = ',', *to++ = ' ';
+        for (const char *byte = names[i]; *byte != 0; byte++)
+            *to++ = *byte;
+        char digits[24], *digit = digits + sizeof digits;
+        do {
+            *--digit = (char)('0' + whole % 10);
+            whole /= 10;
+        } while (whole != 0);
+        while (digit < digits + sizeof digits)
+            *to++ = *digit++;
+        *to++ = '.';
+        *to++ = (char)('0' + us / 100 % 10);
+        *to++ = (char)('0' + us / 10 % 10);
+        *to++ = (char)('0' + us % 10);
+    }
+    return PyBytes_FromStringAndSize(text_of, to - text_of);
+}
+
+PyDoc_STRVAR(first_byte_doc, "first_byte(data)\n--\n\nReturn the first byte of anything with a buffer, -1 where it is empty.");
+
+// The twin of plain_first_byte() in router/messages.py.
+static PyObject *first_byte(PyObject *module, PyObject *data)
+{
+    (void)module;
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) != 0)
+        return NULL;
+    long first = view.len > 0 ? *(const unsigned char *)view.buf : -1;
+    PyBuffer_Release(&view);
+    return PyLong_FromLong(first);
+}
+
 static PyMethodDef methods[] = {
+    {"stage_times", (PyCFunction)(void (*)(void))stage_times, METH_FASTCALL, stage_times_doc},
+    {"first_byte", first_byte, METH_O, first_byte_doc},
+    {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL, split_head_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
     {"scan", (PyCFunction)(void (*)(void))scan, METH_FASTCALL, scan_doc},
     {NULL, NULL, 0, NULL},

@@ -25,7 +25,6 @@ from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.stamps import EARLY_WINDOW_NS
 from router.telemetry.records import Endpoint, Kind, Phase
-from router.telemetry.writer import explained
 
 if TYPE_CHECKING:
     from router.hosts.connection import HostConnection
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 _EVENT_STREAM: Final = b"text/event-stream"
 _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
+# The interpreter looks members of an enum up anew each time.
+_PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
 _CONTENT_FIRST: Final = int(Kind.TEXT)
 _CONTENT_LAST: Final = int(Kind.TOOL_CALL)
 _REASONING: Final = int(Kind.REASONING)
@@ -114,10 +115,11 @@ class Attempt:
         self.last_read_ns = now
         request.conn_ns = now
         request.check_ns = 0  # another time-out holds from here on
-        request.phase = Phase.PREFILL
-        connection.start(self, data)
+        request.phase = _PREFILL
+        connection.attempt = self
+        connection.transport.write(data)  # type: ignore[union-attr]  # a connection in hand has one
         if not connection.blocked:
-            self.request_written(monotonic_ns())
+            request.sent_ns = self.last_read_ns = monotonic_ns()
 
     def request_written(self, now: int) -> None:
         """The last byte of the request is in the socket."""
@@ -137,26 +139,22 @@ class Attempt:
         self.status = head.status
         self._keep_alive = head.keep_alive
         self._decoder = decoder
-        self._content_type = head.headers.get(b"content-type", b"application/json")
-        self.retry_after = head.headers.get(b"retry-after", b"")
+        if head.route is None:
+            head.route = _answer_facts(head)
+        self._content_type, streamed, self.retry_after = head.route
         request = self.request
         if request.path:
             return self._begin_foreign(head, decoder)
-        streamed = self._content_type.lower().startswith(_EVENT_STREAM)
         if head.status != 200 or not streamed or not (request.stream or request.fold):
             return self._take_whole
         if request.fold:
             self._fold = Fold(chat=request.endpoint == Endpoint.CHAT, answer_bytes_max=self._loop.limits.answer_bytes)
         elif request.egress.counts_events:
             self._counting = cast("CountingEgress", request.egress)
-        self.scanner = StreamScanner(
-            decoder,
-            raw=request.egress.raw and not request.fold,
-            drop_usage=self.drop_usage,
-            drop_progress=self.drop_progress,
-            keep_payloads=request.fold,
-            event_bytes_max=self._loop.limits.event_bytes,
-        )
+        fold = request.fold
+        raw = request.egress.raw and not fold
+        event_bytes_max = self._loop.limits.event_bytes
+        self.scanner = StreamScanner(decoder, raw, self.drop_usage, self.drop_progress, fold, event_bytes_max)
         return self._take_stream
 
     def _begin_foreign(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
@@ -286,8 +284,8 @@ class Attempt:
         request.tok1 = now
         self._early_end_ns = now + EARLY_WINDOW_NS
         if self._live:  # there will be no further attempt
-            request.let_go(explained(request))
-        request.phase = Phase.DECODE
+            request.let_go()
+        request.phase = _DECODE
         request.check_ns = 0  # another time-out holds from here on
 
     def _count_early(self, now: int, written: int, count: int) -> None:
@@ -529,6 +527,12 @@ class Attempt:
     def live(self) -> bool:
         """Whether this attempt's bytes are at the client: nothing can be retried any more."""
         return self._live
+
+
+def _answer_facts(head: Head) -> tuple[bytes, bool, bytes]:
+    """Return the type of an answer's content, whether it is an event stream, and its ``retry-after``."""
+    content_type = head.headers.get(b"content-type", b"application/json")
+    return content_type, content_type.lower().startswith(_EVENT_STREAM), head.headers.get(b"retry-after", b"")
 
 
 class _Whole(msgspec.Struct):

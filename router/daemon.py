@@ -17,9 +17,9 @@ import uvloop
 
 import ringbuffer
 from ringbuffer import RingError
+from router import native
 from router.config import Config, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
 from router.errors import ConfigError, ErrorKind
-from router.hosts import native_scan
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
@@ -110,7 +110,7 @@ class Daemon:
             zeromq=self._zeromq_endpoints,
             rings=str(self.telemetry.generation.path),
             ring_backend=ringbuffer.BACKEND,
-            scanner=native_scan.BACKEND,
+            scanner=native.BACKEND,
             wait=self.config.loop.wait,
             pid=os.getpid(),
         )
@@ -333,7 +333,7 @@ def serve(config: Config) -> int:
         return 2
     if ringbuffer.BACKEND == "plain":
         log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
-    if native_scan.BACKEND == "plain":
+    if native.BACKEND == "plain":
         log.warning("streams are scanned without the C extension: more time for each request, the same answers")
     config = _fit_descriptors(config, log)
     try:

@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from router.errors import ErrorKind, RequestError
+from router import native
+from router.errors import UNDECODABLE, ErrorKind, RequestError
 from router.telemetry.records import Endpoint
 
 
@@ -71,11 +72,16 @@ class PassBody(msgspec.Struct):
         return 0
 
 
-_DECODERS: Final = {
-    Endpoint.CHAT: (msgspec.json.Decoder(_Chat).decode, "messages"),
-    Endpoint.COMPLETION: (msgspec.json.Decoder(_Completion).decode, "prompt"),
-    Endpoint.EMBEDDINGS: (msgspec.json.Decoder(_Embeddings).decode, "input"),
-}
+_CHAT: Final = Endpoint.CHAT
+_DECODERS: Final = (
+    None,
+    (msgspec.json.Decoder(_Chat).decode, "messages"),
+    (msgspec.json.Decoder(_Completion).decode, "prompt"),
+    (msgspec.json.Decoder(_Embeddings).decode, "input"),
+)
+"""By the number of the endpoint: to hash a member of an enum is a call of Python."""
+assert (Endpoint.CHAT, Endpoint.COMPLETION, Endpoint.EMBEDDINGS) == (1, 2, 3)
+_NULL, _ARRAY = b"n"[0], b"["[0]
 _decode_pass_body: Final = msgspec.json.Decoder(PassBody).decode
 _decode_fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -84,21 +90,40 @@ _PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
     """Decode a request body; raises :class:`RequestError` that names the field, what it is and what it should be."""
-    decode, content = _DECODERS[endpoint]
-    decoded: RequestBody = _decoded(decode, body)
-    given = bytes(memoryview(getattr(decoded, content))[:20])
-    if not given or given == b"null":
+    decode, content = _DECODERS[endpoint]  # type: ignore[misc]  # none of the others is decoded here
+    try:
+        if not body.isascii():
+            body.decode()
+        decoded: RequestBody = decode(body)
+    except UNDECODABLE as error:
+        raise _body_error(error, body) from None
+    first = first_byte(getattr(decoded, content))
+    if first == -1 or first == _NULL:  # noqa: PLR1714 - a set would be built each time
         raise RequestError(ErrorKind.BAD_REQUEST, f"{content} is missing", content)
-    if endpoint is Endpoint.CHAT and given[:1] != b"[":
-        raise RequestError(
-            ErrorKind.BAD_REQUEST, f"messages must be an array, not {given.decode(errors='replace')}", content
-        )
+    if endpoint is _CHAT and first != _ARRAY:
+        given = bytes(memoryview(getattr(decoded, content))[:20]).decode(errors="replace")
+        raise RequestError(ErrorKind.BAD_REQUEST, f"messages must be an array, not {given}", content)
     return decoded
+
+
+def plain_first_byte(data: Any) -> int:
+    """Return the first byte of anything with a buffer, -1 where it is empty."""
+    view = memoryview(data)
+    return view[0] if view else -1
+
+
+first_byte: Final[Callable[[Any], int]] = plain_first_byte if native.module is None else native.module.first_byte
+"""As :func:`plain_first_byte`, in one step where there is native code."""
 
 
 def decode_pass_body(body: bytes) -> PassBody:
     """Decode the body of a request that passes through; raises :class:`RequestError` unless it is a JSON object."""
-    decoded: PassBody = _decoded(_decode_pass_body, body)
+    try:
+        if not body.isascii():
+            body.decode()
+        decoded = _decode_pass_body(body)
+    except UNDECODABLE as error:
+        raise _body_error(error, body) from None
     if not isinstance(decoded.user, str):
         decoded.user = None
     if not isinstance(decoded.metadata, dict):
@@ -106,22 +131,17 @@ def decode_pass_body(body: bytes) -> PassBody:
     return decoded
 
 
-def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
-    if not body.isascii():
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RequestError(ErrorKind.BAD_REQUEST, f"the body is not UTF-8: byte {error.start} is invalid") from None
-    try:
-        return decode(body)
-    except msgspec.ValidationError as error:
-        raise _field_error(str(error)) from None
-    except RecursionError:
-        raise RequestError(ErrorKind.BAD_REQUEST, "the body is nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise RequestError(
-            ErrorKind.BAD_REQUEST, f"the body is not JSON: {error}" if body else "the body is empty"
-        ) from None
+def _body_error(error: Exception, body: bytes) -> RequestError:
+    """Return what is wrong with a body that cannot be decoded."""
+    if isinstance(error, UnicodeDecodeError):
+        text = f"the body is not UTF-8: byte {error.start} is invalid"
+    elif isinstance(error, msgspec.ValidationError):
+        return _field_error(str(error))
+    elif isinstance(error, RecursionError):
+        text = "the body is nested too deeply"
+    else:
+        text = f"the body is not JSON: {error}" if body else "the body is empty"
+    return RequestError(ErrorKind.BAD_REQUEST, text)
 
 
 def _field_error(message: str) -> RequestError:
@@ -141,14 +161,20 @@ def edit_body(body: bytes, add: dict[str, bytes], replace: dict[str, bytes]) -> 
     Added fields are spliced in behind the opening brace, so that a long prompt is not parsed again; a replacement
     decodes the object one level deep.
     """
+    if not add and not replace:
+        return body
     if replace:
         fields = _decode_fields(body)
         for name, value in (*replace.items(), *add.items()):
             fields[name] = Raw(value)
         return _encode(fields)
+    return add_field(body, b",".join([b'"%b":%b' % (name.encode(), value) for name, value in add.items()]))
+
+
+def add_field(body: bytes, field: bytes) -> bytes:
+    """Return a JSON object that has at least one field with another in front of it; ``field`` is its name and value."""
     brace = body.index(b"{") + 1
-    extra = b",".join(b'"%b":%b' % (name.encode(), value) for name, value in add.items())
-    return b"%b%b,%b" % (body[:brace], extra, body[brace:])
+    return body[:brace] + field + b"," + body[brace:]
 
 
 TRUE: Final = b"true"

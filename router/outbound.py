@@ -10,38 +10,45 @@ import msgspec
 from msgspec import UNSET
 
 from router.errors import UNDECODABLE
-from router.messages import TRUE, USAGE_OPTIONS, StreamOptions, edit_body, with_usage
-from router.telemetry.records import DoneFlag, Endpoint
+from router.messages import TRUE, USAGE_OPTIONS, add_field, edit_body, with_usage
+from router.telemetry.records import DoneFlag
 
 if TYPE_CHECKING:
     from router.attempt import Attempt
     from router.messages import RequestBody
 
-PATHS: Final = {
-    Endpoint.CHAT: b"/v1/chat/completions",
-    Endpoint.COMPLETION: b"/v1/completions",
-    Endpoint.EMBEDDINGS: b"/v1/embeddings",
-}
+_USAGE_FIELD: Final = b'"stream_options":%b' % USAGE_OPTIONS
+_USAGE_ADDED: Final = int(DoneFlag.USAGE_ADDED)
 
 
 def build(attempt: Attempt) -> bytes:
     """Return the request as this attempt's host gets it, and note in the attempt what to take out of its answer."""
     request, host = attempt.request, attempt.host
     facts = host.facts
+    head = host.request_head(request.target)
+    body = request.body
     if request.path:
         body = _passed_body(attempt)
-        head = host.request_head(request.target) + request.dialect_headers
-    else:
-        body = _body(attempt)
-        head = host.request_head(PATHS[request.endpoint])
+        head += request.dialect_headers
+    elif request.stream or request.fold:
+        body = _stream_body(attempt)
+    elif host.models.get(request.model.name) != request.fields.model:
+        body = edit_body(body, {}, _model_field(attempt))
     if facts.request_id_header:
         head += b"x-request-id: %b\r\n" % request.request_id.encode("ascii", "replace")
-    if facts.trace_headers and request.trace_headers:
+    if request.trace_headers and facts.trace_headers:
         head += request.trace_headers
-    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    return head + b"content-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
 
 
-def _body(attempt: Attempt) -> bytes:
+def _model_field(attempt: Attempt) -> dict[str, bytes]:
+    """Return the host's name for the model as a field of the body, nothing where it is the client's."""
+    name = attempt.request.model.name
+    host_model = attempt.host.models.get(name, name)
+    return {} if host_model == attempt.request.fields.model else {"model": msgspec.json.encode(host_model)}
+
+
+def _stream_body(attempt: Attempt) -> bytes:
     """Return the client's body, edited only where it must be.
 
     The model gets the host's name for it; a stream is asked for where the answer is folded or streamed by default;
@@ -49,31 +56,33 @@ def _body(attempt: Attempt) -> bytes:
     """
     request, host = attempt.request, attempt.host
     fields: RequestBody = request.fields
-    if request.endpoint is Endpoint.EMBEDDINGS and host.models.get(fields.model) == fields.model:
-        return request.body
+    facts, options = host.facts, fields.stream_options
+    own_options = options is not UNSET and options is not None
+    wants_usage = facts.include_usage and not (own_options and options.include_usage)  # type: ignore[union-attr]
+    wants_progress = facts.progress and not fields.return_progress
+    same_model = host.models.get(request.model.name) == fields.model
+    if wants_usage:
+        attempt.drop_usage = not request.fold
+        request.flags |= _USAGE_ADDED
+    if wants_progress:
+        attempt.drop_progress = True
+    if fields.stream is True and same_model:
+        if not (wants_usage or wants_progress):
+            return request.body
+        if options is UNSET and not wants_progress:
+            return add_field(request.body, _USAGE_FIELD)
     add: dict[str, bytes] = {}
-    replace: dict[str, bytes] = {}
+    replace = _model_field(attempt)
 
     def put(name: str, value: bytes, given: object) -> None:
         (add if given is UNSET else replace)[name] = value
 
-    host_model = host.models.get(request.model.name, request.model.name)
-    if host_model != fields.model:
-        replace["model"] = msgspec.json.encode(host_model)
-    if request.stream or request.fold:
-        if fields.stream is not True:
-            put("stream", TRUE, fields.stream)
-        own = isinstance(fields.stream_options, StreamOptions)
-        asked = isinstance(fields.stream_options, StreamOptions) and fields.stream_options.include_usage
-        if host.facts.include_usage and not asked:
-            put("stream_options", with_usage(request.body) if own else USAGE_OPTIONS, fields.stream_options)
-            attempt.drop_usage = not request.fold
-            request.flags |= int(DoneFlag.USAGE_ADDED)
-        if host.facts.progress and not fields.return_progress:
-            put("return_progress", TRUE, fields.return_progress)
-            attempt.drop_progress = True
-    if not add and not replace:
-        return request.body
+    if fields.stream is not True:
+        put("stream", TRUE, fields.stream)
+    if wants_usage:
+        put("stream_options", with_usage(request.body) if own_options else USAGE_OPTIONS, options)
+    if wants_progress:
+        put("return_progress", TRUE, fields.return_progress)
     return edit_body(request.body, add, replace)
 
 

@@ -100,11 +100,14 @@ class Request:
     recv: int
     body_ns: int
     identity: bytes = b""
+    """What never changes of it in the records, once it was made."""
+    identities: dict[str, tuple[bytes, bytes]] | None = None
+    """Of requests with the same head, by model: their identity before and behind the request's id."""
     trace_headers: bytes = b""
     path: str = ""
     """Of a request that passes through: its path, which not every host has. Empty for those that every host takes."""
     target: bytes = b""
-    """``path`` with the client's query."""
+    """What a host is asked for: ``path`` with the client's query, or the path of the endpoint."""
     dialect_headers: bytes = b""
     """Lines of the client's head that the path's API needs."""
     dialect: Dialect = OPENAI
@@ -136,8 +139,6 @@ class Request:
     candidates: Sequence[Candidate] = ()
     chosen: int = -1
     """Which of ``candidates`` got the request."""
-    explained: bytes = b""
-    """The candidates as they stand in the done record, once they were let go."""
     host: int = 0
     committed: bool = False
     """The client has the head of a stream: an error must now be an event in it."""
@@ -187,17 +188,12 @@ class Request:
     timings: bytes | None = None
     metrics: bytes | None = None
 
-    def let_go(self, explained: bytes) -> None:
-        """Forget what only a further attempt would need: an idle stream should hold little.
-
-        ``explained`` is what the record is to say of the candidates.
-        """
-        self.explained = explained
+    def let_go(self) -> None:
+        """Forget what only a further attempt would need: an idle stream should hold little."""
         if self.body:
             self.body_bytes, self.body = len(self.body), b""
         self.fields = None
         self.headers = _NO_HEADERS
-        self.candidates = ()
 
     def failure(self, kind: ErrorKind, message: str) -> Failure:
         """Return what there is to tell of an error."""

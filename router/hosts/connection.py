@@ -7,7 +7,16 @@ import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from router.http1 import HEAD_END, BodyDecoder, HeadMemo, ProtocolError, parse_response_head, response_decoder
+from router.http1 import (
+    HEAD_END,
+    BodyDecoder,
+    Head,
+    HeadMemo,
+    ProtocolError,
+    declared_length,
+    parse_response_head,
+    response_decoder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +46,15 @@ def shut_down(transport: asyncio.Transport) -> None:
         finally:
             twin.detach()
     transport.abort()
+
+
+def _parsed(data: bytes, position: int) -> tuple[Head, int, int] | None:
+    """Parse an unusual head; return it with its length (-1: none) and its end, ``None`` if it is not complete."""
+    end = data.find(HEAD_END, position)
+    if end < 0:
+        return None
+    head = parse_response_head(data[position : end + 4])
+    return head, declared_length(head), end + 4
 
 
 class HostConnection(asyncio.Protocol):
@@ -118,12 +136,6 @@ class HostConnection(asyncio.Protocol):
             self.attempt.request_written(monotonic_ns())
 
     # ------------------------------------------------------------ used by the attempt
-    def start(self, attempt: Attempt, data: bytes) -> None:
-        """Send a request; its answer goes to ``attempt``."""
-        assert self.transport is not None
-        self.attempt = attempt
-        self.transport.write(data)
-
     def release(self, decoder: BodyDecoder | None, *, reusable: bool) -> None:
         """Take the connection back from its attempt, whose answer is complete or nearly so.
 
@@ -198,26 +210,26 @@ class HostConnection(asyncio.Protocol):
         assert attempt is not None
         attempt.first_byte(now)
         data = self._head + data if self._head else data
-        position, status = 0, 100
-        while status < 200:  # behind an interim response the real one follows
-            end = data.find(HEAD_END, position)
-            if end < 0:
+        position = 0
+        while True:
+            try:
+                taken = _response_heads.take(data, position, _RESPONSE_HEAD_BYTES_MAX) or _parsed(data, position)
+            except ProtocolError as error:
+                attempt.protocol_failed(f"not an HTTP response: {error}", now)
+                return
+            if taken is None:
                 self._head = data[position:]
                 if len(self._head) > _RESPONSE_HEAD_BYTES_MAX:
                     attempt.protocol_failed(f"a response head over {_RESPONSE_HEAD_BYTES_MAX} bytes", now)
                 return
-            try:
-                head = _response_heads.parse(data[position : end + 4])
-            except ProtocolError as error:
-                attempt.protocol_failed(f"not an HTTP response: {error}", now)
-                return
-            position, status = end + 4, head.status
+            head, length, position = taken
+            if head.status >= 200:  # behind an interim response the real one follows
+                break
         self._head = b""
-        rest = data[position:]
-        decoder = response_decoder(head)
+        decoder = response_decoder(head, length)
         self.take = attempt.begin(head, decoder)
-        if rest or decoder.ended:
-            self.take(rest, now)
+        if position < len(data) or decoder.ended:
+            self.take(data[position:], now)
 
     def _drain_trailing(self, data: bytes) -> None:
         assert self._trailing is not None

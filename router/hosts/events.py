@@ -110,7 +110,7 @@ class EventScanner:
         "usage",
     )
 
-    def __init__(self, decoder: BodyDecoder, *, raw: bool, event_bytes_max: int, lines: bool = False) -> None:
+    def __init__(self, decoder: BodyDecoder, raw: bool, event_bytes_max: int, lines: bool = False) -> None:
         self._decoder = decoder
         self._raw = raw
         self._event_bytes_max = event_bytes_max

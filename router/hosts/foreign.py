@@ -158,7 +158,7 @@ class ForeignScanner(EventScanner):
     def __init__(
         self, decoder: BodyDecoder, *, raw: bool = True, lines: bool = False, event_bytes_max: int = 4 << 20
     ) -> None:
-        super().__init__(decoder, raw=raw, event_bytes_max=event_bytes_max, lines=lines)
+        super().__init__(decoder, raw, event_bytes_max, lines)
         self._lines = lines
         self._closed = False
         self._marks_end = False

@@ -1,12 +1,11 @@
-"""Which scan of a stream's reads this process has: ``router._scan``, or plain Python where it could not be compiled."""
+"""Which scan of a stream's reads this process has, and the plain twin of what tells one more token like the last."""
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from router import native
 from router.http1 import CHUNK_LINE_SEARCH, CHUNK_SIZES
 
 Scan = Callable[[bytes, bool, bool, bool], tuple[Any, ...] | None]
@@ -35,19 +34,7 @@ def plain_same_token(data: bytes, prefix: bytes, suffix: bytes) -> int:
     return size
 
 
-def _find() -> Any:
-    if os.environ.get("RINGROUTER_SCANNER", "") == "plain":
-        return None
-    try:
-        return importlib.import_module("router._scan")
-    except ImportError:
-        return None
-
-
-_module: Final = _find()
-scan: Final = cast("Scan | None", _module and _module.scan)
-"""The native scan; ``None`` where it was not compiled, or where ``RINGROUTER_SCANNER=plain`` says so."""
-same_token: Final[SameToken] = plain_same_token if _module is None else _module.same_token
-"""As :func:`plain_same_token`, in one call where it was compiled."""
-BACKEND: Final = "plain" if _module is None else "c"
-"""``c`` or ``plain``."""
+scan: Final = cast("Scan | None", native.module and native.module.scan)
+"""The native scan; ``None`` without native code: then the scanner itself does everything."""
+same_token: Final[SameToken] = plain_same_token if native.module is None else native.module.same_token
+"""As :func:`plain_same_token`, in one call where there is native code."""

@@ -12,7 +12,7 @@ import msgspec
 from router.errors import UNDECODABLE
 from router.hosts.host import Host
 from router.hosts.kinds import facts_of, kind_of_owner
-from router.http1 import HEAD_END, EofDecoder, ProtocolError, parse_response_head, response_decoder
+from router.http1 import HEAD_END, EofDecoder, ProtocolError, declared_length, parse_response_head, response_decoder
 
 _ANSWER_BYTES_MAX: Final = 4 << 20
 
@@ -60,7 +60,7 @@ async def _get(host: Host, path: str) -> tuple[int, bytes]:
             _bound(data)
         head_bytes, _, rest = data.partition(HEAD_END)
         head = parse_response_head(head_bytes + HEAD_END)
-        decoder = response_decoder(head)
+        decoder = response_decoder(head, declared_length(head))
         body = decoder.feed(rest)
         while not decoder.ended:
             more = await reader.read(65536)

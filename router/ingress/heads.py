@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
+
+from router import native
 
 if TYPE_CHECKING:
     from router.request import Request
@@ -11,7 +14,6 @@ if TYPE_CHECKING:
 _REASONS: Final = {s.value: s.phrase.encode() for s in HTTPStatus} | {499: b"Client Closed Request"}
 STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in _REASONS.items()}
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_MS_NS: Final = 1_000_000
 
 
 def status_line(status: int) -> bytes:
@@ -45,21 +47,25 @@ def server_timing(request: Request) -> bytes:
     """Return the stages so far in milliseconds (https://www.w3.org/TR/server-timing/)."""
     deq, admitted, routed = request.deq, request.admitted, request.routed
     conn, sent, hfb = request.conn_ns, request.sent_ns, request.hfb
-    if hfb and sent:  # all stages happened, as for nearly every request
-        return b"ingress;dur=%.3f, queue;dur=%.3f, route;dur=%.3f, connect;dur=%.3f, host;dur=%.3f" % (
-            (deq - request.recv) / _MS_NS,
-            (admitted - deq) / _MS_NS,
-            (routed - admitted) / _MS_NS,
-            (conn - routed) / _MS_NS,
-            (max(request.tok1, request.tok_n, hfb) - sent) / _MS_NS,
-        )
-    parts = [b"ingress;dur=%.3f" % ((deq - request.recv) / _MS_NS)] if deq else []
-    if admitted:
-        parts.append(b"queue;dur=%.3f" % ((admitted - deq) / _MS_NS))
-    if routed:
-        parts.append(b"route;dur=%.3f" % ((routed - admitted) / _MS_NS))
-    if conn:
-        parts.append(b"connect;dur=%.3f" % ((conn - routed) / _MS_NS))
-    if hfb:
-        parts.append(b"host;dur=%.3f" % ((max(request.tok1, request.tok_n, hfb) - (sent or conn)) / _MS_NS))
-    return b", ".join(parts)
+    last = request.tok_n or request.tok1 or hfb
+    return stage_times(
+        deq - request.recv if deq else -1,
+        admitted - deq if admitted else -1,
+        routed - admitted if routed else -1,
+        conn - routed if conn else -1,
+        last - (sent or conn) if hfb else -1,
+    )
+
+
+def plain_stage_times(*stages_ns: int) -> bytes:
+    """Return the value of ``server-timing`` from the nanoseconds of ingress, queue, route, connect and host; a stage
+    that did not happen is negative and left out.
+    """
+    named = zip(_STAGES, stages_ns, strict=True)
+    microseconds = [(name, (ns + 500) // 1000) for name, ns in named if ns >= 0]
+    return b", ".join([b"%b;dur=%d.%03d" % (name, us // 1000, us % 1000) for name, us in microseconds])
+
+
+_STAGES: Final = (b"ingress", b"queue", b"route", b"connect", b"host")
+stage_times: Final[Callable[..., bytes]] = plain_stage_times if native.module is None else native.module.stage_times
+"""As :func:`plain_stage_times`, in one step where there is native code: it stands before every first token."""

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Final, cast
 
 from router.dialects import OPENAI, Dialect, Failure, dialect_of
 from router.errors import WIRE, ErrorKind
-from router.http1 import HEAD_END, LAST_CHUNK, ChunkedDecoder, Head, HeadMemo, ProtocolError, chunk, parse_request_head
+from router.http1 import (
+    HEAD_END,
+    LAST_CHUNK,
+    ChunkedDecoder,
+    Head,
+    HeadMemo,
+    ProtocolError,
+    chunk,
+    declared_length,
+    parse_request_head,
+)
 from router.ingress import heads
 from router.telemetry.tcp import TcpInfo, read_tcp_info
 
@@ -35,6 +45,12 @@ _JSON: Final = b"application/json"
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """``struct linger`` of socket(7): on, no time."""
 _STREAM_HEADERS: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+
+def _parsed(data: bytes) -> tuple[Head, int, int]:
+    """Parse a head that no other resembles; return it with its length (-1: none) and its end."""
+    head = parse_request_head(data)
+    return head, declared_length(head), len(data)
 
 
 def _drop(data: bytes) -> None:
@@ -187,26 +203,26 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_at_once(self, data: bytes) -> bool:
         """Take a read that is one whole request, as most are, without further steps; false for any other."""
-        limits = self._server.limits
-        end = data.find(HEAD_END, 0, limits.head_bytes)
-        if end < 0:
-            return False
+        server = self._server
+        limits = server.limits
         try:
-            head = _request_heads.parse(data[: end + 4])
+            taken = _request_heads.take(data, 0, limits.head_bytes)
         except ProtocolError:
             return False  # refused on the usual way
-        length = head.length or 0
-        if head.chunked or len(data) != end + 4 + length or length > limits.body_bytes:
+        if taken is None:
+            return False
+        head, length, end = taken
+        if len(data) != (end + length if length > 0 else end) or length > limits.body_bytes or head.chunked:
             return False
         self.recv_ns = monotonic_ns()
         self._close_after = not head.keep_alive
         self.raw = head.minor > 0
-        self.request_id = self._server.request_id(head)
-        self._advancing = True  # there is nothing to advance to
-        try:
-            self._server.handle(self, head, data[end + 4 :], monotonic_ns())
-        finally:
-            self._advancing = False
+        route = head.route or server.route(head)
+        self.request_id = route.request_id or server.next_id()
+        if route.endpoint is not None:
+            server.take(self, route, route.endpoint, data[end:])
+        else:
+            server.handle(self, head, data[end:])
         return True
 
     def _take_head(self) -> bool:
@@ -225,26 +241,26 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(ErrorKind.HEAD_TOO_LARGE, f"the request head exceeds {limit} bytes (limits.head_bytes)")
             return False
         try:
-            head = _request_heads.parse(buffer[: end + 4])
+            head, length, end = _request_heads.take(buffer, 0, limit) or _parsed(buffer[: end + 4])
         except ProtocolError as error:
             self._refuse(ErrorKind.BAD_REQUEST, f"not an HTTP request: {error}")
             return False
         self.recv_ns = monotonic_ns()
-        self._buffer = buffer[end + 4 :]
-        return self._begin_body(head)
+        self._buffer = buffer[end:]
+        return self._begin_body(head, length)
 
-    def _begin_body(self, head: Head) -> bool:
+    def _begin_body(self, head: Head, length: int) -> bool:
         self._head = head
         self._close_after = not head.keep_alive
         self.raw = head.minor > 0
-        self.request_id = self._server.request_id(head)
+        self.request_id = (head.route or self._server.route(head)).request_id or self._server.next_id()
         limit = self._server.limits.body_bytes
-        if head.length is not None and head.length > limit:
-            text = f"the request body has {head.length} bytes, at most {limit} are allowed (limits.body_bytes)"
+        if length > limit:
+            text = f"the request body has {length} bytes, at most {limit} are allowed (limits.body_bytes)"
             self._refuse(ErrorKind.BODY_TOO_LARGE, text)
             return False
         self._chunks = ChunkedDecoder() if head.chunked else None
-        self._body_left = head.length or 0
+        self._body_left = max(length, 0)
         if head.minor and (head.chunked or self._body_left > len(self._buffer)):
             self._answer_expectation(head)
         return True
@@ -263,7 +279,7 @@ class ClientConnection(asyncio.Protocol):
         if self.since_ns:
             self.since_ns = 0
             self._server.read_done(self)
-        self._server.handle(self, head, body, monotonic_ns())
+        self._server.handle(self, head, body)
         return True
 
     def _take_length(self) -> bytes | None:
@@ -394,12 +410,8 @@ class ClientConnection(asyncio.Protocol):
         if not self._stream_head:  # no host has it yet, and a heartbeat is due
             self.prepare(request)
         head, self._stream_head = self._stream_head, b""
-        data = b"%bcontent-type: %b\r\nserver-timing: %b\r\n\r\n%b" % (
-            head,
-            content_type,
-            heads.server_timing(request),
-            data,
-        )
+        timing = heads.server_timing(request)
+        data = b"".join((head, b"content-type: ", content_type, b"\r\nserver-timing: ", timing, b"\r\n\r\n", data))
         request.bytes_out += len(data)
         self.write(data)
 
@@ -450,7 +462,7 @@ class ClientConnection(asyncio.Protocol):
         self._stream_head = b""
         self.end()
         self._server.answered(self)
-        if not self._close_after:
+        if (self._buffer or self._flooded) and not self._close_after:
             self._advance()
 
     def untaken_bytes(self) -> int:

@@ -13,32 +13,27 @@ from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
 from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
+from router.ingress.route import Route, takes_post
 from router.ingress.submission import RequestIds, is_refusal, make_request, submit, unknown_model
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
 from router.telemetry.counters import Counter
 from router.telemetry.host_report import read_report
-from router.telemetry.records import Endpoint
 
 if TYPE_CHECKING:
     from router.config import Config
     from router.http1 import Head
     from router.loop import Loop
     from router.request import Request
+    from router.telemetry.records import Endpoint
 
 _JSON: Final = b"application/json"
 _NS: Final = 1_000_000_000
 _MS_NS: Final = 1_000_000
-_REQUEST_ID_BYTES_MAX: Final = 128
 _IDLE_CHECK_NS: Final = _NS
 _LINGER_NS: Final = 2 * _NS
 """How long a client that still sends may take to read why it was refused."""
 _LINGERING_MAX: Final = 256
 """Such clients at once; further ones are closed without the wait."""
-_API: Final = {
-    b"/v1/chat/completions": Endpoint.CHAT,
-    b"/v1/completions": Endpoint.COMPLETION,
-    b"/v1/embeddings": Endpoint.EMBEDDINGS,
-}
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -60,7 +55,7 @@ class HttpServer:
         self._idle_check_ns = 0
         self._head_ns = int(config.timeouts.head_s * _NS)
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
-        self._ids = RequestIds()
+        self.next_id = RequestIds().next
         self._connection_count = 0
         self._created = int(time())
         self._passed = PassThrough(loop)
@@ -139,46 +134,55 @@ class HttpServer:
             connection.close_idle()
 
     # ------------------------------------------------------------ requests
-    def request_id(self, head: Head) -> str:
-        """Return the client's own request id if it is usable, else a new one."""
-        given = head.headers.get(b"x-request-id", b"")
-        if given and len(given) <= _REQUEST_ID_BYTES_MAX and given.isascii() and given.decode("ascii").isprintable():
-            return given.decode("ascii")
-        return self._ids.next()
+    def route(self, head: Head) -> Route:
+        """Return what a head says of its request, and keep it with the head."""
+        route = head.route = Route(head)
+        return route
 
-    def handle(self, connection: ClientConnection, head: Head, body: bytes, body_ns: int) -> None:
-        """Answer one request or hand it to the loop."""
-        path, _, _ = head.url.partition(b"?")
-        endpoint = _API.get(path)
+    def take(self, connection: ClientConnection, route: Route, endpoint: Endpoint, body: bytes) -> None:
+        """Hand a request that any host can take to the loop."""
         try:
-            if endpoint is not None:
-                if head.method != b"POST":
-                    raise RequestError(
-                        ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes POST, not {_show(head.method)}"
-                    )
-                self._submit(connection, endpoint, head, body, body_ns)
-                return
+            request = make_request(
+                self.loop, connection, endpoint, connection.request_id, body, route.head.headers,
+                connection.recv_ns, monotonic_ns(), streams_by_default=False,
+            )  # fmt: skip
+            request.timing_asked = route.timing_asked
+            request.trace_headers = route.trace_headers
+            request.identities = route.identities
+            connection.request = request
+            submit(self.loop, request, connection.number)
+        except RequestError as error:
+            self._refuse(connection, route, error)
+
+    def handle(self, connection: ClientConnection, head: Head, body: bytes) -> None:
+        """Answer one request or hand it to the loop."""
+        route = head.route or self.route(head)
+        if route.endpoint is not None:
+            self.take(connection, route, route.endpoint, body)
+            return
+        path = route.path
+        try:
             page = self._pages.get(path) or self._one_model(path)
-            if page is None and self._passed.takes(path):
-                if head.method != b"POST":
-                    raise RequestError(
-                        ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes POST, not {_show(head.method)}"
-                    )
-                self._publish(connection, self._passed.request(connection, head, body, body_ns))
+            if page is None and self._passed.takes(path) and head.method == b"POST":
+                request = self._passed.request(connection, head, body, monotonic_ns())
+                request.timing_asked = route.timing_asked
+                connection.request = request
+                submit(self.loop, request, connection.number)
                 return
             if page is None:
-                raise RequestError(ErrorKind.NOT_FOUND, f"there is nothing at {_show(path)}")
+                raise _misplaced(head, path, is_post=takes_post(path) or self._passed.takes(path))
             if head.method not in {b"GET", b"HEAD"}:
                 raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes GET, not {_show(head.method)}")
             page(connection, head.method == b"HEAD")
         except RequestError as error:
-            self._refuse(connection, head, error)
+            self._refuse(connection, route, error)
             return
         connection.end()
         self.answered(connection)
 
-    def _refuse(self, connection: ClientConnection, head: Head, error: RequestError) -> None:
+    def _refuse(self, connection: ClientConnection, route: Route, error: RequestError) -> None:
         refused = is_refusal(error)
+        head = route.head
         self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.REQUESTS_BAD)
         connection.request = None
         connection.error(
@@ -186,38 +190,17 @@ class HttpServer:
             error.message,
             error.param,
             retry_after_s=1 if refused else 0,
-            extra=self._allowed(head) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
+            extra=self._allowed(route.path) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
             head_only=head.method == b"HEAD",
             dialect=dialect_of(head.url.decode("latin-1")),
         )
         connection.end()
         self.answered(connection)
 
-    def _allowed(self, head: Head) -> bytes:
+    def _allowed(self, path: bytes) -> bytes:
         """Return the header that RFC 9110 §15.5.6 wants with a 405."""
-        path = head.url.partition(b"?")[0]
         own_page = path in self._pages or path.startswith(b"/v1/models/")
         return b"allow: GET, HEAD\r\n" if own_page else b"allow: POST\r\n"
-
-    def _submit(self, connection: ClientConnection, endpoint: Endpoint, head: Head, body: bytes, body_ns: int) -> None:
-        request = make_request(
-            self.loop,
-            connection,
-            endpoint,
-            connection.request_id,
-            body,
-            head.headers,
-            recv_ns=connection.recv_ns,
-            body_ns=body_ns,
-            streams_by_default=False,
-        )
-        self._publish(connection, request)
-
-    def _publish(self, connection: ClientConnection, request: Request) -> None:
-        """Hand a request to the loop."""
-        request.timing_asked = request.headers.get(b"x-ringrouter-timing") == b"1"
-        connection.request = request
-        submit(self.loop, request, connection.number)
 
     # ------------------------------------------------------------ answers about a request
     def host_name(self, request: Request) -> str:
@@ -278,6 +261,13 @@ class HttpServer:
     def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
         text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
+
+
+def _misplaced(head: Head, path: bytes, *, is_post: bool) -> RequestError:
+    """Return the error for a path that is not there, or not for this method."""
+    if is_post:
+        return RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes POST, not {_show(head.method)}")
+    return RequestError(ErrorKind.NOT_FOUND, f"there is nothing at {_show(path)}")
 
 
 def _show(raw: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from router.errors import ErrorKind, RequestError
@@ -23,6 +23,10 @@ U32: Final = 0xFFFFFFFF
 F32: Final = 3.0e38
 """What the record's fields hold: the host judges the client's values, not the router."""
 _MODELS_SHOWN_MAX: Final = 20
+_EMBEDDINGS: Final = Endpoint.EMBEDDINGS  # a member of an enum is looked up anew each time
+_REQUESTS: Final = Counter.REQUESTS
+_TARGETS: Final = (b"", b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings")
+"""By the number of the endpoint."""
 
 
 class RequestIds:
@@ -35,7 +39,7 @@ class RequestIds:
     def next(self) -> str:
         """Return a new id."""
         self._count += 1
-        return f"{self._prefix}{self._count:x}"
+        return f"{self._prefix}{self._count}"
 
 
 def make_request(
@@ -45,9 +49,9 @@ def make_request(
     request_id: str,
     body: bytes,
     headers: Mapping[bytes, bytes],
-    *,
     recv_ns: int,
     body_ns: int,
+    *,
     streams_by_default: bool,
 ) -> Request:
     """Return the request that a body asks for; raises :class:`RequestError` that names what is wrong with it.
@@ -59,26 +63,23 @@ def make_request(
     if model is None:
         raise unknown_model(loop, fields.model)
     request = Request(egress, endpoint, request_id, body, fields, headers, model, recv_ns, body_ns)
-    if endpoint is not Endpoint.EMBEDDINGS:
+    request.target = _TARGETS[endpoint]
+    if endpoint is not _EMBEDDINGS:
         stream = fields.stream
-        default = streams_by_default or model.config.stream_by_default
-        request.stream = default if not isinstance(stream, bool) else stream
-        request.fold = not request.stream and _folds(model, log_probabilities=bool(fields.logprobs))
-    _note_wishes(request, fields)
-    if b"traceparent" in headers:
-        request.trace_headers = trace_headers(headers)
-    return request
-
-
-def _note_wishes(request: Request, fields: Any) -> None:
-    """Note what the records tell of a body, cut to what they can hold."""
+        if stream is not True and stream is not False:
+            stream = streams_by_default or model.config.stream_by_default
+        request.stream = stream
+        request.fold = not stream and _folds(model, log_probabilities=bool(fields.logprobs))
+    # What the records tell of a body, cut to what they can hold.
     max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
     if max_tokens:
-        request.max_tokens = min(max(int(max_tokens), 0), U32)
+        request.max_tokens = int(max_tokens) if 0 <= max_tokens <= U32 else U32 if max_tokens > 0 else 0
     if fields.n:
         request.choices_asked = min(max(fields.n, 1), 0xFFFF)
-    if fields.temperature:
-        request.temperature = min(max(fields.temperature, -F32), F32)
+    temperature = fields.temperature
+    if temperature:
+        request.temperature = temperature if -F32 <= temperature <= F32 else F32 if temperature > 0 else -F32
+    return request
 
 
 def submit(loop: Loop, request: Request, client_number: int) -> None:
@@ -86,10 +87,10 @@ def submit(loop: Loop, request: Request, client_number: int) -> None:
 
     ``client_number`` tells in the request record which connection of this router it came by.
     """
-    w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | (client_number & U32) << 32
-    w5 = min(len(request.body), U32) | request.max_tokens << 32
+    w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | client_number << 32
+    w5 = len(request.body) & U32 | request.max_tokens << 32  # no body is nearly as long
     loop.submit(request, w4, w5, crc32(request.request_id.encode()))
-    loop.counters.add(Counter.REQUESTS)
+    loop.counters.add(_REQUESTS)
 
 
 def is_refusal(error: RequestError) -> bool:

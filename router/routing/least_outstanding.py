@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 NO_HOST: Final = -1
 
@@ -26,14 +26,9 @@ class Reason(IntEnum):
     """It failed this request already."""
 
 
-class Candidate(NamedTuple):
-    """What routing sees of a host. ``busy`` counts running and draining requests."""
-
-    host_id: int
-    busy: int
-    slots: int
-    healthy: bool
-    tried: bool = False
+Candidate = tuple[int, int, int, bool, bool]
+"""What routing sees of a host: its id, how many of its slots are busy (running and draining requests), how many it has,
+whether it is healthy, and whether it failed this request already."""
 
 
 def choose(candidates: Sequence[Candidate], turn: int) -> int:
@@ -42,31 +37,36 @@ def choose(candidates: Sequence[Candidate], turn: int) -> int:
     Ties go round by ``turn``. A host that already failed the request is taken only when no healthy one is left that has
     not: to wait for another host beats to fail at the same one again.
     """
-    best, best_load = NO_HOST, 2.0
+    best = best_tried = NO_HOST
+    best_busy, best_slots, tried_busy, tried_slots = 1, 1, 1, 1  # a full host: none that can be taken is as busy
+    all_tried = True
     count = len(candidates)
-    untried = any(c.healthy and not c.tried for c in candidates)
     for offset in range(count):
         index = (turn + offset) % count
         _, busy, slots, healthy, tried = candidates[index]
-        if not healthy or busy >= slots or (tried and untried):
+        if not healthy:
             continue
-        load = busy / slots
-        if load < best_load:
-            best, best_load = index, load
-    return best
+        if tried:
+            if busy * tried_slots < tried_busy * slots:
+                best_tried, tried_busy, tried_slots = index, busy, slots
+            continue
+        all_tried = False
+        if busy * best_slots < best_busy * slots:
+            best, best_busy, best_slots = index, busy, slots
+    return best_tried if all_tried else best
 
 
 def explain(candidates: Sequence[Candidate], chosen: int) -> list[tuple[int, int, float]]:
     """Return ``(host_id, reason, load)`` for each candidate, the chosen one first."""
     out: list[tuple[int, int, float]] = []
-    for index, c in enumerate(candidates):
-        load = c.busy / c.slots
+    for index, (host_id, busy, slots, healthy, tried) in enumerate(candidates):
+        load = busy / slots
         if index == chosen:
-            out.insert(0, (c.host_id, int(Reason.CHOSEN), load))
-        elif not c.healthy:
-            out.append((c.host_id, int(Reason.UNHEALTHY), load))
-        elif c.tried:
-            out.append((c.host_id, int(Reason.TRIED), load))
+            out.insert(0, (host_id, int(Reason.CHOSEN), load))
+        elif not healthy:
+            out.append((host_id, int(Reason.UNHEALTHY), load))
+        elif tried:
+            out.append((host_id, int(Reason.TRIED), load))
         else:
-            out.append((c.host_id, int(Reason.FULL if c.busy >= c.slots else Reason.BUSIER), load))
+            out.append((host_id, int(Reason.FULL if busy >= slots else Reason.BUSIER), load))
     return out

@@ -135,8 +135,28 @@ class Telemetry:
 
     # ------------------------------------------------------------ one request
     def identify(self, request: Request) -> bytes:
-        """Pack what never changes of a request: tag ids by position, the four text tags, the caller's trace."""
+        """Pack what never changes of a request: tag ids by position, the four text tags, the caller's trace.
+
+        Requests with the same head and no tags in their bodies differ in their ids only: the rest is packed once.
+        """
+        fields, known = request.fields, request.identities
+        if known is None or fields.user or fields.metadata:
+            request.identity = self._packed_identity(request)[0]
+            return request.identity
+        around = known.get(request.model.name)
+        request_id = request.request_id.encode("utf-8", "replace")
+        if around is None or len(request_id) > rec.TEXT_BYTES:
+            request.identity, is_exact = self._packed_identity(request)
+            if is_exact:
+                known[request.model.name] = request.identity[:_ID_START], request.identity[_ID_END:]
+        else:
+            request.identity = around[0] + request_id.ljust(rec.TEXT_BYTES, b"\0") + around[1]
+        return request.identity
+
+    def _packed_identity(self, request: Request) -> tuple[bytes, bool]:
+        """Return the identity, and whether all of it is as given: what is cut or folded is counted each time."""
         fields = request.fields
+        cut_count = self.counters.get(Counter.TAGS_CUT)
         tags = self._tags.read(request.headers, request.model.name, request.request_id, fields.user, fields.metadata)
         ids = [0] * rec.TAG_SLOT_COUNT
         for position, value in tags.ids.items():
@@ -147,8 +167,8 @@ class Telemetry:
             if cut:
                 self.counters.add(Counter.TAGS_CUT)
             texts.append(value_bytes)
-        request.identity = rec.IDENTITY.pack(*ids, *texts, *tags.trace)
-        return request.identity
+        is_exact = self.counters.get(Counter.TAGS_CUT) == cut_count
+        return rec.IDENTITY.pack(*ids, *texts, *tags.trace), is_exact
 
     def has_row(self) -> bool:
         """Whether a row of the in-flight table is free."""
@@ -201,13 +221,16 @@ class Telemetry:
             report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
             report.cache_n, report.prompt_n, report.predicted_n, report.source,
             *tcp,
-            r.explained or explained(r),
+            explained(r),
             failed,
             message,
             r.identity or self.identify(r),
         )  # fmt: skip
 
 
+_ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("request_id")
+_ID_END: Final = _ID_START + rec.TEXT_BYTES
+"""Where the request's id stands in the identity."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _ZEROS: Final = [0] * (3 * rec.CANDIDATE_COUNT)
 _NO_CANDIDATES: Final = bytes(rec.CANDIDATES.size)

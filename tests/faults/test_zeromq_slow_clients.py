@@ -29,7 +29,7 @@ PING = pack({"v": 1, "verb": "ping", "id": "flood"})
 TOKEN_COUNT = 200
 STREAM: list[sh.Step] = sh.chunked([*(sh.token(f"t{i}") for i in range(TOKEN_COUNT)), sh.FINISH, sh.DONE])
 DEAF_PROGRAM = """
-import json, sys, zmq
+import json, signal, sys, zmq
 socket = zmq.Context().socket(zmq.DEALER)
 socket.setsockopt(zmq.RCVHWM, 1)
 socket.connect(sys.argv[1])
@@ -37,7 +37,7 @@ for _ in range(int(sys.argv[2])):
     socket.send(bytes.fromhex(sys.argv[3]))
 header = b"\\x83\\xa1v\\x01\\xa4verb\\xa4chat\\xa2id\\xa11"
 socket.send_multipart([header, json.dumps({"model": "m", "messages": [], "max_tokens": 5}).encode()])
-sys.stdin.read()
+signal.pause()  # until it is killed
 """
 
 

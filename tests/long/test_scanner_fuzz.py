@@ -8,7 +8,7 @@ import time
 import pytest
 
 from router.hosts.scanner import StreamError, StreamScanner
-from router.http1 import ProtocolError, parse_response_head, response_decoder
+from router.http1 import ProtocolError, declared_length, parse_response_head, response_decoder
 from tests.captures import capture, stream_names
 from tests.support.stream_damage import damage
 
@@ -26,8 +26,9 @@ def test_damaged_streams() -> None:
         source = capture(rng.choice(stream_names()))
         data = damage(source.framed, rng)
         raw = rng.random() < 0.5
+        head = parse_response_head(source.head)
         scanner = StreamScanner(
-            response_decoder(parse_response_head(source.head)),
+            response_decoder(head, declared_length(head)),
             raw=raw,
             drop_usage=rng.random() < 0.5,
             event_bytes_max=65536,

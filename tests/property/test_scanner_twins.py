@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from router import native
 from router.hosts import native_scan
 from router.hosts import scanner as scanner_module
 from router.hosts.scanner import StreamError, StreamScanner
@@ -19,7 +20,7 @@ from router.http1 import ChunkedDecoder, ProtocolError, chunk
 from tests.captures import capture, dechunk, stream_names
 from tests.support.stream_damage import damage
 
-if native_scan.BACKEND != "c":
+if native.BACKEND != "c":
     pytest.skip("the native scan is not compiled here", allow_module_level=True)
 
 STATE = (

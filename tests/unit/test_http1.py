@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router import native
 from router.http1 import (
     ChunkedDecoder,
     EofDecoder,
@@ -15,9 +16,12 @@ from router.http1 import (
     LengthDecoder,
     ProtocolError,
     chunk,
+    declared_length,
     parse_request_head,
     parse_response_head,
+    plain_split_head,
     response_decoder,
+    split_head,
 )
 
 
@@ -193,7 +197,8 @@ def test_what_is_no_response_is_refused(data: bytes) -> None:
     ],
 )
 def test_the_body_of_a_response_is_framed_as_its_head_says(data: bytes, kind: type, ended: bool) -> None:
-    decoder = response_decoder(parse_response_head(data))
+    head = parse_response_head(data)
+    decoder = response_decoder(head, declared_length(head))
     assert type(decoder) is kind
     assert decoder.ended is ended
     assert decoder.length_is_framed is (kind is not EofDecoder)
@@ -304,52 +309,85 @@ def test_an_eof_body_takes_everything() -> None:
 POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX-Y: z\r\n\r\n"
 
 
-def memo() -> HeadMemo:
+WHOLE = 1 << 16
+BACKENDS = [plain_split_head, *([split_head] if native.BACKEND == "c" else [])]
+
+
+@pytest.fixture(params=BACKENDS, ids=["plain", "c"][: len(BACKENDS)])
+def memo(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HeadMemo:
+    monkeypatch.setattr("router.http1.split_head", request.param)
     known = HeadMemo(parse_request_head)
-    known.parse(POST)
+    known.take(POST, 0, WHOLE)
     return known
 
 
-def test_a_known_head_is_given_again_with_its_own_length() -> None:
-    known = memo()
-    first = known.parse(POST)
-    other = known.parse(POST.replace(b": 5", b": 1234"))
-    assert known.parse(POST) is first, "nothing is parsed again"
-    assert (first.length, other.length) == (5, 1234)
-    assert (other.method, other.url, other.keep_alive) == (b"POST", b"/v1/x", True)
+def test_a_known_head_is_given_again_with_its_own_length(memo: HeadMemo) -> None:
+    first = memo.take(POST, 0, WHOLE)
+    other = memo.take(b"..." + POST.replace(b": 5", b": 1234") + b"body", 3, WHOLE)
+    assert first is not None
+    assert other is not None
+    assert other[0] is first[0], "nothing is parsed again"
+    assert first[1:] == (5, len(POST))
+    assert other[1:] == (1234, len(POST) + 6)
+    assert (other[0].method, other[0].url, other[0].keep_alive) == (b"POST", b"/v1/x", True)
 
 
 @pytest.mark.parametrize(
     "length", [b"", b"+5", b"5 5", b"0x5", b"5\r\nTransfer-Encoding: chunked", b"99999999999999999999", b"5\0"]
 )
-def test_an_odd_length_is_judged_by_the_parser_and_never_remembered(length: bytes) -> None:
-    head = POST.replace(b": 5", b": " + length)
+def test_an_odd_length_is_judged_by_the_parser_and_never_remembered(memo: HeadMemo, length: bytes) -> None:
     try:
-        plain: int | None = parse_request_head(head).length
+        taken = memo.take(POST.replace(b": 5", b": " + length), 0, WHOLE)
     except ProtocolError:
-        with pytest.raises(ProtocolError):
-            memo().parse(head)
-    else:
-        assert memo().parse(head).length == plain
+        taken = None
+    assert taken is None
+    assert len(memo._known) == 1
 
 
-def test_a_second_length_is_refused_although_the_first_is_known() -> None:
+@pytest.mark.parametrize("name", [b"Content-Length", b"content-LENGTH"])
+def test_a_second_length_is_not_known(memo: HeadMemo, name: bytes) -> None:
+    assert memo.take(POST.replace(b"X-Y: z", name + b": 6"), 0, WHOLE) is None
+
+
+@pytest.mark.parametrize("date", [b"x\nTransfer-Encoding: chunked", b"x\0y", b"x\ry", b"", b"1" * 41])
+def test_a_date_hides_nothing(memo: HeadMemo, date: bytes) -> None:
+    head = POST.replace(b"X-Y: z", b"date: Sun, 22 Nov 2026 00:00:00 GMT")
+    first, second = memo.take(head, 0, WHOLE), memo.take(head.replace(b"22", b"23").replace(b"5", b"6"), 0, WHOLE)
+    assert first is not None
+    assert second is not None
+    assert second[0] is first[0]
+    assert second[1] == 6
+    assert memo.take(head.replace(b"Sun, 22 Nov 2026 00:00:00 GMT", date), 0, WHOLE) is None
+
+
+def test_only_a_head_that_is_complete_within_the_limit_is_taken(memo: HeadMemo) -> None:
+    for size in range(len(POST)):
+        assert memo.take(POST[:size], 0, WHOLE) is None
+        assert memo.take(POST, 0, size) is None
+    assert memo.take(POST, 0, len(POST)) is not None
+    assert memo.take(POST, len(POST), WHOLE) is None
+    assert memo.take(POST, len(POST) + 5, WHOLE) is None
+
+
+def test_a_head_that_is_no_head_is_refused(memo: HeadMemo) -> None:
     with pytest.raises(ProtocolError):
-        memo().parse(POST.replace(b"X-Y: z", b"Content-Length: 6"))
+        memo.take(b"nonsense\r\n\r\n", 0, WHOLE)
 
 
-@pytest.mark.parametrize("date", [b"x\nTransfer-Encoding: chunked", b"x\0y", b"x\ry"])
-def test_a_date_hides_nothing(date: bytes) -> None:
-    response = b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nContent-Length: 2\r\n\r\n"
-    known = HeadMemo(parse_response_head)
-    assert known.parse(response).length == 2
-    assert known.parse(response.replace(b"22", b"23")).length == 2
-    with pytest.raises(ProtocolError):
-        known.parse(response.replace(b"Sun, 22 Nov 2026 00:00:00 GMT", date))
-
-
-def test_the_memory_is_bounded() -> None:
-    known = HeadMemo(parse_request_head)
+def test_the_memory_is_bounded(memo: HeadMemo) -> None:
     for number in range(2000):
-        known.parse(POST.replace(b"z", b"%d" % number))
-    assert len(known._known) <= 512
+        memo.take(POST.replace(b"z", b"%d" % number), 0, WHOLE)
+    assert len(memo._known) <= 512
+
+
+PIECES = [
+    b"POST / HTTP/1.1", b"\r\n", b"\r", b"\n", b"content-length:", b"Content-Length: 12", b"date: x 1",
+    b"Date:", b" ", b"7", b"a: b", b"\r\n\r\n", b"date: Sun, 22 Nov 2026 00:00:00 GMT", b"\0",
+    b"transfer-encoding: chunked",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(native.BACKEND != "c", reason="the native code is not compiled here")
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map(b"".join), st.integers(0, 9), st.integers(0, 200))
+def test_both_split_heads_alike(data: bytes, position: int, limit: int) -> None:
+    assert split_head(data, position, limit) == plain_split_head(data, position, limit)

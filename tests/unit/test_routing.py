@@ -19,11 +19,11 @@ from router.routing import NO_HOST, Candidate, Reason, choose, explain
     ],
 )
 def test_admission(waiting: int, healthy: int, free: int, expected: Admission) -> None:
-    assert admit(waiting=waiting, waiting_max=4, healthy_hosts=healthy, free_slots=free) == expected
+    assert admit(waiting, 4, healthy, free) == expected
 
 
 def host(host_id: int, busy: int, slots: int = 4, *, healthy: bool = True, tried: bool = False) -> Candidate:
-    return Candidate(host_id, busy, slots, healthy, tried)
+    return host_id, busy, slots, healthy, tried
 
 
 def test_the_least_loaded_for_its_size_is_chosen() -> None:

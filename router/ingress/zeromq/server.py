@@ -28,7 +28,7 @@ from zmq.backend import Socket as RawSocket
 
 import router
 from router.errors import WIRE, ErrorKind, RequestError, error_object
-from router.ingress.submission import is_refusal, make_request, submit
+from router.ingress.submission import is_refusal, make_request, submit, trace_headers
 from router.ingress.unix_path import make_free
 from router.ingress.zeromq import messages
 from router.ingress.zeromq.messages import (
@@ -418,17 +418,13 @@ class ZmqServer:
             text = f"the request body has {len(body)} bytes, at most {limit} are allowed (limits.body_bytes)"
             raise RequestError(ErrorKind.BODY_TOO_LARGE, text)
         reply = Reply(self, client, header.id, header.credit)
+        headers = as_headers(header)
         request = make_request(
-            self.loop,
-            reply,
-            API_VERBS[header.verb],
-            header.id,
-            body,
-            as_headers(header),
-            recv_ns=recv_ns,
-            body_ns=monotonic_ns(),
+            self.loop, reply, API_VERBS[header.verb], header.id, body, headers, recv_ns, monotonic_ns(),
             streams_by_default=True,
-        )
+        )  # fmt: skip
+        if b"traceparent" in headers:
+            request.trace_headers = trace_headers(headers)
         reply.request = request
         client.replies[header.id] = reply
         self.clients[client.identity] = client

@@ -1,0 +1,49 @@
+"""What the head of an HTTP request says of the request, whatever its body: made once for heads that repeat; pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from router.ingress.submission import trace_headers
+from router.telemetry.records import Endpoint
+
+if TYPE_CHECKING:
+    from router.http1 import Head
+
+_REQUEST_ID_BYTES_MAX: Final = 128
+_API: Final = {
+    b"/v1/chat/completions": Endpoint.CHAT,
+    b"/v1/completions": Endpoint.COMPLETION,
+    b"/v1/embeddings": Endpoint.EMBEDDINGS,
+}
+
+
+class Route:
+    """``path`` is without its query. ``endpoint`` is set for a request that any host can take, ``None`` for whatever
+    else the path and the method may mean. ``request_id`` is the client's own, empty if it gave none that is usable.
+    """
+
+    __slots__ = ("endpoint", "head", "identities", "path", "request_id", "timing_asked", "trace_headers")
+
+    def __init__(self, head: Head) -> None:
+        headers = head.headers
+        self.head = head
+        self.path = head.url.partition(b"?")[0]
+        self.endpoint = _API.get(self.path) if head.method == b"POST" else None
+        self.request_id = _usable(headers.get(b"x-request-id", b""))
+        self.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
+        self.trace_headers = trace_headers(headers) if b"traceparent" in headers else b""
+        self.identities: dict[str, tuple[bytes, bytes]] = {}
+        """By model: what stands before and behind the request's id in the identity of its records."""
+
+
+def takes_post(path: bytes) -> bool:
+    """Return whether requests to a path go to hosts, of those that every host has."""
+    return path in _API
+
+
+def _usable(request_id: bytes) -> str:
+    if request_id and len(request_id) <= _REQUEST_ID_BYTES_MAX and request_id.isascii():
+        text = request_id.decode("ascii")
+        return text if text.isprintable() else ""
+    return ""
