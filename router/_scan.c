@@ -18,7 +18,12 @@
 #include <Python.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/socket.h>
+
+#include <linux/tcp.h>
+#include <netinet/in.h>
 
 enum { KIND_HEAD = 3, KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6, KIND_FINISH = 7, KIND_USAGE = 8, KIND_SENTINEL = 16 };
 enum { FLAG_HOST_EVENT = 1, FLAG_FINISH = 2, FLAG_USAGE = 4, FLAG_REMOVED = 8 };
@@ -932,6 +937,202 @@ static PyObject *stage_times(PyObject *module, PyObject *const *arguments, Py_ss
     return PyBytes_FromStringAndSize(text_of, to - text_of);
 }
 
+// ---------------------------------------------------------------- TCP_INFO
+
+PyDoc_STRVAR(tcp_info_doc,
+    "tcp_info(descriptor)\n--\n\n"
+    "Return round-trip times and counts of a TCP connection as they stand in a record, empty where there is none.");
+
+// The twin of plain_tcp_info() in router/telemetry/tcp.py.
+static PyObject *tcp_info(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    int descriptor = (int)PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    struct tcp_info info = {0};
+    socklen_t size = sizeof info;
+    if (descriptor < 0 || getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &size) != 0
+        || size < offsetof(struct tcp_info, tcpi_total_retrans) + sizeof info.tcpi_total_retrans)
+        return PyBytes_FromStringAndSize(NULL, 0);
+    uint32_t min_rtt = size >= offsetof(struct tcp_info, tcpi_min_rtt) + sizeof info.tcpi_min_rtt ? info.tcpi_min_rtt : 0;
+    uint32_t values[] = {
+        info.tcpi_rtt, info.tcpi_rttvar, min_rtt == UINT32_MAX ? 0 : min_rtt, info.tcpi_retrans, info.tcpi_total_retrans,
+        info.tcpi_snd_cwnd, info.tcpi_unacked, 1,
+    };
+    return PyBytes_FromStringAndSize((const char *)values, sizeof values);
+}
+
+// ---------------------------------------------------------------- records
+
+// The twin of PlainPacker in router/telemetry/packing.py, where the codes are told.
+typedef struct {
+    PyObject *name;
+    char code;
+    Py_ssize_t offset, width;
+} field;
+
+typedef struct {
+    PyObject_HEAD
+    Py_ssize_t size, count;
+    field *fields;
+} Packer;
+
+static Py_ssize_t width_of(const char *code)
+{
+    if (code[0] >= '1' && code[0] <= '9') {
+        Py_ssize_t width = 0;
+        while (*code >= '0' && *code <= '9' && width < (1 << 20))
+            width = width * 10 + (*code++ - '0');
+        return code[0] == 's' && code[1] == 0 ? width : -1;
+    }
+    if (code[0] == 0 || code[1] != 0)
+        return -1;
+    return code[0] == 'Q' ? 8 : code[0] == 'I' || code[0] == 'f' ? 4 : code[0] == 'H' ? 2 : code[0] == 'B' ? 1 : -1;
+}
+
+static bool take_field(Packer *self, PyObject *given)
+{
+    field *to = self->fields + self->count;
+    PyObject *name;
+    const char *code;
+    if (!PyTuple_Check(given) || !PyArg_ParseTuple(given, "Usn;a field is (name, code, offset)", &name, &code, &to->offset)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "a field is (name, code, offset)");
+        return false;
+    }
+    to->width = width_of(code);
+    if (to->width < 0 || to->offset < 0 || to->offset > self->size - to->width) {
+        PyErr_Format(PyExc_ValueError, "field %U: code %s at %zd is none, or outside of %zd bytes", name, code, to->offset, self->size);
+        return false;
+    }
+    to->code = code[0] >= '1' && code[0] <= '9' ? 's' : code[0];
+    to->name = Py_NewRef(name);
+    PyUnicode_InternInPlace(&to->name);
+    self->count++;
+    return true;
+}
+
+static PyObject *packer_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    (void)names;
+    Py_ssize_t size;
+    PyObject *given;
+    if (!PyArg_ParseTuple(arguments, "nO:Packer", &size, &given))
+        return NULL;
+    PyObject *fields = PySequence_Tuple(given);
+    Packer *self = fields == NULL ? NULL : (Packer *)PyType_GenericNew(type, NULL, NULL);
+    if (self == NULL) {
+        Py_XDECREF(fields);
+        return NULL;
+    }
+    self->size = size;
+    self->fields = PyMem_Calloc(PyTuple_Size(fields) + 1, sizeof(field));
+    bool taken = self->fields != NULL;
+    if (!taken)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; taken && i < PyTuple_Size(fields); i++)
+        taken = take_field(self, PyTuple_GetItem(fields, i));
+    Py_DECREF(fields);
+    if (!taken)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void packer_dealloc(Packer *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        Py_DECREF(self->fields[i].name);
+    PyMem_Free(self->fields);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static bool store_number(const field *to, PyObject *value, unsigned char *record)
+{
+    uint64_t largest = to->width == 8 ? UINT64_MAX : (UINT64_C(1) << 8 * to->width) - 1;
+    int overflow;
+    long long signed_number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (signed_number == -1 && PyErr_Occurred())
+        return false;
+    if (overflow < 0 || signed_number < 0) {
+        if (overflow <= 0) {
+            PyErr_Format(PyExc_OverflowError, "%U: %S is below zero", to->name, value);
+            return false;
+        }
+    }
+    uint64_t number = (uint64_t)signed_number;
+    if (overflow > 0) {
+        number = PyLong_AsUnsignedLongLong(value);
+        if (number == UINT64_MAX && PyErr_Occurred())
+            PyErr_Clear(); // over 64 bits: the largest, as it stands there
+    }
+    if (number > largest)
+        number = largest;
+    for (Py_ssize_t i = 0; i < to->width; i++)
+        record[to->offset + i] = (unsigned char)(number >> 8 * i);
+    return true;
+}
+
+static bool store(const field *to, PyObject *value, unsigned char *record)
+{
+    if (to->code == 's') {
+        if (!PyBytes_Check(value)) {
+            PyErr_Format(PyExc_TypeError, "%U: bytes are wanted", to->name);
+            return false;
+        }
+        Py_ssize_t size = PyBytes_Size(value);
+        memcpy(record + to->offset, PyBytes_AsString(value), size < to->width ? size : to->width);
+        return true;
+    }
+    if (to->code != 'f')
+        return store_number(to, value, record);
+    double number = PyFloat_AsDouble(value);
+    if (number == -1.0 && PyErr_Occurred())
+        return false;
+    float narrow = (float)number;
+    memcpy(record + to->offset, &narrow, sizeof narrow);
+    return true;
+}
+
+PyDoc_STRVAR(packer_pack_doc, "pack(source)\n--\n\nReturn the record of an object; what no field covers is zero.");
+
+static PyObject *packer_pack(Packer *self, PyObject *source)
+{
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, self->size);
+    if (packed == NULL)
+        return NULL;
+    unsigned char *record = (unsigned char *)PyBytes_AsString(packed);
+    memset(record, 0, self->size);
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        PyObject *value = PyObject_GetAttr(source, self->fields[i].name);
+        bool stored = value != NULL && store(self->fields + i, value, record);
+        Py_XDECREF(value);
+        if (!stored) {
+            Py_DECREF(packed);
+            return NULL;
+        }
+    }
+    return packed;
+}
+
+static PyMethodDef packer_methods[] = {
+    {"pack", (PyCFunction)packer_pack, METH_O, packer_pack_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot packer_slots[] = {
+    {Py_tp_new, packer_new},
+    {Py_tp_dealloc, packer_dealloc},
+    {Py_tp_methods, packer_methods},
+    {Py_tp_doc, "Packer(size, fields)\n--\n\nPacks a record out of the attributes of one object."},
+    {0, NULL},
+};
+
+static PyType_Spec packer_spec = {"router._scan.Packer", sizeof(Packer), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, packer_slots};
+
 PyDoc_STRVAR(first_byte_doc, "first_byte(data)\n--\n\nReturn the first byte of anything with a buffer, -1 where it is empty.");
 
 // The twin of plain_first_byte() in router/messages.py.
@@ -948,6 +1149,7 @@ static PyObject *first_byte(PyObject *module, PyObject *data)
 
 static PyMethodDef methods[] = {
     {"stage_times", (PyCFunction)(void (*)(void))stage_times, METH_FASTCALL, stage_times_doc},
+    {"tcp_info", tcp_info, METH_O, tcp_info_doc},
     {"first_byte", first_byte, METH_O, first_byte_doc},
     {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL, split_head_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
@@ -961,5 +1163,9 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__scan(void)
 {
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&packer_spec);
+    if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Packer", type) != 0)
+        Py_CLEAR(module);
+    Py_XDECREF(type);
+    return module;
 }

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from router.hosts.fleet import Fleet
     from router.hosts.host import Host
     from router.request import Request
-    from router.telemetry.tcp import TcpInfo
     from router.telemetry.writer import Telemetry
 
 # The interpreter looks members of an enum up anew each time: those of every request are kept here.
@@ -62,7 +61,7 @@ class Loop:
         self.stopping = False
         self._published: dict[int, Request] = {}
         self._pumping = False
-        self._ended: deque[tuple[Request, TcpInfo]] = deque()
+        self._ended: deque[Request] = deque()
         self._fail_after = config.health.fail_after
 
     # ------------------------------------------------------------ in
@@ -565,7 +564,8 @@ class Loop:
         self.in_flight.pop(request.seq, None)
         self.telemetry.event(request.done_ns, request, _DONE_EVENT)
         request.let_go()
-        self._ended.append((request, request.egress.tcp_info()))
+        request.packed_tcp = request.egress.tcp_info()
+        self._ended.append(request)
         request.egress.finished()
         if len(self._ended) >= _ENDED_MAX:
             self.flush()
@@ -578,9 +578,9 @@ class Loop:
         tick writes them, after 250 ms at most, or whoever ends the sixteenth.
         """
         while self._ended:
-            request, tcp = self._ended.popleft()
+            request = self._ended.popleft()
             self._count(request)
-            self.telemetry.done(request, tcp)
+            self.telemetry.done(request)
 
     def _count(self, request: Request) -> None:
         counters = self.counters

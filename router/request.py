@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
 from router.routing import Candidate, Policy
 from router.telemetry.records import Endpoint, Outcome, Phase
-
-if TYPE_CHECKING:
-    from router.telemetry.tcp import TcpInfo
-
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -63,8 +59,8 @@ class Egress(Protocol):
     def unsent_bytes(self) -> int:
         """Return how many bytes wait for the client's socket."""
 
-    def tcp_info(self) -> TcpInfo:
-        """Return the kernel's view of the client's connection."""
+    def tcp_info(self) -> bytes:
+        """Return the kernel's view of the client's connection, as :func:`router.telemetry.tcp.tcp_info` does."""
 
     def abort(self) -> None:
         """Drop the client at once."""
@@ -122,6 +118,7 @@ class Request:
     """The body's ``n``: a host that dies before each choice has ended has not answered."""
     temperature: float = 0.0
     policy: Policy = Policy.LEAST_OUTSTANDING
+    model_id: int = 0
     body_bytes: int = 0
     """Length of ``body`` once it was let go."""
     seq: int = 0
@@ -184,6 +181,13 @@ class Request:
     error: ErrorKind = ErrorKind.NONE
     message: str = ""
     folded: bool = False
+    packed_tokens: bytes = b""
+    """Parts of the done record, made when it is written."""
+    packed_times: bytes = b""
+    packed_tcp: bytes = b""
+    packed_candidates: bytes = b""
+    packed_attempts: bytes = b""
+    packed_message: bytes = b""
     usage: bytes | None = None
     timings: bytes | None = None
     metrics: bytes | None = None

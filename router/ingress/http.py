@@ -30,7 +30,7 @@ from router.http1 import (
     parse_request_head,
 )
 from router.ingress import heads
-from router.telemetry.tcp import TcpInfo, read_tcp_info
+from router.telemetry.tcp import NO_TCP_INFO, tcp_descriptor, tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +63,9 @@ class ClientConnection(asyncio.Protocol):
     counts_events = False
 
     __slots__ = (
-        "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_flooded", "_head", "_refused",
-        "_server", "_stream_head", "_transport", "blocked", "number", "raw", "recv_ns", "request", "request_id",
-        "since_ns", "write",
+        "_advancing", "_body", "_body_left", "_buffer", "_chunks", "_close_after", "_descriptor", "_flooded", "_head",
+        "_refused", "_server", "_stream_head", "_transport", "blocked", "number", "raw", "recv_ns", "request",
+        "request_id", "since_ns", "write",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -78,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
         self._chunks: ChunkedDecoder | None = None
         self._close_after = False
         self._stream_head = b""
+        self._descriptor = -1
         self._flooded = False
         self._refused = False
         self._advancing = False
@@ -99,6 +100,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class, only by what it does
         self.write = self._transport.write
         self._transport.set_write_buffer_limits(0, 0)  # whatever a write leaves over is reported at once
+        self._descriptor = tcp_descriptor(transport.get_extra_info("socket"))
         if not self._server.accept(self):
             self._refuse(ErrorKind.TOO_MANY_CONNECTIONS, "too many connections (limits.connections)")
 
@@ -481,9 +483,12 @@ class ClientConnection(asyncio.Protocol):
         """Return how many bytes wait in the transport."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    def tcp_info(self) -> TcpInfo:
+    def tcp_info(self) -> bytes:
         """Return the kernel's view of the client's connection."""
-        return read_tcp_info(self._transport.get_extra_info("socket") if self._transport is not None else None)
+        transport = self._transport
+        if transport is None or transport.is_closing():  # its descriptor may be another's by now
+            return NO_TCP_INFO
+        return tcp_info(self._descriptor)
 
     def abort(self) -> None:
         """Drop the client with a reset: what it has not taken would else stay in the kernel for minutes."""

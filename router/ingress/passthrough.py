@@ -64,6 +64,7 @@ class PassThrough:
             body_ns,
             path=path,
             target=head.url,
+            model_id=model.model_id,
             dialect=dialect,
             comments=not dialect.lines,
         )

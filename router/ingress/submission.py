@@ -64,6 +64,7 @@ def make_request(
         raise unknown_model(loop, fields.model)
     request = Request(egress, endpoint, request_id, body, fields, headers, model, recv_ns, body_ns)
     request.target = _TARGETS[endpoint]
+    request.model_id = model.model_id
     if endpoint is not _EMBEDDINGS:
         stream = fields.stream
         if stream is not True and stream is not False:

@@ -26,6 +26,8 @@ class Reason(IntEnum):
     """It failed this request already."""
 
 
+_CHOSEN, _BUSIER, _FULL, _UNHEALTHY, _TRIED = (int(reason) for reason in Reason)
+# The interpreter looks members of an enum up anew each time.
 Candidate = tuple[int, int, int, bool, bool]
 """What routing sees of a host: its id, how many of its slots are busy (running and draining requests), how many it has,
 whether it is healthy, and whether it failed this request already."""
@@ -62,11 +64,11 @@ def explain(candidates: Sequence[Candidate], chosen: int) -> list[tuple[int, int
     for index, (host_id, busy, slots, healthy, tried) in enumerate(candidates):
         load = busy / slots
         if index == chosen:
-            out.insert(0, (host_id, int(Reason.CHOSEN), load))
+            out.insert(0, (host_id, _CHOSEN, load))
         elif not healthy:
-            out.append((host_id, int(Reason.UNHEALTHY), load))
+            out.append((host_id, _UNHEALTHY, load))
         elif tried:
-            out.append((host_id, int(Reason.TRIED), load))
+            out.append((host_id, _TRIED, load))
         else:
-            out.append((host_id, int(Reason.FULL if busy >= slots else Reason.BUSIER), load))
+            out.append((host_id, _FULL if busy >= slots else _BUSIER, load))
     return out

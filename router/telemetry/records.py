@@ -46,6 +46,7 @@ the user's own tags).
 
 from __future__ import annotations
 
+import re
 import struct
 from enum import IntEnum, IntFlag
 from typing import Any, Final
@@ -284,19 +285,51 @@ assert MESSAGE_OFFSET == 496
 assert IDENTITY_OFFSET == 624
 assert IDENTITY_OFFSET + IDENTITY.size == DONE_PAYLOAD_BYTES
 
-DONE: Final = struct.Struct(
-    HEAD.format
-    + REST.format[1:]
-    + f"{CANDIDATES.size}s"
-    + f"{FAILED_ATTEMPT_COUNT * FAILED_ATTEMPT.size}s"
-    + MESSAGE.format[1:]
-    + f"{IDENTITY.size}s"
-)
-"""The whole payload in one call: head and rest as values, then candidates, attempts, message, identity as bytes."""
-assert DONE.size == DONE_PAYLOAD_BYTES
+TOKENS: Final = struct.Struct("<5I")
+"""``n_in`` to ``n_first``."""
+HOST_TIMES: Final = struct.Struct("<4f4I")
+"""``prompt_ms`` to ``timing_source``."""
 
-INFLIGHT_GAP: Final = bytes(IDENTITY_OFFSET - HEAD.size)
-"""What stands between the head and the identity in an in-flight row: nothing is known of it yet."""
+
+def _sources(form: struct.Struct, offset: int, names: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """Return for each field of a layout the attribute that it is taken from, its code and its offset."""
+    codes: list[str] = []
+    for count, code in _CODES.findall(form.format):
+        codes += [f"{count}s"] if code == "s" else [code] * int(count or 1)
+    sources = []
+    for name, code in zip(names, codes, strict=True):
+        sources.append((name, code, offset))
+        offset += struct.calcsize("<" + code)
+    return sources
+
+
+_CODES: Final = re.compile(r"([0-9]*)([A-Za-z])")
+_HEAD_SOURCE: Final = _sources(HEAD, 0, (
+    "seq",
+    "recv", "body_ns", "pub", "deq", "admitted", "routed1", "routed", "conn_ns", "sent_ns", "hfb",
+    "tok1", "out1", "tok_n", "out_n", "done_ns",
+    "ttfc", "ttfo", "stall_max_ns", "early_tokens", "visible_tokens",
+    "outcome", "error", "status", "flags", "host", "model_id", "endpoint", "policy", "attempt_count", "phase",
+))  # fmt: skip
+_REST_SOURCE: Final = _sources(
+    struct.Struct(f"<{TOKENS.size}s3I2QIfII2Q{HOST_TIMES.size}s32s"), REST_OFFSET, (
+    "packed_tokens", "event_index", "content_count", "choice_count", "body_bytes", "bytes_out",
+    "max_tokens", "temperature", "waiting_ahead", "tokens_saved", "left_ns", "cancel_latency_ns",
+    "packed_times", "packed_tcp",
+))  # fmt: skip
+_IDENTITY_SOURCE: Final = ("identity", f"{IDENTITY.size}s", IDENTITY_OFFSET)
+INFLIGHT_SOURCE: Final = [*_HEAD_SOURCE, _IDENTITY_SOURCE]
+"""Of which attribute of a request each field of its in-flight row is, as :mod:`router.telemetry.packing` takes it."""
+DONE_SOURCE: Final = [
+    *_HEAD_SOURCE,
+    *_REST_SOURCE,
+    ("packed_candidates", f"{CANDIDATES.size}s", CANDIDATES_OFFSET),
+    ("packed_attempts", f"{FAILED_ATTEMPT_COUNT * FAILED_ATTEMPT.size}s", ATTEMPTS_OFFSET),
+    ("packed_message", f"{MESSAGE_BYTES}s", MESSAGE_OFFSET),
+    _IDENTITY_SOURCE,
+]
+"""Likewise of its done record."""
+assert _REST_SOURCE[-1][2] + 32 == CANDIDATES_OFFSET
 
 NAME: Final = struct.Struct(f"<HHHxx{NAME_TEXT_BYTES}s")
 assert NAME.size == NAME_ROW_BYTES - 8

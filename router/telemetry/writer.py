@@ -24,11 +24,11 @@ from router.routing import explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
 from router.telemetry.host_report import read_report
+from router.telemetry.packing import packer
 from router.telemetry.tags import TagReader
 
 if TYPE_CHECKING:
     from router.request import Request
-    from router.telemetry.tcp import TcpInfo
 
 
 ERRORS_MAX: Final = 256
@@ -183,49 +183,49 @@ class Telemetry:
         if request.shown_phase == request.phase:
             return
         request.shown_phase = request.phase
-        identity = request.identity or self.identify(request)
-        self.inflight.write(request.row, rec.HEAD.pack(*_head(request)) + rec.INFLIGHT_GAP + identity)
+        if not request.identity:
+            self.identify(request)
+        self.inflight.write(request.row, _inflight.pack(request))
 
     def event(self, now: int, request: Request, kind: int, gap_ns: int = 0) -> None:
         """Publish a token record of the request's life (not of a host's event)."""
         self.publish_token(now, request.seq, kind | request.host << 16, request.event_index, gap_ns, 0, 0)
 
-    def done(self, request: Request, tcp: TcpInfo) -> None:
+    def done(self, request: Request) -> None:
         """Publish the done record and clear the in-flight row."""
         try:
-            self.done_ring.publish_record(self._done_payload(request, tcp))
+            self._complete(request)
+            self.done_ring.publish_record(_done.pack(request))
         finally:
             if request.row >= 0:
                 self.inflight.clear(request.row)
                 self._free_rows.append(request.row)
                 request.row = -1
 
-    def _done_payload(self, r: Request, tcp: TcpInfo) -> bytes:
-        report = read_report(r.usage, r.timings, r.metrics)
+    def _complete(self, request: Request) -> None:
+        """Make the parts of the done record that are not as they stand in the request."""
+        report = read_report(request.usage, request.timings, request.metrics)
         n_out = report.n_out
         if not report.has_usage:
-            n_out = r.content_count
-            r.flags |= _ESTIMATED
-        failed = _NO_FAILED_ATTEMPTS
-        if r.failed_attempts:
-            packed = [rec.FAILED_ATTEMPT.pack(*a) for a in r.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :]]
-            failed = b"".join(packed).ljust(len(_NO_FAILED_ATTEMPTS), b"\0")
-        message = cut_utf8(r.message, rec.MESSAGE_BYTES)[0] if r.message else b""
-        return rec.DONE.pack(
-            *_head(r),
-            report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0,
-            r.event_index & 0xFFFFFFFF, r.content_count, r.choice_count,
-            r.body_bytes, r.bytes_out,
-            r.max_tokens, r.temperature, r.waiting_ahead, r.tokens_saved,
-            r.left_ns, r.cancel_latency_ns,
-            report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
-            report.cache_n, report.prompt_n, report.predicted_n, report.source,
-            *tcp,
-            explained(r),
-            failed,
-            message,
-            r.identity or self.identify(r),
-        )  # fmt: skip
+            n_out = request.content_count
+            request.flags |= _ESTIMATED
+        request.packed_tokens = rec.TOKENS.pack(
+            report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0
+        )
+        if report.source:
+            request.packed_times = rec.HOST_TIMES.pack(
+                report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
+                report.cache_n, report.prompt_n, report.predicted_n, report.source,
+            )  # fmt: skip
+        if request.chosen >= 0:
+            request.packed_candidates = _packed_candidates(request)
+        if request.failed_attempts:
+            last = request.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :]
+            request.packed_attempts = b"".join([rec.FAILED_ATTEMPT.pack(*attempt) for attempt in last])
+        if request.message:
+            request.packed_message = cut_utf8(request.message, rec.MESSAGE_BYTES)[0]
+        if not request.identity:
+            self.identify(request)
 
 
 _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("request_id")
@@ -233,27 +233,13 @@ _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _ZEROS: Final = [0] * (3 * rec.CANDIDATE_COUNT)
-_NO_CANDIDATES: Final = bytes(rec.CANDIDATES.size)
-_NO_FAILED_ATTEMPTS: Final = bytes(rec.FAILED_ATTEMPT_COUNT * rec.FAILED_ATTEMPT.size)
+_inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE)
+_done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE)
 
 
-def explained(r: Request) -> bytes:
+def _packed_candidates(request: Request) -> bytes:
     """Pack the candidates of a request's routing, the chosen one first."""
-    if r.chosen < 0:
-        return _NO_CANDIDATES
     values: list[float] = []
-    for candidate in explain(r.candidates, r.chosen)[: rec.CANDIDATE_COUNT]:
+    for candidate in explain(request.candidates, request.chosen)[: rec.CANDIDATE_COUNT]:
         values += candidate
     return rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
-
-
-def _head(r: Request) -> tuple[int, ...]:
-    """Return the fields of the head in their order."""
-    return (
-        r.seq,
-        r.recv, r.body_ns, r.pub, r.deq, r.admitted, r.routed1, r.routed, r.conn_ns, r.sent_ns, r.hfb,
-        r.tok1, r.out1, r.tok_n, r.out_n, r.done_ns,
-        r.ttfc, r.ttfo, r.stall_max_ns, r.early_tokens, r.visible_tokens,
-        r.outcome, r.error, r.status, r.flags, r.host, r.model.model_id, r.endpoint, r.policy,
-        min(r.attempt_count, 255), r.phase,
-    )  # fmt: skip

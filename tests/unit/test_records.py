@@ -48,7 +48,7 @@ def test_unused_places_of_candidates_and_attempts_are_left_out() -> None:
 
 def test_an_in_flight_row_has_head_and_identity_and_zeros_between() -> None:
     whole = payload(request_seq=9, phase=rec.Phase.PREFILL, request_id="r", n_out=5)
-    row = whole[: rec.REST_OFFSET] + rec.INFLIGHT_GAP + whole[rec.IDENTITY_OFFSET :]
+    row = whole[: rec.REST_OFFSET] + bytes(rec.IDENTITY_OFFSET - rec.REST_OFFSET) + whole[rec.IDENTITY_OFFSET :]
     assert len(row) == rec.DONE_PAYLOAD_BYTES
     shown = rec.decode_done(row)
     assert (shown["request_seq"], shown["phase"], shown["request_id"]) == (9, rec.Phase.PREFILL, "r")

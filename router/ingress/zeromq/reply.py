@@ -12,7 +12,7 @@ from router.ingress.zeromq import messages
 from router.ingress.zeromq.messages import CREDIT_MAX, Mark
 from router.stamps import STAMPS
 from router.telemetry.records import Kind, TokenFlag
-from router.telemetry.tcp import NO_TCP_INFO, TcpInfo
+from router.telemetry.tcp import NO_TCP_INFO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ class Reply:
         """Return how many bytes are held."""
         return len(self._held)
 
-    def tcp_info(self) -> TcpInfo:
+    def tcp_info(self) -> bytes:
         """Return that there is none: the connection is libzmq's."""
         return NO_TCP_INFO
 
