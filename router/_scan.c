@@ -1,8 +1,16 @@
-// One read of a host's stream → its events, in one call. The twin of router/hosts/scanner.py, which decides in all cases
-// that this file does not: whatever is unusual makes scan() return None, having changed nothing, and the read is scanned
-// there. So everything here may be strict, and nothing here may guess.
+// The native code of the router's path: what else would take many small steps of the interpreter, each of them memory that
+// a first token finds cold. Every function has a twin in plain Python, which is the fallback and the judge of what is right:
 //
-// Taken are reads that consist of
+//     scan            router/hosts/scanner.py         one read of a host's stream → its events
+//     same_token      router/hosts/native_scan.py     whether a read is one more token like the last
+//     split_head      router/http1.py                 a head without what varies between heads that are the same otherwise
+//     stage_times     router/ingress/heads.py         the value of server-timing
+//     first_byte      router/messages.py              of anything with a buffer
+//     tcp_info        router/telemetry/tcp.py         TCP_INFO as it stands in a record
+//     Packer          router/telemetry/packing.py     a record out of the attributes of one object
+//
+// scan: whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
+// there may be strict, and nothing may guess. Taken are reads that consist of
 //
 //     whole chunks            size in hexadecimal, CR LF, payload, CR LF (RFC 9112 §7.1), without extensions
 //       of whole events       "data: " object LF LF, or "data: [DONE]" LF LF
@@ -1158,7 +1166,7 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "router._scan", .m_doc = "One read of a host's stream in one call.", .m_size = 0, .m_methods = methods,
+    PyModuleDef_HEAD_INIT, .m_name = "router._scan", .m_doc = "Steps of the router's path, each in one call.", .m_size = 0, .m_methods = methods,
 };
 
 PyMODINIT_FUNC PyInit__scan(void)

@@ -1,4 +1,4 @@
-"""The native scan under the address and undefined-behaviour sanitizers, on damaged streams."""
+"""The native code under the address and undefined-behaviour sanitizers, on damaged streams and heads."""
 
 from __future__ import annotations
 
@@ -36,6 +36,20 @@ while time.monotonic() < until:
         at = data.find(b"\\n\\n\\r\\n")
         piece, data = (data[: at + 4], data[at + 4 :]) if at >= 0 else (data, b"")
         taken += module.scan(piece, True, True, True) is not None
+        prefix, suffix = sorted(rng.randrange(len(piece) + 1) for _ in range(2))
+        module.same_token(piece, piece[:prefix], piece[suffix:])
+    head = capture(rng.choice(stream_names())).head
+    head = damage(head, rng) if rounds % 2 else head
+    module.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
+    module.stage_times(*(rng.choice((-1, 0, 1, 10**9, (1 << 63) - 1, rng.getrandbits(62))) for _ in range(5)))
+    module.first_byte(head[: rng.randrange(2)])
+    module.tcp_info(rng.choice((-1, 0, 1 << 20)))
+    fields = [("real", rng.choice("QIHBf"), rng.randrange(60)), ("__doc__", f"{rng.randrange(1, 90)}s", rng.randrange(60))]
+    source = rng.choice((rng.getrandbits(rng.randrange(90)), -3, 1.5, type("S", (), {"real": 1, "__doc__": head})()))
+    try:
+        module.Packer(rng.randrange(1, 70), fields[: rng.randrange(3)]).pack(source)
+    except (ValueError, OverflowError, TypeError):
+        pass
 print(rounds, taken)
 """
 
