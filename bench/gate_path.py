@@ -2,6 +2,7 @@
 
     python -m bench.gate_path counts DIRECTORY    calls, allocations and blocks kept, as JSON
     python -m bench.gate_path phases DIRECTORY    streams between marks, to be run under callgrind
+    python -m bench.gate_path cold DIRECTORY      the steps of a stream, each with caches that have forgotten everything
 
 The router is built as it is built to serve, and its connections get transports that only collect what is written.
 DIRECTORY, on tmpfs, takes the rings.
@@ -33,6 +34,9 @@ from router.log import set_up
 CONNECTIONS_PER_HOST = 4
 """More than the router wants to have in reserve, so that it never connects: there is nothing to connect to."""
 STREAMS = 20
+COLD_STEPS = ("nothing", "request", "first", "token", "last")
+"""What is fed in apart, in the order in which it comes."""
+COLD_ROUNDS = 5
 SHORT_TOKENS, LONG_TOKENS = 2, 102
 """Tokens of a stream in the two loads whose difference is what tokens cost."""
 KEPT_STREAMS = 200
@@ -66,17 +70,32 @@ class Transport:
     close = abort
 
 
+class MarkingTransport(Transport):
+    """Marks each write, so that what comes before it is counted apart from what comes after."""
+
+    def __init__(self, mark: Callable[[], None]) -> None:
+        super().__init__()
+
+        def write(data: bytes) -> None:
+            self.written.append(data)
+            mark()
+
+        self.write = write
+
+
 class TokenPath:
     """One router with one client; streams are fed through it in the steps in which reads come."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, transport: Callable[[], Transport] = Transport) -> None:
+        self._transport = transport
         urls = [f"http://127.0.0.1:{1 + index}" for index in range(HOST_COUNT)]  # never connected to
         config = parse(config_text("127.0.0.1:0", urls, directory))
         self._parts = {count: list(stream_parts(count)) for count in (SHORT_TOKENS, LONG_TOKENS)}
+        self._cold_parts = list(stream_parts(len(COLD_STEPS) - 2))
         self._daemon = Daemon(config, set_up(config.log))
         self._hosts = [pair for host in self._daemon.hosts for pair in self._connected(host)]
         self._client = ClientConnection(self._daemon.server)
-        self._answer = Transport()
+        self._answer = transport()
         self._client.connection_made(self._answer)  # type: ignore[arg-type]
         self.run(2, SHORT_TOKENS)  # memos are filled, and code that specializes itself has done so
         self.run(2, LONG_TOKENS)
@@ -88,7 +107,7 @@ class TokenPath:
         host.facts = facts_of(host.kind, host.config)
         host.models = {MODEL: MODEL}
         self._daemon.loop.models[MODEL].hosts.append(host)
-        made = [(HostConnection(self._daemon.fleet, host), Transport()) for _ in range(CONNECTIONS_PER_HOST)]
+        made = [(HostConnection(self._daemon.fleet, host), self._transport()) for _ in range(CONNECTIONS_PER_HOST)]
         for connection, transport in made:
             connection.connection_made(transport)  # type: ignore[arg-type]
             self._daemon.fleet.keep(connection)
@@ -104,6 +123,22 @@ class TokenPath:
             for part in parts:
                 connection.data_received(part)
             self._check_answer(parts)
+
+    def run_cold(self, forget: Callable[[], None], mark: Callable[[], None]) -> None:
+        """Feed one stream through, with a mark before and behind each of its steps, and the caches empty before it."""
+
+        def step(function: Callable[..., object], *arguments: bytes) -> None:
+            forget()
+            mark()
+            function(*arguments)
+            mark()
+
+        step(bytes)
+        step(self._client.data_received, REQUEST)
+        connection = self._asked_host()
+        for part in self._cold_parts:
+            step(connection.data_received, part)
+        self._check_answer(self._cold_parts)
 
     def _asked_host(self) -> HostConnection:
         for connection, transport in self._hosts:
@@ -196,9 +231,25 @@ def phases(path: TokenPath) -> None:
         mark()
 
 
+def cold(directory: Path) -> None:
+    """Run streams of three tokens, each step with empty caches."""
+    mark = ctypes.PyDLL(str(library("phase"))).mark_phase
+    forget = ctypes.PyDLL(str(library("forget"))).forget_all
+    is_on = False
+    path = TokenPath(directory, lambda: MarkingTransport(lambda: mark() if is_on else None))
+    is_on = True
+    for _ in range(COLD_ROUNDS):
+        path.run_cold(forget, mark)
+    is_on = False
+    path.close()
+
+
 def main() -> int:
     """Do what the command line says."""
     what, directory = sys.argv[1:]
+    if what == "cold":
+        cold(Path(directory))
+        return 0
     path = TokenPath(Path(directory))
     if what == "counts":
         print(json.dumps(counts(path)))

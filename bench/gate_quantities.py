@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import ringbuffer
@@ -25,7 +26,7 @@ from bench import machine
 from bench.build import BuildError, library
 from bench.config import router_environment
 from bench.gate_lockstep import Client, Hosts, HttpClient, ZeromqClient, open_silent_stream, run_streams
-from bench.gate_path import LONG_TOKENS, SHORT_TOKENS, STREAMS, Cost, cost
+from bench.gate_path import COLD_ROUNDS, COLD_STEPS, LONG_TOKENS, SHORT_TOKENS, STREAMS, Cost, cost
 from bench.gate_router import CannotTraceError, CountedRouter, GateRouter
 from router import native
 
@@ -191,6 +192,59 @@ def instructions() -> Results:
     return _both("instructions", cost(short, long))
 
 
+def cold_lines() -> Results:
+    """Count the cache lines, of code and of data, that the steps of a stream find cold, with callgrind's simulation."""
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        raise UnmeasurableError("valgrind is not installed; instructions and allocations stand in for it")
+    library("phase")  # so that no compiler runs under callgrind
+    library("forget")
+    caches = ("--cache-sim=yes", "--I1=32768,8,64", "--D1=32768,8,64", "--LL=1048576,16,64")
+    with _ring_directory() as directory:
+        profile = f"{directory}/callgrind.out"
+        _run_path(
+            *("cold", directory, valgrind, "--tool=callgrind", "--dump-before=phase_begins", *caches),
+            f"--callgrind-out-file={profile}",
+        )
+        counts = [_misses(Path(f"{profile}.{1 + phase}")) for phase in range(COLD_ROUNDS * len(_COLD_PHASES))]
+    found = {
+        name: median(counts[at :: len(_COLD_PHASES)]) for at, name in enumerate(_COLD_PHASES) if name != "forgetting"
+    }
+    for name in found:
+        found[name] -= found["nothing"] if name != "nothing" else 0
+    behind = {step: f"behind it {found[f'{step}, behind']:.0f}" for step in ("request", "first")}
+    return {
+        "cold_lines_before_request_is_sent": Found(found["request, before"], behind["request"]),
+        "cold_lines_before_first_token_is_out": Found(found["first, before"], behind["first"]),
+        "cold_lines_per_token": _whole_step(found, "token"),
+        "cold_lines_of_last_read": _whole_step(found, "last"),
+    }
+
+
+def _whole_step(found: dict[str, float], step: str) -> Found:
+    before, behind = found[f"{step}, before"], found[f"{step}, behind"]
+    return Found(before + behind, f"before it is out {before:.0f}")
+
+
+_COLD_PHASES = (
+    "forgetting",
+    "nothing",
+    *(phase for step in COLD_STEPS[1:] for phase in ("forgetting", f"{step}, before", f"{step}, behind")),
+)
+"""What stands between the marks of one stream: each step writes once."""
+
+
+def _misses(profile: Path) -> int:
+    """Return how many lines were not in the simulated cache."""
+    text = profile.read_text(encoding="utf-8", errors="replace")
+    events = re.search(r"^events: (.+)$", text, re.MULTILINE)
+    totals = re.search(r"^totals: (.+)$", text, re.MULTILINE)
+    if events is None or totals is None:
+        raise RuntimeError(f"{profile} has no line totals")
+    by_name = dict(zip(events[1].split(), map(int, totals[1].split()), strict=False))  # zeros at the end are left out
+    return sum(by_name.get(event, 0) for event in ("ILmr", "DLmr", "DLmw"))
+
+
 def _total(profile: Path) -> int:
     found = re.search(r"^totals: (\d+)", profile.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     if found is None:
@@ -253,6 +307,10 @@ QUANTITIES = (
     Quantity("zeromq_library_calls_per_token", "zeromq", "calls", 0.0, is_gated=False),
     Quantity("instructions_per_token", "instructions", "instructions", 0.01, depends_on=_BUILD, relative=True),
     Quantity("instructions_per_request", "instructions", "instructions", 0.01, depends_on=_BUILD, relative=True),
+    Quantity("cold_lines_before_request_is_sent", "cold", "lines", 0.03, depends_on=_BUILD, relative=True),
+    Quantity("cold_lines_before_first_token_is_out", "cold", "lines", 0.03, depends_on=_BUILD, relative=True),
+    Quantity("cold_lines_per_token", "cold", "lines", 0.05, depends_on=_BUILD, relative=True),
+    Quantity("cold_lines_of_last_read", "cold", "lines", 0.03, depends_on=_BUILD, relative=True),
     Quantity("python_calls_per_token", "calls", "calls", 0.05, depends_on=_CODE),
     Quantity("python_calls_per_request", "calls", "calls", 0.5, depends_on=_CODE),
     Quantity("c_calls_per_token", "calls", "calls", 0.05, depends_on=_CODE),
@@ -270,6 +328,7 @@ _GROUPS: dict[str, Callable[[], Results]] = {
     "zeromq": zeromq_system_calls,
     "calls": calls,
     "instructions": instructions,
+    "cold": cold_lines,
     "memory": memory,
     "modules": modules,
 }
