@@ -37,6 +37,8 @@ STREAMS = 20
 COLD_STEPS = ("nothing", "request", "first", "token", "last")
 """What is fed in apart, in the order in which it comes."""
 COLD_ROUNDS = 5
+WARM_UP_STREAMS = 100
+"""The interpreter specializes an instruction after some tens of runs, and again when it has met other types."""
 SHORT_TOKENS, LONG_TOKENS = 2, 102
 """Tokens of a stream in the two loads whose difference is what tokens cost."""
 KEPT_STREAMS = 200
@@ -97,7 +99,7 @@ class TokenPath:
         self._client = ClientConnection(self._daemon.server)
         self._answer = transport()
         self._client.connection_made(self._answer)  # type: ignore[arg-type]
-        self.run(2, SHORT_TOKENS)  # memos are filled, and code that specializes itself has done so
+        self.run(WARM_UP_STREAMS, SHORT_TOKENS)  # memos are filled, and code that specializes itself has done so
         self.run(2, LONG_TOKENS)
         gc.collect()
         gc.freeze()  # as the router does
@@ -123,6 +125,7 @@ class TokenPath:
             for part in parts:
                 connection.data_received(part)
             self._check_answer(parts)
+        self._daemon.loop.flush()  # what the tick would write
 
     def run_cold(self, forget: Callable[[], None], mark: Callable[[], None]) -> None:
         """Feed one stream through, with a mark before and behind each of its steps, and the caches empty before it."""

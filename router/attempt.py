@@ -428,25 +428,25 @@ class Attempt:
     # ------------------------------------------------------------ whole answers
     def _take_whole(self, data: bytes, now: int) -> None:
         """Collect an answer that is not a stream, or an error of the host."""
-        decoder, answer = self._decoder, self._answer
+        decoder = self._decoder
         assert decoder is not None
-        if answer is None:
-            answer = self._answer = bytearray()
         self.last_read_ns = now
         try:
-            answer += decoder.feed(data)
+            part = decoder.feed(data)
         except ProtocolError as error:
             self.protocol_failed(str(error), now)
             return
-        if len(answer) > self._loop.limits.answer_bytes:
-            self._fail(
-                ErrorKind.ANSWER_TOO_LARGE, f"the host's answer exceeds {self._loop.limits.answer_bytes} bytes", now
-            )
+        limit = self._loop.limits.answer_bytes
+        if len(part) + (0 if self._answer is None else len(self._answer)) > limit:
+            self._fail(ErrorKind.ANSWER_TOO_LARGE, f"the host's answer exceeds {limit} bytes", now)
         elif decoder.ended:
-            self._end_whole(now)
+            self._end_whole(part if self._answer is None else bytes(self._answer + part), now)
+        elif self._answer is None:
+            self._answer = bytearray(part)
+        else:
+            self._answer += part
 
-    def _end_whole(self, now: int) -> None:
-        body = bytes(self._answer or b"")
+    def _end_whole(self, body: bytes, now: int) -> None:
         request = self.request
         passes = bool(request.path)
         if self.status != 200 and not (passes and 200 <= self.status < 300):
@@ -499,7 +499,7 @@ class Attempt:
         elif framed:
             self._fail(ErrorKind.HOST_CLOSED, "the host closed the connection in the middle of its answer", now)
         else:
-            self._end_whole(now)
+            self._end_whole(bytes(self._answer or b""), now)
 
     def _stream_cut(self, now: int, *, framed: bool) -> None:
         """The connection ended before the body did, or with it where there is no framing."""

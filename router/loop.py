@@ -114,7 +114,8 @@ class Loop:
         decision = admit(waiting, self.limits.waiting, healthy, free)
         if decision is _RUN:
             self._run(request, now, candidates)
-            self._book(request)
+            if request.row < 0:  # it waits for a connection
+                self._book(request)
         elif decision is Admission.WAIT:
             self._wait(request)
         elif decision is Admission.REFUSE_FULL:
@@ -227,10 +228,12 @@ class Loop:
             self.fleet.keep(connection)
             return
         attempt.start(connection, data, now)
-        self._book(request)
         telemetry = self.telemetry
+        if request.row < 0:
+            self._book(request)
+        else:
+            telemetry.show_phase(request)
         telemetry.publish_token(now, request.seq, _DISPATCHED | request.host << 16, request.event_index, 0, 0, 0)
-        telemetry.show_phase(request)
         request.egress.prepare(request)
 
     def closed_before_answer(self, attempt: Attempt, now: int) -> None:

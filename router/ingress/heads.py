@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -28,19 +29,10 @@ def connection_header(minor: int, *, keep_alive: bool) -> bytes:
     return b"connection: keep-alive\r\n" if minor == 0 else b""
 
 
+@cache  # hosts are few
 def host_header(host_name: str) -> bytes:
     """Return the header that names the host, empty while there is none."""
     return b"x-ringrouter-host: %b\r\n" % host_name.encode() if host_name else b""
-
-
-def request_headers(request: Request, host_name: str) -> bytes:
-    """Return the headers that tell a client about its own request: id, host, and where the time went so far."""
-    request_id = request.request_id.encode("latin-1")
-    return b"x-request-id: %b\r\n%bserver-timing: %b\r\n" % (
-        request_id,
-        host_header(host_name),
-        server_timing(request),
-    )
 
 
 def server_timing(request: Request) -> bytes:

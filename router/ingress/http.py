@@ -44,7 +44,8 @@ _REQUESTS_PER_TURN: Final = 32
 _JSON: Final = b"application/json"
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """``struct linger`` of socket(7): on, no time."""
-_STREAM_HEADERS: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_STREAM_START_1_0: Final = b"HTTP/1.1 200 OK\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\nx-request-id: "
+_STREAM_START: Final = _STREAM_START_1_0.replace(b"x-request-id", b"transfer-encoding: chunked\r\nx-request-id")
 
 
 def _parsed(data: bytes) -> tuple[Head, int, int]:
@@ -399,13 +400,11 @@ class ClientConnection(asyncio.Protocol):
             return
         if not self.raw:
             self._close_after = True  # HTTP/1.0 has no chunks: the end of the connection ends the answer
-        self._stream_head = b"HTTP/1.1 200 OK\r\n%b%bx-request-id: %b\r\n%b%b" % (
-            _STREAM_HEADERS,
-            b"transfer-encoding: chunked\r\n" if self.raw else b"",
-            request.request_id.encode("latin-1"),
-            heads.host_header(self._server.host_name(request)),
-            self._connection_header(),
-        )
+        host = heads.host_header(self._server.host_name(request))
+        start = _STREAM_START if self.raw else _STREAM_START_1_0
+        request_id = request.request_id.encode("latin-1")
+        close = b"" if self.raw and not self._close_after else self._connection_header()
+        self._stream_head = b"".join((start, request_id, b"\r\n", host, close))
 
     def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
         """Write the head of a streamed answer and its first bytes at once."""
@@ -440,17 +439,18 @@ class ClientConnection(asyncio.Protocol):
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Write a whole answer; ``extra`` are further header lines."""
-        length = b"content-length: %d\r\n" % len(body) if status != 204 else b""  # RFC 9110 §8.6
-        data = b"%bcontent-type: %b\r\n%b%b%b%b\r\n%b" % (
-            heads.status_line(status),
-            content_type,
-            heads.request_headers(request, self._server.host_name(request)),
-            extra,
-            self._connection_header(),
-            length,
-            body,
-        )
-        self._write_counted(data)
+        host = heads.host_header(self._server.host_name(request))
+        close = b"" if self.raw and not self._close_after else self._connection_header()
+        length = b"content-length: " + str(len(body)).encode() + b"\r\n" if status != 204 else b""  # RFC 9110 §8.6
+        data = b"".join(
+            (
+                heads.status_line(status), b"content-type: ", content_type,
+                b"\r\nx-request-id: ", request.request_id.encode("latin-1"), b"\r\n", host,
+                b"server-timing: ", heads.server_timing(request), b"\r\n", extra, close, length, b"\r\n", body,
+            )
+        )  # fmt: skip
+        request.bytes_out += len(data)
+        self.write(data)
 
     def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:
         """Write an error answer to a request."""

@@ -202,11 +202,15 @@ class TestLeaving:
 
     def test_by_a_cycle_that_is_collected_in_another_thread(self, client: Client, router: ScriptedRouter) -> None:
         stream, ask = self.ask(client, router)
-        stream.cycle = stream
-        del stream
-        collector = threading.Thread(target=gc.collect)
-        collector.start()
-        collector.join()
+        gc.disable()  # or it could be collected here, by chance
+        try:
+            stream.cycle = stream
+            del stream
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            collector.join()
+        finally:
+            gc.enable()
         assert not ask.cancelled.is_set(), "sockets are not touched by a thread that they do not belong to"
         client.ping()
         router.wait_cancelled(ask)
