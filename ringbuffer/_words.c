@@ -859,7 +859,11 @@ static int as_value(PyObject *object, int64_t *value) {
     if (*value != -1 || !PyErr_Occurred()) {
         return 1;
     }
-    PyObject *integer = PyErr_ExceptionMatches(PyExc_OverflowError) ? PyNumber_Index(object) : NULL;
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        return 0;
+    }
+    PyErr_Clear();
+    PyObject *integer = PyNumber_Index(object);
     if (integer != NULL) {
         PyErr_Format(PyExc_OverflowError, "%S is not in -9223372036854775808 to 9223372036854775807", integer);
         Py_DECREF(integer);

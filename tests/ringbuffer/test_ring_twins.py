@@ -161,7 +161,7 @@ class Twin:
         return refusal
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(st.lists(STEPS, max_size=30))
 def test_both_backends_refuse_the_same_and_touch_nothing(steps: list[tuple[str, tuple[Any, ...]]]) -> None:
     pytest.importorskip("ringbuffer._words")
@@ -180,6 +180,7 @@ def test_both_backends_refuse_the_same_and_touch_nothing(steps: list[tuple[str, 
         ("lossy.publish", (1, "2", 3, 4, 5, 6, 7), TypeError, "'str' object cannot be interpreted as an integer"),
         ("writer.store", (0, 1, 2, 3, 4, 5, 6, -7), OverflowError, "-7 is not in 0 to 18446744073709551615"),
         ("counters.set", (0, 2**63), OverflowError, f"{2**63} is not in {-(2**63)} to {2**63 - 1}"),
+        ("counters.add", (0, Indexed(-(2**70))), OverflowError, f"{-(2**70)} is not in {-(2**63)} to {2**63 - 1}"),
         ("counters.add", (8,), IndexError, "index 8 is not in 0 to 7"),
         ("rows.write", (-1, b""), IndexError, "index -1 is not in 0 to 3"),
         ("words.load_acquire", (2**64,), IndexError, f"index {2**64} is not in 0 to 63"),
