@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,23 @@ def test_a_doorbell_server_keeps_its_place_and_its_bells(tmp_path: Path) -> None
     assert server.bell_count == 0
     server.close()
     assert not server.path.exists()
+
+
+def test_what_a_child_closes_are_its_descriptors(
+    tmp_path: Path, broadcast: rb.BroadcastWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same in one process, which takes itself for its own child while it closes."""
+    reader = rb.BroadcastReader.attach(broadcast.segment.path, position=tmp_path / "position")
+    server = rb.DoorbellServer.listen(tmp_path / "bell")
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(server.path))
+        server.serve()
+        assert server.bell_count == 1
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getpid", lambda: 1)
+            for each in (reader, server, broadcast):
+                each.close()
+        closed = before - len(os.listdir("/proc/self/fd"))
+    assert closed == 1 + 4 + 1, "the lock of a position; listener, epoll, connection and bell; the lock of a ring"
+    assert {path.name for path in tmp_path.iterdir()} >= {"position", "bell"}

@@ -462,7 +462,8 @@ class TestConsumersOfRealRings:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(time, "sleep", wait)
-        cli.main(["stats", str(tmp_path / "ring"), "--watch", "1", "--json", "--hung-after", "1e-9"])
+        paths = [str(tmp_path / "ring"), str(tmp_path / "none")]
+        cli.main(["stats", *paths, "--watch", "1", "--json", "--hung-after", "1e-9"])
         states = [
             json.loads(line)["segments"][0]["readers"][0]["state"] for line in capsys.readouterr().out.splitlines()
         ]
