@@ -1,6 +1,7 @@
 """``python -m ringbuffer stats PATH``: what a ring, a generation or an instance is doing, for people and for scripts.
 
-Exit codes: 0 ok, 1 no ring, 2 usage, 3 writer dead, 4 writer hung, 5 layout version; of several paths the worst.
+Exit codes: 0 ok, 1 no ring, 2 usage, 3 writer dead, 4 writer hung, 5 layout version; of several paths the worst. 130 when
+it was interrupted, the usual end of ``--watch``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ringbuffer.stats import CounterRow, ErrorRow, ReaderRow, Report, SegmentRow
 
 RATE_WINDOW_S: Final = 0.2
 """Time between the two samples of a single report: long enough for a rate, short enough to wait for."""
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
 _SECONDS_MAX: Final = 86_400
 CLEAR_SCREEN: Final = "\x1b[2J\x1b[H"
 _NO_NOUNS: Final[Mapping[str, str]] = {}
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 break
         sys.stdout.flush()
     except KeyboardInterrupt:
-        pass  # the usual end of --watch
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; the interpreter must not meet the broken pipe again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -156,7 +156,7 @@ def test_watching_separates_its_screens(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", wait)
-    assert cli.main(["stats", str(tmp_path / "ring"), "--watch", "1"]) == 0
+    assert cli.main(["stats", str(tmp_path / "ring"), "--watch", "1"]) == 130
     assert capsys.readouterr().out.splitlines().count("--") == 2
     writer.close()
 

@@ -394,3 +394,15 @@ def test_dumping_loads_no_event_loop(run_dir: Path, fake: FakeRouter) -> None:
     )
     command = [sys.executable, "-c", program, "dump", "--run-dir", str(run_dir)]
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["dump", "stats"])
+def test_an_interrupt_is_130(
+    run_dir: Path, fake: FakeRouter, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(snapshot if command == "dump" else time, "take" if command == "dump" else "sleep", interrupt)
+    assert cli.main([command, "--run-dir", str(run_dir)]) == 130
+    assert capsys.readouterr() == ("", "")
