@@ -1,7 +1,7 @@
 """``python -m ringbuffer stats PATH``: what a ring, a generation or an instance is doing, for people and for scripts.
 
-Exit codes: 0 ok, 1 no ring, 2 usage, 3 writer dead, 4 writer hung, 5 layout version; of several paths the worst. 130 when
-it was interrupted, the usual end of ``--watch``.
+Exit codes: 0 ok, 1 no ring, 2 usage, 3 writer dead, 4 writer hung, 5 layout version; of several paths the worst. 130
+when it was interrupted, the usual end of ``--watch``.
 """
 
 from __future__ import annotations
