@@ -33,7 +33,8 @@ class GatingProducer(SegmentWriter):
     bytes each that a contiguous bytes-like holds, and returns the first sequence; -1 when not all of them fit. To fill
     slots one by one and publish them together, ``try_claim(n)`` returns the first of ``n`` sequences, or -1;
     ``store(sequence, w1, …, w7)`` fills a claimed one; ``publish_upto(end)`` publishes all below ``end``, which must
-    all have been stored. All are methods of the backend itself. Misuse raises ValueError and publishes nothing.
+    all have been stored. All are methods of the backend itself. Misuse raises ValueError (OverflowError
+    or TypeError for what is no unsigned 64-bit integer) and publishes nothing.
     """
 
     def __init__(self, ring: Segment) -> None:
