@@ -42,14 +42,16 @@ def full_fence() -> None:
 
 
 def _as_index(index: int, count: int) -> int:
-    index = operator.index(index)
+    if type(index) is not int:
+        index = operator.index(index)
     if not 0 <= index < count:
         raise IndexError(f"index {index} is not in 0 to {count - 1}")
     return index
 
 
 def _as_integer(value: int, smallest: int, largest: int) -> int:
-    value = operator.index(value)
+    if type(value) is not int:
+        value = operator.index(value)
     if not smallest <= value <= largest:
         raise OverflowError(f"{value} is not in {smallest} to {largest}")
     return value
@@ -511,11 +513,17 @@ class GatingReader(_Ring):
 
     def poll(self, limit: int, /) -> tuple[int, int]:
         """Return the half-open range of sequences to read, at most ``limit``."""
-        limit = _as_word(limit)
-        end = min(self.position + self._ready(), self.position + limit)
-        if limit:
+        if type(limit) is not int or not 0 <= limit <= _WORD_MASK:
+            limit = _as_word(limit)
+        position = self.position
+        ready = self._words[self._published] - position  # SYNC A
+        if ready <= 0:
+            self._is_idle = self._is_idle or limit > 0
+            return position, position
+        end = position + (ready if ready < limit else limit)
+        if position < end > self._handed_end:
             self._note_handed(end)
-        return self.position, end
+        return position, end
 
     def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
         """Copy unreleased records, each behind its sequence; return how many."""
@@ -523,29 +531,21 @@ class GatingReader(_Ring):
         room, limit = self._room_of(buffer)
         if spin_ns:
             self.spin(spin_ns)
-        first, end = self.position, self.position + min(self._ready(), limit)
+        first, end = self.poll(limit)
         for index, sequence in enumerate(range(first, end)):
             if not self._copy_into(room, index, sequence):
                 raise AssertionError("a record that was not released has been overwritten")
-        self._note_handed(end)
         return end - first
-
-    def _ready(self) -> int:
-        """Return how many records are published and not released."""
-        return max(0, self._words[self._published] - self.position)  # SYNC A
 
     def _note_handed(self, end: int) -> None:
         """Note what this consumer has in hand. One that had nothing to do begins now, and its heartbeat says so: only
         then can others tell that it holds records for too long.
         """
-        if end == self.position:
-            self._is_idle = True
-        elif end > self._handed_end:
-            if self._is_idle:
-                self._is_idle = False
-                self._words[self._heartbeat] = time.monotonic_ns()
-            self._handed_end = end
-            self._words[self._handed] = end  # SYNC C: the time stands before what it is of
+        if self._is_idle:
+            self._is_idle = False
+            self._words[self._heartbeat] = time.monotonic_ns()
+        self._handed_end = end
+        self._words[self._handed] = end  # SYNC C: the time stands before what it is of
 
     def spin(self, limit_ns: int, /) -> int:
         """Spin up to ``limit_ns`` until there are records; return how many."""
@@ -553,7 +553,8 @@ class GatingReader(_Ring):
 
     def read(self, sequence: int, /) -> tuple[int, ...]:
         """Return the seven words of a record that was published and not released."""
-        sequence = _as_word(sequence)
+        if type(sequence) is not int or not 0 <= sequence <= _WORD_MASK:
+            sequence = _as_word(sequence)
         self._check_record()
         slot = self._readable_slot(sequence)
         return tuple(self._words[slot + 1 : slot + 1 + WORDS_PER_RECORD])
@@ -573,7 +574,9 @@ class GatingReader(_Ring):
 
     def release(self, end: int, /) -> None:
         """Let the producer overwrite everything below ``end``."""
-        end, published = _as_word(end), self._words[self._published]
+        if type(end) is not int or not 0 <= end <= _WORD_MASK:
+            end = _as_word(end)
+        published = self._words[self._published]
         if not self.position <= end <= published:
             raise ValueError(f"cannot release up to {end}: {self.position} are released already or it is not published")
         self._is_idle = end == published

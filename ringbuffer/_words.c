@@ -240,8 +240,11 @@ static PyObject *words_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
 
 /* ------------------------------------------------------------- arguments */
 
+/* Not inlined, so that what is called for every word of a record stays small. */
+#define RARE __attribute__((noinline, cold))
+
 /* Takes what stands for an integer, such as one of numpy's, or says why there is no word in it. */
-static int as_word_slowly(PyObject *object, uint64_t *value) {
+RARE static int as_word_slowly(PyObject *object, uint64_t *value) {
     PyErr_Clear();
     PyObject *integer = PyNumber_Index(object);
     if (integer == NULL) {
@@ -262,7 +265,7 @@ static int as_word(PyObject *object, uint64_t *value) {
     return *value != UINT64_MAX || !PyErr_Occurred() || as_word_slowly(object, value);
 }
 
-static int as_index_slowly(PyObject *object, uint64_t count, uint64_t *index) {
+RARE static int as_index_slowly(PyObject *object, uint64_t count, uint64_t *index) {
     PyErr_Clear();
     PyObject *integer = PyNumber_Index(object);
     if (integer == NULL) {
