@@ -11,10 +11,10 @@ The map, each importing only from those below it::
     counters     labelled words with a catalogue
     distinct     each distinct error once, with count, first and last
     generation   one directory per life of a writer; who is alive, hung, dead, restarted
+    doorbell     eventfds that wake consumers in other processes
     readers      the position of a lossy reader
     writer       what the writers share
     segment      create, attach, check and lock one mapped file
-    doorbell     eventfds that wake consumers in other processes
     words        chooses the backend: _words (C11 atomics, the orderings in _ring.h) or _plain (x86-64 only)
     layout       every byte, drawn and named
     process      pid, start ticks, boot id
@@ -46,6 +46,7 @@ from ringbuffer.doorbell import Doorbell, DoorbellServer
 from ringbuffer.errors import (
     AccessDenied,
     ConsumersFull,
+    Corrupt,
     ForeignFile,
     Missing,
     NoSpace,
@@ -58,7 +59,7 @@ from ringbuffer.errors import (
     WrongKind,
 )
 from ringbuffer.gating import GatingConsumer, GatingProducer
-from ringbuffer.generation import Generation, find_current, writer_state
+from ringbuffer.generation import Generation, find_current, find_generations, writer_state
 from ringbuffer.layout import Kind
 from ringbuffer.readers import ReaderPosition
 from ringbuffer.segment import Header
@@ -75,6 +76,7 @@ __all__ = [
     "BroadcastReader",
     "BroadcastWriter",
     "ConsumersFull",
+    "Corrupt",
     "CounterSpec",
     "CountersReader",
     "CountersWriter",
@@ -103,5 +105,6 @@ __all__ = [
     "WrongEndianness",
     "WrongKind",
     "find_current",
+    "find_generations",
     "writer_state",
 ]

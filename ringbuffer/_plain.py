@@ -8,6 +8,8 @@ Letters name the edges of the table in :mod:`ringbuffer`.
 
 from __future__ import annotations
 
+import operator
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 BACKEND: Final = "plain"
 WORDS_PER_RECORD: Final = 7
+_RECORD_BYTES: Final = WORDS_PER_RECORD * WORD_BYTES
+_pack_record: Final = struct.Struct(f"<{WORDS_PER_RECORD}Q").pack
 _LOOKS_PER_CLOCK_READ: Final = 16
+_VALUE_MIN: Final = -(1 << 63)
 _VALUE_MAX: Final = (1 << 63) - 1
 _WORD_MASK: Final = (1 << 64) - 1
 
@@ -36,9 +41,49 @@ def full_fence() -> None:
         pass
 
 
-def _check_below(index: int, count: int) -> None:
+def _as_index(index: int, count: int) -> int:
+    if type(index) is not int:
+        index = operator.index(index)
     if not 0 <= index < count:
-        raise IndexError(f"index {index} is not below {count}")
+        raise IndexError(f"index {index} is not in 0 to {count - 1}")
+    return index
+
+
+def _as_integer(value: int, smallest: int, largest: int) -> int:
+    if type(value) is not int:
+        value = operator.index(value)
+    if not smallest <= value <= largest:
+        raise OverflowError(f"{value} is not in {smallest} to {largest}")
+    return value
+
+
+def _as_word(value: int) -> int:
+    return _as_integer(value, 0, _WORD_MASK)
+
+
+def _as_value(value: int) -> int:
+    """Return what a counter may be."""
+    return _as_integer(value, _VALUE_MIN, _VALUE_MAX)
+
+
+def _word_error(value: int) -> Exception | None:
+    try:
+        _as_word(value)
+    except (TypeError, OverflowError) as error:
+        return error
+    return None
+
+
+def _flaw(*values: int) -> Exception:
+    """Return what is wrong with the first of some values that is no word."""
+    return next(filter(None, map(_word_error, values)))
+
+
+def _view_of(payload: Buffer) -> memoryview:
+    view = memoryview(payload)
+    if not view.c_contiguous:
+        raise BufferError("memoryview: underlying buffer is not C-contiguous")
+    return view.cast("B")
 
 
 class Words:
@@ -50,8 +95,7 @@ class Words:
 
     def load_acquire(self, index: int) -> int:
         """Return word ``index``; later accesses stay behind it."""
-        _check_below(index, len(self._words))
-        return self._words[index]
+        return self._words[_as_index(index, len(self._words))]
 
     def load_relaxed(self, index: int) -> int:
         """Return word ``index``."""
@@ -59,7 +103,9 @@ class Words:
 
     def store_release(self, index: int, value: int) -> None:
         """Store word ``index``; earlier accesses stay before it."""
-        _check_below(index, len(self._words))
+        index, value = _as_index(index, len(self._words)), _as_word(value)
+        if self._words.readonly:
+            raise TypeError("cannot store into a read-only mapping")
         self._words[index] = value
 
     def store_relaxed(self, index: int, value: int) -> None:
@@ -97,14 +143,14 @@ class _Slots:
         if self._bytes.readonly:
             raise BufferError("the mapping is read-only")
 
-    def _view_of(self, payload: Buffer) -> memoryview:
+    def _payload_of(self, payload: Buffer) -> memoryview:
         """Return a payload as bytes, or raise ValueError when it does not fit into a slot."""
-        view = memoryview(payload).cast("B")
+        view = _view_of(payload)
         if len(view) > self._payload_bytes:
             raise ValueError(f"payload of {len(view)} bytes, at most {self._payload_bytes} fit")
         return view
 
-    def _store_payload(self, slot: int, payload: memoryview) -> None:
+    def _store_payload(self, slot: int, payload: bytes | memoryview) -> None:
         first = (slot + 1) * WORD_BYTES
         end = first + len(payload)
         self._bytes[first:end] = payload
@@ -137,18 +183,7 @@ class _Ring(_Slots):
                 f"records of seven words need slots of 64 bytes, these have {self._slot_words * WORD_BYTES}"
             )
 
-    def _store_words(self, slot: int, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int) -> None:
-        words = self._words
-        words[slot] = 0  # SYNC B: the slot is marked before its payload changes
-        words[slot + 1] = w1
-        words[slot + 2] = w2
-        words[slot + 3] = w3
-        words[slot + 4] = w4
-        words[slot + 5] = w5
-        words[slot + 6] = w6
-        words[slot + 7] = w7
-
-    def _publish_bytes(self, sequence: int, payload: memoryview) -> None:
+    def _publish_bytes(self, sequence: int, payload: bytes | memoryview) -> None:
         self._store_record(sequence, payload)
         self._words[self._published] = sequence + 1  # SYNC A: the record stands before it counts as published
 
@@ -160,7 +195,7 @@ class _Ring(_Slots):
             self._store_record(sequence, batch[at : at + size])
         self._words[self._published] = end  # SYNC A: once for all of them
 
-    def _store_record(self, sequence: int, payload: memoryview) -> None:
+    def _store_record(self, sequence: int, payload: bytes | memoryview) -> None:
         slot = self._slot_at(sequence)
         self._words[slot] = 0  # SYNC B: the slot is marked before its payload changes
         self._store_payload(slot, payload)
@@ -168,7 +203,7 @@ class _Ring(_Slots):
 
     def _batch_of(self, records: Buffer) -> memoryview:
         """Return whole payloads as bytes, or raise ValueError when they are none, too many or not whole."""
-        view = memoryview(records).cast("B")
+        view = _view_of(records)
         count, rest = divmod(len(view), self._payload_bytes)
         if rest or not 1 <= count <= self._slot_count:
             raise ValueError(
@@ -178,9 +213,9 @@ class _Ring(_Slots):
 
     def _room_of(self, buffer: WriteableBuffer) -> tuple[memoryview, int]:
         """Return a writable buffer as bytes, and how many slots it holds; ValueError when none."""
-        view = memoryview(buffer).cast("B")
-        if view.readonly:
+        if memoryview(buffer).readonly:
             raise BufferError("the buffer is read-only")
+        view = _view_of(buffer)
         size = self._slot_words * WORD_BYTES
         if len(view) < size:
             raise ValueError(f"a buffer of {len(view)} bytes, one record has {size}")
@@ -205,6 +240,7 @@ class _Ring(_Slots):
         return True
 
     def _spin(self, position: int, limit_ns: int) -> int:
+        limit_ns = _as_word(limit_ns)
         words, published = self._words, self._published
         began_ns = time.monotonic_ns()
         while True:
@@ -226,17 +262,23 @@ class LossyWriter(_Ring):
     def publish(self, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> int:
         """Publish seven words; return the sequence."""
         self._check_record()
+        try:
+            record = _pack_record(w1, w2, w3, w4, w5, w6, w7)
+        except struct.error:
+            raise _flaw(w1, w2, w3, w4, w5, w6, w7) from None
         sequence = self.next
-        slot = self._slot_at(sequence)
-        self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
+        words, slot = self._words, self._slot_at(sequence)
+        first = (slot + 1) * WORD_BYTES
+        words[slot] = 0  # SYNC B: the slot is marked before its payload changes
+        self._bytes[first : first + _RECORD_BYTES] = record
         self.next = sequence + 1
-        self._words[slot] = sequence + 1  # SYNC C
-        self._words[self._published] = sequence + 1  # SYNC A
+        words[slot] = sequence + 1  # SYNC C
+        words[self._published] = sequence + 1  # SYNC A
         return sequence
 
     def publish_record(self, payload: Buffer, /) -> int:
         """Publish a payload, zero padded; return the sequence."""
-        view = self._view_of(payload)
+        view = self._payload_of(payload)
         sequence = self.next
         self.next = sequence + 1
         self._publish_bytes(sequence, view)
@@ -263,6 +305,7 @@ class LossyReader(_Ring):
 
     def poll(self, limit: int, /) -> list[tuple[int, bytes]]:
         """Return up to ``limit`` (sequence, payload) and count what was overwritten."""
+        limit = _as_word(limit)
         records: list[tuple[int, bytes]] = []
         published = self._words[self._published]  # SYNC A
         for _ in range(limit):
@@ -279,6 +322,7 @@ class LossyReader(_Ring):
 
     def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
         """Copy records, each behind its sequence, into a buffer; return how many."""
+        spin_ns = _as_word(spin_ns)
         room, limit = self._room_of(buffer)
         if spin_ns:
             self.spin(spin_ns)
@@ -342,21 +386,27 @@ class GatingWriter(_Ring):
     def try_publish(self, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> int:
         """Publish seven words; return the sequence, -1 when full."""
         self._check_record()
+        try:
+            record = _pack_record(w1, w2, w3, w4, w5, w6, w7)
+        except struct.error:
+            raise _flaw(w1, w2, w3, w4, w5, w6, w7) from None
         self._check_nothing_claimed()
         if not self._has_room(1):
             return -1
         sequence = self.next
-        slot = self._slot_at(sequence)
-        self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
+        words, slot = self._words, self._slot_at(sequence)
+        first = (slot + 1) * WORD_BYTES
+        words[slot] = 0  # SYNC B: the slot is marked before its payload changes
+        self._bytes[first : first + _RECORD_BYTES] = record
         self.next = sequence + 1
-        self._words[slot] = sequence + 1  # SYNC C
-        self._words[self._published] = sequence + 1  # SYNC A
+        words[slot] = sequence + 1  # SYNC C
+        words[self._published] = sequence + 1  # SYNC A
         return sequence
 
     def try_publish_record(self, payload: Buffer, /) -> int:
         """Publish a payload, zero padded; return the sequence, -1 when full."""
         self._check_nothing_claimed()
-        view = self._view_of(payload)
+        view = self._payload_of(payload)
         if not self._has_room(1):
             return -1
         sequence = self.next
@@ -378,6 +428,7 @@ class GatingWriter(_Ring):
 
     def try_claim(self, count: int, /) -> int:
         """Claim ``count`` slots; return the first sequence, -1 when full."""
+        count = _as_word(count)
         if not 0 < count <= self._slot_count:
             raise ValueError(f"cannot claim {count} of {self._slot_count} slots")
         if not self._has_room(count):
@@ -388,15 +439,19 @@ class GatingWriter(_Ring):
 
     def store(self, sequence: int, w1: int, w2: int, w3: int, w4: int, w5: int, w6: int, w7: int, /) -> None:
         """Store seven words into a claimed slot."""
+        sequence = _as_word(sequence)
         self._check_record()
+        try:
+            record = _pack_record(w1, w2, w3, w4, w5, w6, w7)
+        except struct.error:
+            raise _flaw(w1, w2, w3, w4, w5, w6, w7) from None
         if not self._words[self._published] <= sequence < self.next:
             raise ValueError(f"sequence {sequence} is not claimed")
-        slot = self._slot_at(sequence)
-        self._store_words(slot, w1, w2, w3, w4, w5, w6, w7)
-        self._words[slot] = sequence + 1  # SYNC C
+        self._store_record(sequence, record)
 
     def publish_upto(self, end: int, /) -> None:
         """Publish the claimed and stored records below ``end``."""
+        end = _as_word(end)
         published = self._words[self._published]
         if not published <= end <= self.next:
             raise ValueError(f"cannot publish up to {end}: {published} are published, {self.next} claimed")
@@ -441,23 +496,38 @@ class GatingReader(_Ring):
         published: int,
         released: int,
         heartbeat: int,
+        handed: int,
     ) -> None:
         super().__init__(buffer, slots, slot_count, slot_words, published)
         self._require_writable()
         self._check_fits(released, 1, 1)
         self._check_fits(heartbeat, 1, 1)
+        self._check_fits(handed, 1, 1)
         self._released = released
         self._heartbeat = heartbeat
+        self._handed = handed
         self.position = self._words[released]
         self.lost = 0
+        self._handed_end = self.position
+        self._is_idle = True
 
     def poll(self, limit: int, /) -> tuple[int, int]:
         """Return the half-open range of sequences to read, at most ``limit``."""
-        published = self._words[self._published]  # SYNC A
-        return self.position, min(published, self.position + limit)
+        if type(limit) is not int or not 0 <= limit <= _WORD_MASK:
+            limit = _as_word(limit)
+        position = self.position
+        ready = self._words[self._published] - position  # SYNC A
+        if ready <= 0:
+            self._is_idle = self._is_idle or limit > 0
+            return position, position
+        end = position + (ready if ready < limit else limit)
+        if position < end > self._handed_end:
+            self._note_handed(end)
+        return position, end
 
     def poll_into(self, buffer: WriteableBuffer, spin_ns: int = 0, /) -> int:
         """Copy unreleased records, each behind its sequence; return how many."""
+        spin_ns = _as_word(spin_ns)
         room, limit = self._room_of(buffer)
         if spin_ns:
             self.spin(spin_ns)
@@ -467,19 +537,31 @@ class GatingReader(_Ring):
                 raise AssertionError("a record that was not released has been overwritten")
         return end - first
 
+    def _note_handed(self, end: int) -> None:
+        """Note what this consumer has in hand. One that had nothing to do begins now, and its heartbeat says so: only
+        then can others tell that it holds records for too long.
+        """
+        if self._is_idle:
+            self._is_idle = False
+            self._words[self._heartbeat] = time.monotonic_ns()
+        self._handed_end = end
+        self._words[self._handed] = end  # SYNC C: the time stands before what it is of
+
     def spin(self, limit_ns: int, /) -> int:
         """Spin up to ``limit_ns`` until there are records; return how many."""
         return self._spin(self.position, limit_ns)
 
     def read(self, sequence: int, /) -> tuple[int, ...]:
         """Return the seven words of a record that was published and not released."""
+        if type(sequence) is not int or not 0 <= sequence <= _WORD_MASK:
+            sequence = _as_word(sequence)
         self._check_record()
         slot = self._readable_slot(sequence)
         return tuple(self._words[slot + 1 : slot + 1 + WORDS_PER_RECORD])
 
     def read_record(self, sequence: int, /) -> bytes:
         """Return the payload of a record that was published and not released."""
-        return self._load_payload(self._readable_slot(sequence))
+        return self._load_payload(self._readable_slot(_as_word(sequence)))
 
     def _readable_slot(self, sequence: int) -> int:
         slot = self._slot_at(sequence)
@@ -492,8 +574,12 @@ class GatingReader(_Ring):
 
     def release(self, end: int, /) -> None:
         """Let the producer overwrite everything below ``end``."""
-        if not self.position <= end <= self._words[self._published]:
+        if type(end) is not int or not 0 <= end <= _WORD_MASK:
+            end = _as_word(end)
+        published = self._words[self._published]
+        if not self.position <= end <= published:
             raise ValueError(f"cannot release up to {end}: {self.position} are released already or it is not published")
+        self._is_idle = end == published
         self._words[self._heartbeat] = time.monotonic_ns()
         self.position = end
         self._words[self._released] = end  # SYNC D: every read is done before the slots may be overwritten
@@ -508,17 +594,17 @@ class RowWriter(_Slots):
 
     def write(self, row: int, payload: Buffer, /) -> None:
         """Write the payload of a row, zero padded."""
-        view = self._view_of(payload)
+        row = _as_index(row, self._slot_count)
+        view = self._payload_of(payload)
         slot = self._open_row(row)
         self._store_payload(slot, view)
         self._close_row(slot, ROW_IN_USE)
 
     def clear(self, row: int, /) -> None:
         """Mark a row as empty."""
-        self._close_row(self._open_row(row), 0)
+        self._close_row(self._open_row(_as_index(row, self._slot_count)), 0)
 
     def _open_row(self, row: int) -> int:
-        _check_below(row, self._slot_count)
         slot = self._slots + row * self._slot_words
         self._words[slot] |= ROW_WRITING  # SYNC B
         return slot
@@ -533,8 +619,7 @@ class RowReader(_Slots):
 
     def read(self, row: int, /) -> bytes | None:
         """Return a row's payload; None: the row is empty; ``b""``: it is being written just now."""
-        _check_below(row, self._slot_count)
-        slot = self._slots + row * self._slot_words
+        slot = self._slots + _as_index(row, self._slot_count) * self._slot_words
         word = self._words[slot]  # SYNC C
         if word & ROW_WRITING:
             return b""
@@ -558,21 +643,23 @@ class CounterWords:
 
     def add(self, counter_id: int, n: int = 1, /) -> None:
         """Add ``n`` to a counter."""
-        _check_below(counter_id, len(self._values))
+        counter_id, n = self._as_id(counter_id), _as_value(n)
         value = self._values[counter_id] + n
         self._values[counter_id] = (value + _VALUE_MAX + 1 & _WORD_MASK) - _VALUE_MAX - 1  # wraps as a machine word
 
     def set(self, counter_id: int, value: int, /) -> None:
         """Set a counter."""
-        _check_below(counter_id, len(self._values))
+        counter_id, value = self._as_id(counter_id), _as_value(value)
         self._values[counter_id] = value
 
     def max(self, counter_id: int, value: int, /) -> None:
         """Raise a counter to ``value`` if it is lower."""
-        if value > self.get(counter_id):
-            self._values[counter_id] = value
+        counter_id, value = self._as_id(counter_id), _as_value(value)
+        self._values[counter_id] = max(value, self._values[counter_id])
 
     def get(self, counter_id: int, /) -> int:
         """Return a counter."""
-        _check_below(counter_id, len(self._values))
-        return self._values[counter_id]
+        return self._values[self._as_id(counter_id)]
+
+    def _as_id(self, counter_id: int) -> int:
+        return _as_index(counter_id, len(self._values))

@@ -34,8 +34,11 @@ typedef struct {
     uint64_t consumer_words;
     uint64_t released_word; /* within a consumer row */
     uint64_t cached_min;    /* gating writer: lowest released sequence at the last look */
-    word_t *released;       /* gating reader: the two words of its own row */
+    word_t *released;       /* gating reader: the words of its own row */
     word_t *heartbeat;
+    word_t *handed;
+    uint64_t handed_end; /* gating reader: what `handed` holds */
+    int is_idle;         /* gating reader: at the last look it had nothing to do */
 } ring_t;
 
 /* ----------------------------------------------------------------- words */
@@ -194,9 +197,15 @@ static inline uint64_t poll_lossy_into(ring_t *ring, char *to, uint64_t limit) {
     return copied;
 }
 
+/* Returns how many records are published that a gating reader has not released. */
+static inline uint64_t records_ready(const ring_t *ring) {
+    uint64_t published = load_acquire(ring->published); /* SYNC A */
+    return published > ring->position ? published - ring->position : 0;
+}
+
 /* As poll_lossy_into, and stays where it is: what was not released comes again. -1 = a broken ring. */
 static inline int64_t poll_gating_into(const ring_t *ring, char *to, uint64_t limit) {
-    uint64_t ready = load_acquire(ring->published) - ring->position; /* SYNC A */
+    uint64_t ready = records_ready(ring);
     uint64_t count = ready < limit ? ready : limit;
     for (uint64_t sequence = ring->position; sequence < ring->position + count; sequence++) {
         if (!copy_record(ring, sequence, to + sizeof(uint64_t))) {

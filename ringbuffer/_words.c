@@ -185,24 +185,28 @@ static PyObject *gating_writer_new(PyTypeObject *type, PyObject *args, PyObject 
     return (PyObject *)self;
 }
 
-/* … + (released, heartbeat) : two words of this consumer's own row */
+/* … + (released, heartbeat, handed) : words of this consumer's own row */
 static PyObject *gating_reader_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     PyObject *buffer;
-    unsigned long long unused, released, heartbeat;
-    if (!PyArg_ParseTuple(args, "OKKKKKK", &buffer, &unused, &unused, &unused, &unused, &released, &heartbeat)) {
+    unsigned long long unused, released, heartbeat, handed;
+    if (!PyArg_ParseTuple(args, "OKKKKKKK", &buffer, &unused, &unused, &unused, &unused, &released, &heartbeat,
+                          &handed)) {
         return NULL;
     }
     Core *self = ring_alloc(type, args, 1);
     if (self == NULL) {
         return NULL;
     }
-    if (!in_buffer(self, released, 1, 1) || !in_buffer(self, heartbeat, 1, 1)) {
+    if (!in_buffer(self, released, 1, 1) || !in_buffer(self, heartbeat, 1, 1) || !in_buffer(self, handed, 1, 1)) {
         Py_DECREF(self);
         return NULL;
     }
     self->ring.released = self->words + released;
     self->ring.heartbeat = self->words + heartbeat;
+    self->ring.handed = self->words + handed;
     self->ring.position = load_relaxed(self->ring.released);
+    self->ring.handed_end = self->ring.position;
+    self->ring.is_idle = 1;
     return (PyObject *)self;
 }
 
@@ -236,9 +240,51 @@ static PyObject *words_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
 
 /* ------------------------------------------------------------- arguments */
 
+/* Not inlined, so that what is called for every word of a record stays small. */
+#define RARE __attribute__((noinline, cold))
+
+/* Takes what stands for an integer, such as one of numpy's, or says why there is no word in it. */
+RARE static int as_word_slowly(PyObject *object, uint64_t *value) {
+    PyErr_Clear();
+    PyObject *integer = PyNumber_Index(object);
+    if (integer == NULL) {
+        return 0;
+    }
+    *value = PyLong_AsUnsignedLongLong(integer);
+    int failed = *value == UINT64_MAX && PyErr_Occurred() != NULL;
+    if (failed) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_OverflowError, "%S is not in 0 to 18446744073709551615", integer);
+    }
+    Py_DECREF(integer);
+    return !failed;
+}
+
 static int as_word(PyObject *object, uint64_t *value) {
     *value = PyLong_AsUnsignedLongLong(object);
-    return !(*value == UINT64_MAX && PyErr_Occurred());
+    return *value != UINT64_MAX || !PyErr_Occurred() || as_word_slowly(object, value);
+}
+
+RARE static int as_index_slowly(PyObject *object, uint64_t count, uint64_t *index) {
+    PyErr_Clear();
+    PyObject *integer = PyNumber_Index(object);
+    if (integer == NULL) {
+        return 0;
+    }
+    *index = PyLong_AsUnsignedLongLong(integer);
+    PyErr_Clear(); /* what does not fit into a word has become 2^64 - 1, which is below no count */
+    int is_below = *index < count;
+    if (!is_below) {
+        PyErr_Format(PyExc_IndexError, "index %S is not in 0 to %lld", integer, (long long)count - 1);
+    }
+    Py_DECREF(integer);
+    return is_below;
+}
+
+/* Fills `index` with an integer below `count`. */
+static int as_index(PyObject *object, uint64_t count, uint64_t *index) {
+    *index = PyLong_AsUnsignedLongLong(object);
+    return *index < count || as_index_slowly(object, count, index);
 }
 
 static int check_count(Py_ssize_t given, Py_ssize_t wanted) {
@@ -246,14 +292,6 @@ static int check_count(Py_ssize_t given, Py_ssize_t wanted) {
         return 1;
     }
     PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, given);
-    return 0;
-}
-
-static int check_below(uint64_t index, uint64_t count) {
-    if (index < count) {
-        return 1;
-    }
-    PyErr_Format(PyExc_IndexError, "index %llu is not below %llu", (unsigned long long)index, (unsigned long long)count);
     return 0;
 }
 
@@ -332,7 +370,7 @@ static PyObject *new_payload(const ring_t *ring) {
 
 static PyObject *words_load(Core *self, PyObject *arg, int acquire) {
     uint64_t index;
-    if (!as_word(arg, &index) || !check_below(index, self->word_count)) {
+    if (!as_index(arg, self->word_count, &index)) {
         return NULL;
     }
     const word_t *word = self->words + index;
@@ -341,8 +379,7 @@ static PyObject *words_load(Core *self, PyObject *arg, int acquire) {
 
 static PyObject *words_store(Core *self, PyObject *const *args, Py_ssize_t count, int release) {
     uint64_t index, value;
-    if (!check_count(count, 2) || !as_word(args[0], &index) || !as_word(args[1], &value) ||
-        !check_below(index, self->word_count)) {
+    if (!check_count(count, 2) || !as_index(args[0], self->word_count, &index) || !as_word(args[1], &value)) {
         return NULL;
     }
     if (self->view.readonly) {
@@ -647,13 +684,34 @@ static PyObject *gating_publish_upto(Core *self, PyObject *arg) {
 
 /* --------------------------------------------------------- gating reader */
 
+/* Notes what a consumer has in hand. One that had nothing to do begins now, and its heartbeat says so: only then can
+ * others tell that it holds records for too long. */
+static void note_handed(ring_t *ring, uint64_t end) {
+    if (end == ring->position) {
+        ring->is_idle = 1;
+        return;
+    }
+    if (end <= ring->handed_end) {
+        return;
+    }
+    if (ring->is_idle) {
+        ring->is_idle = 0;
+        store_relaxed(ring->heartbeat, monotonic_ns());
+    }
+    ring->handed_end = end;
+    store_release(ring->handed, end); /* SYNC C: the time stands before what it is of */
+}
+
 static PyObject *gating_poll(Core *self, PyObject *arg) {
     uint64_t limit;
     if (!as_word(arg, &limit)) {
         return NULL;
     }
-    uint64_t ready = load_acquire(self->ring.published) - self->ring.position; /* SYNC A */
+    uint64_t ready = records_ready(&self->ring);
     uint64_t end = self->ring.position + (ready < limit ? ready : limit);
+    if (limit > 0) {
+        note_handed(&self->ring, end);
+    }
     return Py_BuildValue("(KK)", (unsigned long long)self->ring.position, (unsigned long long)end);
 }
 
@@ -669,6 +727,7 @@ static PyObject *gating_poll_into(Core *self, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_AssertionError, "a record that was not released has been overwritten");
         return NULL;
     }
+    note_handed(&self->ring, self->ring.position + (uint64_t)count);
     return PyLong_FromLongLong(count);
 }
 
@@ -719,11 +778,13 @@ static PyObject *gating_release(Core *self, PyObject *arg) {
         return NULL;
     }
     ring_t *ring = &self->ring;
-    if (end < ring->position || end > load_relaxed(ring->published)) {
+    uint64_t published = load_relaxed(ring->published);
+    if (end < ring->position || end > published) {
         PyErr_Format(PyExc_ValueError, "cannot release up to %llu: %llu are released already or it is not published",
                      (unsigned long long)end, (unsigned long long)ring->position);
         return NULL;
     }
+    ring->is_idle = end == published;
     store_relaxed(ring->heartbeat, monotonic_ns());
     release_upto(ring, end);
     Py_RETURN_NONE;
@@ -733,7 +794,7 @@ static PyObject *gating_release(Core *self, PyObject *arg) {
 
 static word_t *row_at(const Core *self, PyObject *arg) {
     uint64_t row;
-    if (!as_word(arg, &row) || !check_below(row, self->ring.slot_count)) {
+    if (!as_index(arg, self->ring.slot_count, &row)) {
         return NULL;
     }
     return self->ring.slots + row * self->ring.slot_words;
@@ -789,7 +850,7 @@ static PyObject *row_read(Core *self, PyObject *arg) {
 
 static word_t *counter_at(const Core *self, PyObject *arg) {
     uint64_t id;
-    if (!as_word(arg, &id) || !check_below(id, self->ring.slot_count)) {
+    if (!as_index(arg, self->ring.slot_count, &id)) {
         return NULL;
     }
     return self->ring.slots + id;
@@ -798,7 +859,19 @@ static word_t *counter_at(const Core *self, PyObject *arg) {
 /* The value of a counter is signed; its only writer is this process, so load and store need not be one step. */
 static int as_value(PyObject *object, int64_t *value) {
     *value = PyLong_AsLongLong(object);
-    return !(*value == -1 && PyErr_Occurred());
+    if (*value != -1 || !PyErr_Occurred()) {
+        return 1;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        return 0;
+    }
+    PyErr_Clear();
+    PyObject *integer = PyNumber_Index(object);
+    if (integer != NULL) {
+        PyErr_Format(PyExc_OverflowError, "%S is not in -9223372036854775808 to 9223372036854775807", integer);
+        Py_DECREF(integer);
+    }
+    return 0;
 }
 
 static PyObject *counter_add(Core *self, PyObject *const *args, Py_ssize_t count) {

@@ -26,7 +26,7 @@ class BroadcastWriter(SegmentWriter):
     sequence. ``publish_batch(records)`` publishes the payloads of ``slot_size - 8`` bytes each that a contiguous
     bytes-like holds, at most one ring of them, and returns the first sequence; readers see all of them at once. All are
     methods of the backend itself, so a call costs no Python frame; a value that is no unsigned 64-bit integer raises
-    OverflowError, ValueError or TypeError, a payload or batch of a wrong size ValueError, and nothing is published.
+    OverflowError or TypeError, a payload or batch of a wrong size ValueError, and nothing is published or touched.
     """
 
     def __init__(self, ring: Segment) -> None:

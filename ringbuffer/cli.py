@@ -1,6 +1,7 @@
 """``python -m ringbuffer stats PATH``: what a ring, a generation or an instance is doing, for people and for scripts.
 
-Exit codes: 0 ok, 1 no ring, 2 usage, 3 writer dead, 4 writer hung, 5 layout version; of several paths the worst.
+Exit codes: 0 ok, 1 no ring, 2 usage, 3 writer dead, 4 writer hung, 5 layout version; of several paths the worst. 130
+when it was interrupted, the usual end of ``--watch``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ringbuffer.stats import CounterRow, ErrorRow, ReaderRow, Report, SegmentRow
 
 RATE_WINDOW_S: Final = 0.2
 """Time between the two samples of a single report: long enough for a rate, short enough to wait for."""
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
 _SECONDS_MAX: Final = 86_400
 CLEAR_SCREEN: Final = "\x1b[2J\x1b[H"
 _NO_NOUNS: Final[Mapping[str, str]] = {}
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 break
         sys.stdout.flush()
     except KeyboardInterrupt:
-        pass  # the usual end of --watch
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; the interpreter must not meet the broken pipe again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,8 +67,7 @@ def format_report(report: Report, nouns: Mapping[str, str] = _NO_NOUNS) -> list[
     for row in report.segments:
         lines += format_segment(row, nouns.get(row.name, _NOUN))
     lines += [format_counter(row) for row in report.counters]
-    lines += format_errors(report)
-    return lines
+    return lines + format_errors(report)
 
 
 def format_segment(row: SegmentRow, noun: str = _NOUN) -> list[str]:
@@ -88,7 +90,8 @@ def format_segment(row: SegmentRow, noun: str = _NOUN) -> list[str]:
         shown.append(f"holds {format_age(row.holds_s)} at this rate")
     if shown:
         lines.append("      " + ", ".join(shown))
-    return lines + [_reader(reader, row, noun) for reader in row.readers]
+    lines += [_reader(reader, row, noun) for reader in row.readers]
+    return [stats.shown(line) for line in lines]
 
 
 def _reader(reader: ReaderRow, ring: SegmentRow, noun: str) -> str:
@@ -104,14 +107,14 @@ def _reader(reader: ReaderRow, ring: SegmentRow, noun: str) -> str:
 def format_counter(row: CounterRow) -> str:
     """Return a counter as a line: id, value, label, unit, and its change while it changes."""
     rate = f"  {row.rate_per_s:+,.0f}/s" if row.rate_per_s else ""
-    return f"{row.id:>4}: {row.value:>20,} - {row.label} [{row.unit}]{rate}"
+    return stats.shown(f"{row.id:>4}: {row.value:>20,} - {row.label} [{row.unit}]{rate}")
 
 
 def format_errors(report: Report) -> list[str]:
     """Return the distinct errors, the latest last, and what could not be read."""
     lines: list[str] = []
     if report.distinct_errors is not None:
-        lines += [_observations(row) for row in report.distinct_errors]
+        lines += [stats.shown(_observations(row)) for row in report.distinct_errors]
         count = len(report.distinct_errors)
         lines.append(f"{count:,} distinct error{'' if count == 1 else 's'} observed")
     return lines + [f"cannot be read: {error}" for error in report.errors]
@@ -143,7 +146,7 @@ def _looks(paths: Sequence[Path], watch_s: float | None, hung_after_s: float) ->
         yield [_compare(*both) for both in zip(before, now, strict=True)]
         if watch_s is None:
             return
-        before = now
+        before = [_continued(*both) for both in zip(before, now, strict=True)]
 
 
 def _take(path: Path, hung_after_s: float) -> Sample | RingError:
@@ -159,6 +162,12 @@ def _compare(before: Sample | RingError, now: Sample | RingError) -> Look:
     return stats.build_report(before if isinstance(before, Sample) else None, now)
 
 
+def _continued(before: Sample | RingError, now: Sample | RingError) -> Sample | RingError:
+    if isinstance(now, RingError):
+        return now
+    return stats.continued(before if isinstance(before, Sample) else None, now)
+
+
 def _exit_code(look: Look) -> int:
     return look.exit_code if isinstance(look, Report) else stats.error_exit_code(look)
 
@@ -168,7 +177,7 @@ def _show(looks: Sequence[Look], options: argparse.Namespace) -> None:
         print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
     for look in looks:
         if isinstance(look, RingError):
-            print(f"ringbuffer: {look}", file=sys.stderr)
+            print(f"ringbuffer: {stats.shown(str(look))}", file=sys.stderr)
             continue
         report = stats.select(look, options.only)
         if options.json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ringbuffer import layout, segment, words
-from ringbuffer.errors import ForeignFile
+from ringbuffer.errors import Corrupt
 from ringbuffer.layout import Kind, pack_text, unpack_text, word_index
 from ringbuffer.segment import Segment
 from ringbuffer.writer import SegmentWriter
@@ -125,6 +125,7 @@ def _read_specs(counters: Segment) -> list[CounterSpec]:
             unpack_text(raw[layout.COUNTER_LABEL :]),
         )
         if spec.id >= layout.COUNTERS_MAX:
-            raise ForeignFile(f"{counters.path} has a broken catalogue: id {spec.id}")
+            limit = f"must be below {layout.COUNTERS_MAX}"
+            raise Corrupt(f"{counters.path} has a broken catalogue: id is {spec.id}, {limit}")
         specs.append(spec)
     return specs

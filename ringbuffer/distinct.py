@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ringbuffer import layout, segment
+from ringbuffer.errors import Corrupt
 from ringbuffer.layout import Kind, unpack_text, word_index
 from ringbuffer.segment import Segment
 from ringbuffer.writer import SegmentWriter
@@ -105,7 +106,7 @@ class DistinctErrorsReader:
         return _overflow_count(self.segment)
 
     def read(self) -> list[DistinctError]:
-        """Return every error, in the order of their first observation."""
+        """Return every error, in the order of their first observation; raises Corrupt for what cannot be true."""
         return read_distinct_errors(self.segment)
 
     def close(self) -> None:
@@ -114,21 +115,18 @@ class DistinctErrorsReader:
 
 
 def read_distinct_errors(errors: Segment) -> list[DistinctError]:
-    """Return every error of a segment, in the order of their first observation."""
-    row_count = min(errors.published, errors.header.slot_count)
-    return [_read_row(errors, _first_word(errors, row)) for row in range(row_count)]
+    """Return every error of a segment, in the order of their first observation; raises Corrupt."""
+    return [_read_row(errors, _first_word(errors, row)) for row in range(segment.published_rows(errors))]
 
 
 def _read_row(errors: Segment, first: int) -> DistinctError:
     live = errors.words
     count = live.load_acquire(first + word_index(layout.ERROR_COUNT))  # SYNC C
     text_at = first * layout.WORD_BYTES + layout.ERROR_TEXT
-    return DistinctError(
-        text=unpack_text(errors.mapping[text_at : text_at + TEXT_BYTES]),
-        count=count,
-        first_ns=live.load_relaxed(first + word_index(layout.ERROR_FIRST)),
-        last_ns=live.load_relaxed(first + word_index(layout.ERROR_LAST)),
-    )
+    times_ns = [live.load_relaxed(first + word_index(each)) for each in (layout.ERROR_FIRST, layout.ERROR_LAST)]
+    if max(times_ns) > layout.TIME_NS_MAX:
+        raise Corrupt(f"{errors.path} has an error at {max(times_ns)} ns, the limit is {layout.TIME_NS_MAX}")
+    return DistinctError(unpack_text(errors.mapping[text_at : text_at + TEXT_BYTES]), count, *times_ns)
 
 
 def _first_word(errors: Segment, row: int) -> int:

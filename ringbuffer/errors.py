@@ -24,6 +24,10 @@ class ForeignFile(RingError):
     """The file is not a segment of this package."""
 
 
+class Corrupt(RingError):
+    """A segment that says of itself, or holds, what cannot be true of one: it was damaged after it was made."""
+
+
 class WrongEndianness(RingError):
     """The segment was written on a machine of the other byte order."""
 
@@ -53,10 +57,10 @@ class ConsumersFull(RingError):
 
 
 class WriterAlive(RingError):
-    """Another live process writes here. ``pid`` is that process, 0 when it is not known."""
+    """Another live process writes, or rings its bells, here. ``pid`` is that process, 0 when it is not known."""
 
     def __init__(self, path: Path, pid: int) -> None:
-        super().__init__(f"{path} is being written by live process {pid}")
+        super().__init__(f"{path} is in the hands of live process {pid}")
         self.pid = pid
 
 
@@ -70,6 +74,7 @@ _KINDS: Final[dict[int | None, type[RingError]]] = {
     errno.EISDIR: ForeignFile,
     errno.ENXIO: ForeignFile,  # a socket or a device
     errno.ELOOP: ForeignFile,
+    errno.ENOTSOCK: ForeignFile,
     errno.ENOSPC: NoSpace,
     errno.EFBIG: NoSpace,
     errno.EDQUOT: NoSpace,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from ringbuffer import layout, process, segment, words
-from ringbuffer.errors import ConsumersFull
+from ringbuffer.errors import ConsumersFull, Missing
 from ringbuffer.layout import Kind, word_index
 from ringbuffer.segment import Segment
 from ringbuffer.writer import SegmentWriter
@@ -32,7 +33,8 @@ class GatingProducer(SegmentWriter):
     bytes each that a contiguous bytes-like holds, and returns the first sequence; -1 when not all of them fit. To fill
     slots one by one and publish them together, ``try_claim(n)`` returns the first of ``n`` sequences, or -1;
     ``store(sequence, w1, …, w7)`` fills a claimed one; ``publish_upto(end)`` publishes all below ``end``, which must
-    all have been stored. All are methods of the backend itself. Misuse raises ValueError and publishes nothing.
+    all have been stored. All are methods of the backend itself. Misuse raises ValueError (OverflowError
+    or TypeError for what is no unsigned 64-bit integer) and publishes nothing.
     """
 
     def __init__(self, ring: Segment) -> None:
@@ -98,7 +100,8 @@ class GatingProducer(SegmentWriter):
 
         A dead consumer would gate the ring for ever. A slow one is never dropped: only the end of its process counts,
         as /proc shows it, so consumers must run in the producer's pid namespace. Not for the path. Returns nothing
-        while another process is just registering; call it again.
+        while another process is just registering; call it again. Raises RingError, and drops nobody, when the system
+        does not tell: Missing when the ring's directory is gone.
         """
         with _registration_lock(self.segment.path, block=False) as locked:
             if not locked:
@@ -135,6 +138,7 @@ class GatingConsumer:
             word_index(layout.PUBLISHED_OFFSET),
             row.word(layout.CONSUMER_RELEASED),
             row.word(layout.CONSUMER_HEARTBEAT),
+            row.word(layout.CONSUMER_HANDED),
         )
         self._core = core
         self.poll = core.poll
@@ -171,13 +175,17 @@ class GatingConsumer:
         return self.segment.published - self._core.position
 
     def close(self) -> None:
-        """Free the row, so that this consumer gates no more. Closing twice does nothing."""
+        """Free the row, so that this consumer gates no more. Closing twice does nothing, nor does it in a forked
+        child, whose parent has the row, or when the row was dropped.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        with _registration_lock(self.segment.path, block=True):
-            if self._row.is_own:  # not in a forked child, and not when the row was dropped
-                self._row.free()
+        try:
+            with _registration_lock(self.segment.path, block=True):
+                self._row.give_back()
+        except Missing:
+            self._row.give_back()  # the directory is gone: nobody else can come to the row by its name
 
 
 class ConsumerRow:
@@ -187,6 +195,7 @@ class ConsumerRow:
         self._segment = ring
         self._words = ring.words
         self._offset = layout.consumer_offset(index)
+        self._own_registered_ns = 0
 
     def word(self, field_offset: int) -> int:
         """Return the index of a word of this row."""
@@ -209,8 +218,9 @@ class ConsumerRow:
 
     @property
     def is_own(self) -> bool:
-        """Whether this very process has the row."""
-        return self.is_active and self.pid == os.getpid()
+        """Whether this very object took the row in this very process, and nobody after it."""
+        registered_ns = self._words.load_relaxed(self.word(layout.CONSUMER_REGISTERED))
+        return self.is_active and self.pid == os.getpid() and registered_ns == self._own_registered_ns
 
     @property
     def name(self) -> str:
@@ -225,8 +235,13 @@ class ConsumerRow:
 
     @property
     def heartbeat_ns(self) -> int:
-        """Monotonic time of the consumer's last release."""
+        """Monotonic time at which the consumer released last, or was handed records after it had none."""
         return self._words.load_relaxed(self.word(layout.CONSUMER_HEARTBEAT))
+
+    @property
+    def handed(self) -> int:
+        """First sequence the consumer has not been handed. What it has in hand it has since its heartbeat."""
+        return self._words.load_acquire(self.word(layout.CONSUMER_HANDED))  # SYNC C
 
     def take(self, raw_name: bytes) -> None:
         """Fill the row and activate it. The caller holds the registration lock."""
@@ -234,10 +249,17 @@ class ConsumerRow:
         self._segment.mapping[first : first + layout.NAME_BYTES] = raw_name
         released = self.word(layout.CONSUMER_RELEASED)
         live = self._words
-        live.store_relaxed(self.word(layout.CONSUMER_PID), os.getpid())
-        live.store_relaxed(self.word(layout.CONSUMER_START_TICKS), process.start_ticks(os.getpid()))
-        live.store_relaxed(self.word(layout.CONSUMER_HEARTBEAT), self._segment.heartbeat_ns)
-        live.store_relaxed(released, self._segment.published)
+        self._own_registered_ns = time.monotonic_ns()
+        fields = {
+            layout.CONSUMER_PID: os.getpid(),
+            layout.CONSUMER_START_TICKS: process.start_ticks(os.getpid()),
+            layout.CONSUMER_REGISTERED: self._own_registered_ns,
+            layout.CONSUMER_HEARTBEAT: self._own_registered_ns,
+            layout.CONSUMER_HANDED: 0,
+            layout.CONSUMER_RELEASED: self._segment.published,
+        }
+        for field_offset, value in fields.items():
+            live.store_relaxed(self.word(field_offset), value)
         live.store_release(self.word(layout.CONSUMER_STATE), layout.CONSUMER_ACTIVE)  # SYNC F
         # A producer that looked before the row was active may go one whole ring beyond what it had published then.
         # Behind this fence we see at least that much as published, so beginning there nothing can be overwritten.
@@ -245,8 +267,13 @@ class ConsumerRow:
         live.store_release(released, self._segment.published)  # SYNC D
 
     def free(self) -> None:
-        """Give the row back. The caller holds the registration lock."""
+        """Free the row. The caller holds the registration lock."""
         self._words.store_release(self.word(layout.CONSUMER_STATE), layout.CONSUMER_FREE)  # SYNC F
+
+    def give_back(self) -> None:
+        """Free the row if it is still the own one."""
+        if self.is_own:
+            self.free()
 
 
 def consumer_rows(ring: Segment) -> list[ConsumerRow]:

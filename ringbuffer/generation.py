@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import Final, Literal
@@ -65,15 +66,21 @@ class Generation:
         return cls(instance_dir, path, (instance_lock, generation_lock))
 
     def activate(self) -> None:
-        """Point ``current`` here: all segments are ready. Then delete all but this generation and the one before."""
-        previous = _current_name(self.instance_dir)
+        """Point ``current`` here: all segments are ready. Then delete all but this generation and the one before.
+
+        Raises Missing, AccessDenied, NoSpace, else RingError.
+        """
+        keep = {self.path.name, _current_name(self.instance_dir)}
         temporary = self.instance_dir / f".{CURRENT}.tmp"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(self.path.name)
-        temporary.replace(self.instance_dir / CURRENT)
-        keep = {self.path.name, previous}
-        for entry in self.instance_dir.iterdir():
-            if _is_generation_name(entry.name) and entry.name not in keep:
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(self.path.name)
+            temporary.replace(self.instance_dir / CURRENT)
+            entries = list(self.instance_dir.iterdir())
+        except OSError as error:
+            raise named(error, f"{self.instance_dir / CURRENT} cannot be set") from error
+        for entry in entries:
+            if _number(entry.name.removeprefix(".").removesuffix(".tmp")) is not None and entry.name not in keep:
                 shutil.rmtree(entry, ignore_errors=True)
 
     def close(self) -> None:
@@ -103,6 +110,21 @@ def find_current(instance_dir: Path) -> Path:
     return instance_dir / name
 
 
+def find_generations(instance_dir: Path) -> list[Path]:
+    """Return the directories of all generations, oldest first; raises Missing and AccessDenied."""
+    try:
+        numbers = {path: _number(path.name) for path in instance_dir.iterdir()}
+    except OSError as error:
+        raise named(error, f"{instance_dir} cannot be read") from error
+    generations = {path: number for path, number in numbers.items() if number is not None}
+    return sorted(generations, key=generations.__getitem__)
+
+
+def generation_number(path: Path) -> int | None:
+    """Return when a generation began, CLOCK_MONOTONIC ns, as its name says; None for a name that is no number."""
+    return _number(path.name)
+
+
 def writer_state(path: Path, hung_after_s: float = HUNG_AFTER_S) -> WriterState:
     """Tell how the writer of a segment, a generation or an instance's current generation fares.
 
@@ -110,7 +132,7 @@ def writer_state(path: Path, hung_after_s: float = HUNG_AFTER_S) -> WriterState:
     the lock is free. ``restarted``: dead, and a newer generation is current. Raises Missing, AccessDenied and, for a
     single file, what :func:`ringbuffer.segment.attach` raises.
     """
-    if _is_instance(path):
+    if is_instance(path):
         path = find_current(path)
     if segment.is_locked(path):
         return "hung" if heartbeat_age_s(path) > hung_after_s else "alive"
@@ -119,9 +141,10 @@ def writer_state(path: Path, hung_after_s: float = HUNG_AFTER_S) -> WriterState:
 
 def heartbeat_age_s(path: Path) -> float:
     """Return the seconds since the last heartbeat of a segment, or of the freshest segment of a generation."""
-    beats = [_heartbeat_ns(path)] if path.is_file() else [_heartbeat_or_zero(each) for each in segment_files(path)]
+    is_file = stat.S_ISREG(segment.mode_at(path))
+    beats = [_heartbeat_ns(path)] if is_file else [_heartbeat_or_zero(each) for each in segment_files(path)]
     # A generation without segments yet is as old as its name says.
-    newest = max(beats, default=int(path.name) if path.name.isdigit() else 0)
+    newest = max(beats, default=_number(path.name) or 0)
     return max(0.0, (time.monotonic_ns() - newest) / _NS_PER_S)
 
 
@@ -135,11 +158,21 @@ def segment_files(directory: Path) -> list[Path]:
     except OSError as error:
         raise named(error, f"{directory} cannot be read") from error
     hidden = (".tmp", ".lock")
-    return [each for each in entries if each.is_file() and not each.name.endswith(hidden)]
+    return [each for each in entries if not each.name.endswith(hidden) and _may_be_segment(each)]
 
 
-def _is_instance(path: Path) -> bool:
-    return (path / CURRENT).is_symlink()
+def is_instance(path: Path) -> bool:
+    """Tell whether a path is that of an instance; raises AccessDenied, else RingError when that cannot be told."""
+    return stat.S_ISLNK(segment.mode_at(path / CURRENT, follow=False))
+
+
+def _may_be_segment(path: Path) -> bool:
+    """Tell whether it is a file; what cannot be told is left to whoever attaches to it, and names the reason."""
+    try:
+        mode = segment.mode_at(path)
+    except RingError:
+        return True
+    return stat.S_ISREG(mode)
 
 
 def _heartbeat_ns(path: Path) -> int:
@@ -158,11 +191,11 @@ def _is_superseded(path: Path) -> bool:
     if directory.is_file():
         directory = directory.parent
     current = _current_name(directory.parent)
-    return _is_generation_name(directory.name) and current is not None and current != directory.name
+    return generation_number(directory) is not None and current is not None and current != directory.name
 
 
-def _is_generation_name(name: str) -> bool:
-    return name.removeprefix(".").removesuffix(".tmp").isdigit()
+def _number(name: str) -> int | None:
+    return int(name) if name.isascii() and name.isdigit() else None
 
 
 def _current_name(instance_dir: Path) -> str | None:
@@ -177,12 +210,15 @@ def _lock_instance(instance_dir: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, segment.FILE_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except BlockingIOError:
         text = os.pread(descriptor, 32, 0).strip()
         os.close(descriptor)
         raise WriterAlive(instance_dir, int(text) if text.isdigit() else 0) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -191,11 +227,12 @@ def _make_directory(instance_dir: Path) -> tuple[Path, int]:
     name = str(time.monotonic_ns())
     temporary = instance_dir / f".{name}.tmp"
     temporary.mkdir(DIRECTORY_MODE)
-    readers = temporary / READERS_DIRECTORY
-    readers.mkdir()
-    readers.chmod(READERS_MODE)
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, temporary, ignore_errors=True)
+        readers = temporary / READERS_DIRECTORY
+        readers.mkdir()
+        readers.chmod(READERS_MODE)
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         undo.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path = temporary.rename(instance_dir / name)

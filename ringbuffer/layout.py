@@ -37,8 +37,10 @@ Consumer table of a gating ring, ``consumers_max`` rows of two lines each::
     +0x08  pid                                      the same
     +0x10  start_ticks                              the same
     +0x18  name               64 bytes of UTF-8     the same
+    +0x58  registered         CLOCK_MONOTONIC ns: tells two owners of the row apart   the same
     +0x80  released           sequences below it may be overwritten                   consumer
-    +0x88  heartbeat          CLOCK_MONOTONIC ns of its last release                  consumer
+    +0x88  heartbeat          CLOCK_MONOTONIC ns: it released, or began to have work  consumer
+    +0x90  handed             sequences below it have been handed to it               consumer
 
 Slot of a ring (broadcast, gating)::
 
@@ -113,8 +115,10 @@ CONSUMER_STATE: Final = 0x00
 CONSUMER_PID: Final = 0x08
 CONSUMER_START_TICKS: Final = 0x10
 CONSUMER_NAME: Final = 0x18
+CONSUMER_REGISTERED: Final = 0x58
 CONSUMER_RELEASED: Final = 0x80
 CONSUMER_HEARTBEAT: Final = 0x88
+CONSUMER_HANDED: Final = 0x90
 CONSUMER_FREE: Final = 0
 CONSUMER_ACTIVE: Final = 1
 CONSUMERS_LIMIT: Final = 64
@@ -141,6 +145,8 @@ ERROR_TEXT: Final = 0x18
 SLOT_COUNT_MAX: Final = 1 << 32
 SLOT_SIZE_MAX: Final = 1 << 20
 """Bounds that keep every offset far below 2^63, so that sizes read from a broken header cannot wrap around."""
+TIME_NS_MAX: Final = (1 << 63) - 1
+"""No clock shows more before the year 2262, so a greater time is damage; sums of two below it fit into a word."""
 
 
 class Kind(IntEnum):
@@ -189,6 +195,16 @@ def pack_text(text: str, size: int, what: str) -> bytes:
     return raw.ljust(size, b"\0")
 
 
+def slot_size_min(kind: Kind) -> int:
+    """Return the bytes that every slot of a kind has at least: what its readers look into."""
+    own = {
+        Kind.COUNTERS: COUNTER_SLOT_BYTES,
+        Kind.READER_POSITION: NAME_BYTES,
+        Kind.ERRORS: ERROR_ROW_BYTES,
+    }
+    return own.get(kind, 2 * WORD_BYTES)
+
+
 def unpack_text(raw: bytes) -> str:
     """Return the text of a zero-padded field; bytes that are no UTF-8 are shown, not refused."""
     return raw.rstrip(b"\0").decode("utf-8", "replace")
@@ -201,7 +217,7 @@ assert all(
     for offset in (PUBLISHED_OFFSET, HEARTBEAT_OFFSET, FULL_COUNT_OFFSET, EXTRA_OFFSET, CONSUMER_RELEASED)
 )
 assert PUBLISHED_OFFSET >= CONSUMERS_MAX_OFFSET + WORD_BYTES
-assert CONSUMER_NAME + NAME_BYTES <= CONSUMER_RELEASED < CONSUMER_BYTES
+assert CONSUMER_NAME + NAME_BYTES <= CONSUMER_REGISTERED < CONSUMER_RELEASED < CONSUMER_HANDED < CONSUMER_BYTES
 assert COUNTER_LABEL < COUNTER_SLOT_BYTES
 assert ERROR_TEXT < ERROR_ROW_BYTES
 assert PAGE_BYTES % LINE_BYTES == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ringbuffer import layout, segment
+from ringbuffer.errors import named
 from ringbuffer.layout import Kind, word_index
 from ringbuffer.segment import Segment
 
@@ -27,9 +28,15 @@ class ReaderPosition:
 
     @classmethod
     def create(cls, directory: Path, name: str, ring_name: str = "") -> ReaderPosition:
-        """Create ``directory/readers/name`` for a reader of the ring ``ring_name``; ``directory`` is the generation."""
+        """Create ``directory/readers/name`` for a reader of the ring ``ring_name``; ``directory`` is the generation.
+
+        Errors as :func:`ringbuffer.segment.create`.
+        """
         readers = directory / READERS_DIRECTORY
-        readers.mkdir(exist_ok=True)
+        try:
+            readers.mkdir(exist_ok=True)
+        except OSError as error:
+            raise named(error, f"{readers} cannot be made") from error
         return cls.at(readers / name, ring_name)
 
     @classmethod
@@ -55,6 +62,7 @@ class ReaderPosition:
         self._words.store_release(word_index(layout.PUBLISHED_OFFSET), sequence)
 
     def close(self) -> None:
-        """Remove the file: a reader that left in order has no lag."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file: a reader that left in order has no lag. A forked child leaves its parent's alone."""
+        if self.segment.is_owner:
+            self.path.unlink(missing_ok=True)
         self.segment.close()

@@ -19,6 +19,7 @@ from typing import Final
 
 from ringbuffer import layout, process, words
 from ringbuffer.errors import (
+    Corrupt,
     ForeignFile,
     Missing,
     NotReady,
@@ -76,6 +77,7 @@ class Segment:
         self.words = words.core.Words(mapping)
         self.inode = inode
         self._lock_descriptor = lock_descriptor
+        self._owner_pid = os.getpid()
 
     @property
     def slots_word(self) -> int:
@@ -97,16 +99,25 @@ class Segment:
         """Monotonic time of the writer's last beat."""
         return self.words.load_relaxed(word_index(layout.HEARTBEAT_OFFSET))
 
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process made the object, and did not inherit it by a fork."""
+        return os.getpid() == self._owner_pid
+
     def beat(self, now_ns: int) -> None:
         """Store the heartbeat: the writer is making progress at ``now_ns``, CLOCK_MONOTONIC."""
         self.words.store_relaxed(word_index(layout.HEARTBEAT_OFFSET), now_ns)
 
     def close(self) -> None:
-        """Give up the writer's lock. Does nothing the second time, and for whoever only attached."""
+        """Give up the writer's lock. Does nothing the second time, and for whoever only attached.
+
+        In a forked child the lock is the parent's, and stays.
+        """
         if self._lock_descriptor < 0:
             return
-        # The mapping keeps a duplicate of the descriptor, and with it the lock: it has to be given up by name.
-        fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)
+        if self.is_owner:
+            # The mapping keeps a duplicate of the descriptor, and with it the lock: it has to be given up by name.
+            fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)
         os.close(self._lock_descriptor)
         self._lock_descriptor = -1
 
@@ -140,14 +151,32 @@ def create(
     """Create a segment and take its writer's lock; ``payload`` is what slot 0 and those behind it hold at first.
 
     The file appears under ``path`` only when it is complete and all of its memory is reserved. Raises WriterAlive when
-    a live writer has a segment there, NoSpace, AccessDenied, Missing (no such directory), ValueError for bad sizes.
+    a live writer has a segment there, NoSpace, AccessDenied, Missing (no such directory), ValueError for bad sizes,
+    else RingError with the system's words (no descriptors left, no memory) and its OSError as the cause.
     """
     path = Path(path)
     _check_sizes(kind, slot_count, slot_size, consumers_max)
     raw_name = layout.pack_text(name, layout.NAME_BYTES, "segment name")
     _refuse_live_writer(path)
     first_slot = layout.header_size(kind, consumers_max)
-    file_size = first_slot + slot_count * slot_size
+    fields = {
+        layout.HEADER_SIZE_OFFSET: first_slot,
+        layout.KIND_OFFSET: kind,
+        layout.SLOT_COUNT_OFFSET: slot_count,
+        layout.SLOT_SIZE_OFFSET: slot_size,
+        layout.RECORD_SCHEMA_OFFSET: layout.pack_version(record_schema),
+        layout.FILE_SIZE_OFFSET: first_slot + slot_count * slot_size,
+        layout.CONSUMERS_MAX_OFFSET: consumers_max,
+    }
+    try:
+        return _build(path, fields, raw_name, payload)
+    except OSError as error:
+        raise named(error, f"{path} cannot be created") from error
+
+
+def _build(path: Path, fields: dict[int, int], raw_name: bytes, payload: bytes) -> Segment:
+    """Build the segment under a temporary name and rename it when it is whole; nothing is left when that fails."""
+    first_slot, file_size = fields[layout.HEADER_SIZE_OFFSET], fields[layout.FILE_SIZE_OFFSET]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     descriptor = open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -157,15 +186,6 @@ def create(
         _reserve(descriptor, file_size, path)
         mapping = mmap.mmap(descriptor, file_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         mapping[first_slot : first_slot + len(payload)] = payload
-        fields = {
-            layout.HEADER_SIZE_OFFSET: first_slot,
-            layout.KIND_OFFSET: kind,
-            layout.SLOT_COUNT_OFFSET: slot_count,
-            layout.SLOT_SIZE_OFFSET: slot_size,
-            layout.RECORD_SCHEMA_OFFSET: layout.pack_version(record_schema),
-            layout.FILE_SIZE_OFFSET: file_size,
-            layout.CONSUMERS_MAX_OFFSET: consumers_max,
-        }
         _write_header(mapping, fields, raw_name)
         segment = Segment(path, _read_header(mapping, path), mapping, os.fstat(descriptor).st_ino, descriptor)
         temporary.rename(path)
@@ -182,7 +202,7 @@ def attach(
     """Map an existing segment, read-only unless ``writable``, after checking all that its header says.
 
     ``record_schema`` is what the caller understands: another major is refused, a higher minor tolerated. Raises
-    Missing, NotReady, ForeignFile, WrongEndianness, VersionMismatch, Truncated, WrongKind, AccessDenied.
+    Missing, NotReady, ForeignFile, Corrupt, WrongEndianness, VersionMismatch, Truncated, WrongKind, AccessDenied.
     """
     path = Path(path)
     descriptor = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
@@ -199,6 +219,25 @@ def attach(
         return Segment(path, header, mapping, os.fstat(descriptor).st_ino)
     finally:
         os.close(descriptor)  # the mapping stays
+
+
+def published_rows(segment: Segment) -> int:
+    """Return how many rows of a table that only grows are written; raises Corrupt when it has not as many."""
+    published, row_count = segment.published, segment.header.slot_count
+    if published > row_count:
+        raise Corrupt(f"{segment.path} says that {published} rows are written, it has {row_count}")
+    return published
+
+
+def mode_at(path: Path, *, follow: bool = True) -> int:
+    """Return the mode of what is at a path, 0 when nothing is; raises AccessDenied, ForeignFile, else RingError."""
+    try:
+        return os.stat(path, follow_symlinks=follow).st_mode
+    except OSError as error:
+        reason = named(error, f"{path} cannot be looked at")
+        if isinstance(reason, Missing):
+            return 0
+        raise reason from error
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -271,6 +310,7 @@ def _map_existing(descriptor: int, path: Path, writable: bool) -> mmap.mmap:
     if not stat.S_ISREG(status.st_mode):
         raise ForeignFile(f"{path} is not a regular file")
     if status.st_size < layout.PAGE_BYTES:
+        _check_beginning(os.pread(descriptor, layout.WORD_BYTES, 0), path)
         raise Truncated(f"{path} has {status.st_size} bytes, a header has {layout.PAGE_BYTES}")
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
     try:
@@ -294,7 +334,8 @@ def _read_header(mapping: mmap.mmap, path: Path) -> Header:
     try:
         kind = Kind(field(layout.KIND_OFFSET))
     except ValueError as error:
-        raise ForeignFile(f"{path} is of unknown kind {field(layout.KIND_OFFSET)}") from error
+        known = f"known are {min(Kind)} to {max(Kind)}"
+        raise Corrupt(f"{path} is of kind {field(layout.KIND_OFFSET)}, {known}") from error
     return Header(
         kind=kind,
         layout_version=version,
@@ -314,6 +355,16 @@ def _read_header(mapping: mmap.mmap, path: Path) -> Header:
     )
 
 
+def _check_beginning(beginning: bytes, path: Path) -> None:
+    """Raise an error for a file that is too short for a header and is not the beginning of a segment either.
+
+    Less than a magic word is one as far as it goes: an empty file may be what is left of a segment.
+    """
+    magic = layout.MAGIC.to_bytes(layout.WORD_BYTES, "little")
+    if not magic.startswith(beginning):
+        _check_magic(int.from_bytes(beginning, "little"), path)
+
+
 def _check_magic(magic: int, path: Path) -> None:
     if magic == layout.MAGIC:
         return
@@ -328,10 +379,25 @@ def _check_header(header: Header, mapped_size: int, path: Path) -> None:
     try:
         _check_sizes(header.kind, header.slot_count, header.slot_size, header.consumers_max)
     except ValueError as error:
-        raise ForeignFile(f"{path} has a broken header: {error}") from error
+        raise Corrupt(f"{path} has a broken header: {error}") from error
+    _check_header_values(header, path)
     needed = header.header_size + header.slot_count * header.slot_size
     header_needed = layout.header_size(header.kind, header.consumers_max)
     if header.header_size < header_needed or header.header_size % layout.WORD_BYTES or needed > header.file_size:
-        raise ForeignFile(f"{path} has a broken header: its slots do not fit into {header.file_size} bytes")
+        raise Corrupt(
+            f"{path} has a broken header: {header.slot_count} slots of {header.slot_size} bytes from byte "
+            f"{header.header_size} on do not fit behind {header_needed} of header into {header.file_size}"
+        )
     if mapped_size < header.file_size:
         raise Truncated(f"{path} has {mapped_size} bytes, its header says {header.file_size}")
+
+
+def _check_header_values(header: Header, path: Path) -> None:
+    slot_size_min = layout.slot_size_min(header.kind)
+    if header.slot_size < slot_size_min:
+        needed = f"{header.kind.name} needs {slot_size_min}"
+        raise Corrupt(f"{path} has a broken header: slot_size is {header.slot_size}, {needed}")
+    for name in ("created_mono_ns", "anchor_wall_ns", "anchor_mono_ns"):
+        if getattr(header, name) > layout.TIME_NS_MAX:
+            limit = f"must be at most {layout.TIME_NS_MAX}"
+            raise Corrupt(f"{path} has a broken header: {name} is {getattr(header, name)}, {limit}")

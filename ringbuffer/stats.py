@@ -43,9 +43,10 @@ SELECTABLE: Final = ("segment", "reader", "counter", "error")
 class ReaderRow:
     """A reader's distance from the writer. ``lag_percent`` is of the ring: at 100 a lossy reader begins to lose.
 
-    ``state``: ``hung`` is a live process that has records waiting and has taken none for as long as makes a writer
-    hung. ``overwritten`` records of the lag are gone; ``lost`` were gone when this reader came to them. ``rate_per_s``
-    is None without two samples.
+    ``state``: ``hung`` is a live process that has had something to do and done nothing for as long as makes a writer
+    hung: a consumer that holds records in hand, or for which the same record waited over several samples for so long;
+    a lossy reader that has not looked at the ring. ``overwritten`` records of the lag are gone; ``lost`` were gone when
+    this reader came to them. ``rate_per_s`` is None without two samples.
     """
 
     name: str
@@ -128,20 +129,62 @@ class Report:
     exit_code: int
 
 
+def continued(before: Sample | None, now: Sample) -> Sample:
+    """Return ``now`` with what only looks before it tell: since when a record waits for each reader.
+
+    Whoever looks again and again keeps this as what was before the next look.
+    """
+    earlier = {each.inode: each for each in before.segments} if before is not None else {}
+    return replace(now, segments=tuple(_continued(earlier.get(each.inode), each) for each in now.segments))
+
+
+def _continued(before: SegmentSample | None, now: SegmentSample) -> SegmentSample:
+    readers = (replace(each, waiting_since_ns=_waiting_since_ns(before, now, each)) for each in now.readers)
+    return replace(now, readers=tuple(readers))
+
+
+def _waiting_since_ns(before: SegmentSample | None, now: SegmentSample, reader: ReaderSample) -> int | None:
+    if reader.position >= now.published:
+        return None
+    earlier = _earlier(before, reader)
+    if before is None or earlier is None or not earlier.position == reader.position < before.published:
+        return now.taken_ns
+    return before.taken_ns if earlier.waiting_since_ns is None else earlier.waiting_since_ns
+
+
+def _earlier(before: SegmentSample | None, reader: ReaderSample) -> ReaderSample | None:
+    """Return what an earlier sample has of a reader; None when there was none, or another process, of that name."""
+    known = before.readers if before is not None else ()
+    same = (reader.name, reader.pid, reader.gates)
+    return next((each for each in known if (each.name, each.pid, each.gates) == same), None)
+
+
 def build_report(before: Sample | None, after: Sample) -> Report:
     """Compare two samples of the same path; without ``before`` there are no rates."""
+    after = continued(before, after)
     earlier = {each.inode: each for each in before.segments} if before is not None else {}
     states = {each.state for each in after.segments}
     state = next((each for each in _WORST_FIRST if each in states), None)
     return Report(
-        path=str(after.path),
+        path=shown(str(after.path)),
         state=state,
         segments=tuple(_segment_row(earlier.get(each.inode), each) for each in after.segments),
         counters=tuple(row for each in after.segments for row in _counter_rows(earlier.get(each.inode), each)),
         distinct_errors=_error_rows(after),
-        errors=tuple(f"{path.name}: {error}" for path, error in after.errors),
+        errors=tuple(shown(f"{path.name}: {error}") for path, error in after.errors),
         exit_code=_exit_code(state, after),
     )
+
+
+def shown(text: str) -> str:
+    """Return a text that came from a file or its name as one line that can be written anywhere.
+
+    Bytes of a name that are no UTF-8 become ``\\xNN``, control characters what Python writes for them.
+    """
+    readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if readable.isprintable():
+        return readable
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in readable)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -240,11 +283,10 @@ def _segment_row(before: SegmentSample | None, now: SegmentSample) -> SegmentRow
     counts_records = kind in (Kind.BROADCAST, Kind.GATING, Kind.APPEND, Kind.ERRORS)
     is_gating = kind is Kind.GATING
     rate_per_s = _rate(before, now, now.published - before.published) if before and counts_records else None
-    earlier = {each.name: each for each in before.readers} if before is not None else {}
     return SegmentRow(
         name=header.name,
         kind=kind.name.lower(),
-        path=str(now.path),
+        path=shown(str(now.path)),
         layout_version=header.layout_version,
         record_schema=header.record_schema,
         pid=header.writer_pid,
@@ -255,12 +297,12 @@ def _segment_row(before: SegmentSample | None, now: SegmentSample) -> SegmentRow
         slot_size=header.slot_size,
         published=now.published if counts_records else None,
         rate_per_s=rate_per_s,
-        holds_s=header.slot_count / rate_per_s if rate_per_s and kind is Kind.BROADCAST else None,
+        holds_s=header.slot_count / rate_per_s if rate_per_s and rate_per_s > 0 and kind is Kind.BROADCAST else None,
         free=_free(now),
         full_count=now.full_count if is_gating or kind is Kind.ERRORS else None,
         dropped_count=now.dropped_count if is_gating else None,
         laps=now.published // header.slot_count if kind in (Kind.BROADCAST, Kind.GATING) else None,
-        readers=tuple(_reader_row(before, now, earlier.get(each.name), each) for each in now.readers),
+        readers=tuple(_reader_row(before, now, each) for each in now.readers),
     )
 
 
@@ -307,38 +349,46 @@ def _free(now: SegmentSample) -> int | None:
     if now.header.kind is Kind.TABLE:
         return count - now.rows_in_use
     if now.header.kind is Kind.GATING:
-        return count - max((now.published - each.position for each in now.readers if each.gates), default=0)
+        return count - max((_lag(now, each) for each in now.readers if each.gates), default=0)
     return None
 
 
-def _reader_row(
-    before: SegmentSample | None, now: SegmentSample, earlier: ReaderSample | None, reader: ReaderSample
-) -> ReaderRow:
-    lag = max(0, now.published - reader.position)
+def _lag(now: SegmentSample, reader: ReaderSample) -> int:
+    return max(0, now.published - reader.position)
+
+
+def _reader_row(before: SegmentSample | None, now: SegmentSample, reader: ReaderSample) -> ReaderRow:
+    lag = _lag(now, reader)
     slot_count = now.header.slot_count
-    if before is None or earlier is None or earlier.pid != reader.pid:
-        rate_per_s, waited = None, False
-    else:
-        rate_per_s = _rate(before, now, reader.position - earlier.position)
-        waited = earlier.position == reader.position < before.published
+    earlier = _earlier(before, reader)
     return ReaderRow(
         name=reader.name,
         gates=reader.gates,
         pid=reader.pid,
-        state=_reader_state(now, reader, has_work=waited if reader.gates else lag > 0),
+        state=_reader_state(now, reader),
         lag=lag,
         lag_percent=100 * lag / slot_count,
         age_s=_age_s(now, reader.heartbeat_ns),
         lost=reader.lost,
         overwritten=max(0, lag - slot_count),
-        rate_per_s=rate_per_s,
+        rate_per_s=None if earlier is None else _rate(before, now, reader.position - earlier.position),
     )
 
 
-def _reader_state(now: SegmentSample, reader: ReaderSample, *, has_work: bool) -> ReaderState:
-    """A reader without work takes nothing either. A lossy one beats with every look at the ring, but a consumer only
-    when it releases records: it is hung only if the same record waited for it from one sample to the next.
+def _reader_state(now: SegmentSample, reader: ReaderSample) -> ReaderState:
+    """A reader without work takes nothing either, so a heartbeat alone tells nothing. A lossy one beats with every look
+    at the ring; a consumer when it releases, and when it is handed records after it had none.
     """
     if not reader.is_alive:
         return "dead"
-    return "hung" if has_work and _age_s(now, reader.heartbeat_ns) > now.hung_after_s else "alive"
+    has_stood_still = _age_s(now, reader.heartbeat_ns) > now.hung_after_s
+    return "hung" if has_stood_still and _has_work(now, reader) else "alive"
+
+
+def _has_work(now: SegmentSample, reader: ReaderSample) -> bool:
+    """Tell whether a reader that has stood still had something to do all that time."""
+    if reader.waiting_since_ns is None:
+        return False
+    if not reader.gates or reader.position < reader.handed:
+        return True
+    return _age_s(now, reader.waiting_since_ns) > now.hung_after_s

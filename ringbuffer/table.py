@@ -132,8 +132,8 @@ class AppendReader:
         return cls(segment.attach(path, (Kind.APPEND,), record_schema=record_schema))
 
     def read_from(self, row: int) -> list[bytes]:
-        """Return the payloads of all rows from ``row`` on, oldest first."""
-        payloads = (self._core.read(each) for each in range(row, self.segment.published))
+        """Return the payloads of all rows from ``row`` on, oldest first; Corrupt when more count than there are."""
+        payloads = (self._core.read(each) for each in range(row, segment.published_rows(self.segment)))
         return [payload for payload in payloads if payload]
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """``ringrouter dump``: the records of a router, live or dead, as JSON lines or as Chrome trace events. Read-only.
 
-Exit codes: 0 ok, 1 no ring, 2 usage, 3 router dead, 4 hung, 5 layout version. What a dead router left is printed all
-the same, as it is what one looks for then.
+Exit codes: 0 ok, 1 no ring or not all of what was asked for, 2 usage, 3 router dead, 4 hung, 5 layout version. What a
+dead router left is printed all the same, as it is what one looks for then. So is what can be read of damaged segments;
+the rest is named.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from zlib import crc32
 
 import msgspec
 
-from ringbuffer import DistinctError, Missing, RingError, find_current, writer_state
+from ringbuffer import (
+    Corrupt,
+    DistinctError,
+    Missing,
+    RingError,
+    find_current,
+    find_generations,
+    writer_state,
+)
 from ringbuffer import stats as ring_stats
 from router.cli import fail, fail_to_read
 from router.cli.location import instance_dir
@@ -99,12 +108,23 @@ class Dump(NamedTuple):
             return []
         return self.wanted.newest([error for error in self.copy.errors if error.last_ns >= self.wanted.since_ns])
 
+    def problems(self) -> list[Record]:
+        """Say what could not be read, and what was left out of what was."""
+        reasons = {what: str(error) for what, error in self.copy.unread.items()} | self.copy.damage
+        return [{"of": what, "reason": ring_stats.shown(reason)} for what, reason in reasons.items()]
+
+    def exit_code(self) -> int:
+        """Return the exit code: one that shows all tells how the router is."""
+        if self.copy.unread or self.copy.damage:
+            return ring_stats.worst(map(ring_stats.error_exit_code, self.copy.unread.values()))
+        return ring_stats.EXIT_CODES[self.state]  # type: ignore[index]
+
     def about(self) -> Record:
         """Say whose records these are and when they were read."""
         header, copy = self.copy.header, self.copy
         return {
-            "instance": self.directory.parent.name,
-            "generation": self.directory.name,
+            "instance": ring_stats.shown(self.directory.parent.name),
+            "generation": ring_stats.shown(self.directory.name),
             "pid": header.writer_pid,
             "state": self.state,
             "record_schema": header.record_schema,
@@ -120,6 +140,8 @@ class Dump(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Print the records."""
+    if args.json and args.format == "chrome":
+        return fail("--json asks for JSON lines, --format chrome for a trace: only one of them")
     try:
         whats = _whats(args)
         directory = _generation(instance_dir(args), args.generation)
@@ -130,12 +152,14 @@ def run(args: argparse.Namespace) -> int:
         return fail(error)
     except RingError as error:
         return fail_to_read(error)
+    for problem in dump.problems():
+        fail("{of}: {reason}".format_map(problem))
     if args.format == "chrome":
         _print_trace(dump)
     else:
         for record in lines(dump):
             sys.stdout.write(_ENCODE({"schema": SCHEMA} | record).decode() + "\n")
-    return ring_stats.EXIT_CODES[state]
+    return dump.exit_code()
 
 
 # ---------------------------------------------------------------- options
@@ -155,9 +179,11 @@ def _generation(instance: Path, name: str) -> Path:
     current = find_current(instance)
     if name == CURRENT:
         return current
-    others = sorted((path for path in instance.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    others = find_generations(instance)
     if name == PREVIOUS:
-        before = [path for path in others if int(path.name) < int(current.name)]
+        if current not in others:
+            raise Corrupt(f"{instance}/current points to {current.name!r}, a generation is named by a number")
+        before = others[: others.index(current)]
         if not before:
             raise Missing(f"{instance} has no generation before the current one")
         return before[-1]
@@ -193,7 +219,7 @@ def _since_ns(text: str, now_ns: int, wall_minus_monotonic_ns: int) -> int:
         return max(0, now_ns - round(float(span[1]) * _UNIT_NS[span[2]]))
     try:
         wall_s = datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         expected = "a span such as 30s, 5m, 2h or a time such as 2025-01-31T08:15:00"
         raise _UsageError(f"--since {text}: expected {expected}") from None
     return max(0, round(wall_s * 1e9) - wall_minus_monotonic_ns)
@@ -216,8 +242,11 @@ def _seqs_of(request_id: str, copy: Snapshot) -> set[int]:
 
 # ---------------------------------------------------------------- JSON lines
 def lines(dump: Dump) -> Iterator[Record]:
-    """Yield what the router is, the records by kind, oldest first, and at last how complete each kind is."""
+    """Yield what the router is, what cannot be read of it, the records by kind, oldest first, and at last how complete
+    each kind is.
+    """
     yield {"what": "router"} | dump.about()
+    yield from ({"what": "problem"} | problem for problem in dump.problems())
     coverage = []
     for what in dump.whats:
         shown_count = 0
@@ -256,13 +285,19 @@ _READ: Final[dict[str, Callable[[Dump, str], Iterable[Record]]]] = {
 
 
 def _coverage(copy: Snapshot, what: str) -> Record:
-    """Say what became of all that the router wrote; of rings ``published`` is the sum of the other three."""
+    """Say what became of all that the router wrote; of rings ``published`` is the sum of the other four.
+
+    What could not be read has nothing but ``read``: how much there was is not known.
+    """
+    if what in copy.unread:
+        return {"read": 0}
     if what in RINGS:
         ring = copy.rings[what]
         return {
             "published": ring.published,
             "overwritten": ring.overwritten,
             "lost_while_reading": ring.lost_while_reading,
+            "damaged": ring.damaged,
             "read": len(ring.records),
         }
     if what == "inflight":
@@ -306,5 +341,5 @@ def _print_trace(dump: Dump) -> None:
         write(before + _ENCODE(event).decode())
         before = ",\n"
     coverage = {what: _coverage(dump.copy, what) for what in dump.whats}
-    other = {"schema": SCHEMA} | about | {"coverage": coverage}
+    other = {"schema": SCHEMA} | about | {"coverage": coverage, "problems": dump.problems()}
     write(f'\n],\n"displayTimeUnit": "ms",\n"otherData": {_ENCODE(other).decode()}}}\n')

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from ringbuffer import Missing, find_current
+from ringbuffer import Missing, RingError, find_current
 from router import config
 
 DEFAULT_INSTANCE: Final = "main"
@@ -24,17 +24,36 @@ def instance_dir(args: argparse.Namespace) -> Path:
 
 
 def all_instance_dirs(args: argparse.Namespace) -> list[Path]:
-    """Return ``RUN/INSTANCE`` of every router that has rings there, by name; raises :class:`ConfigError`."""
+    """Return ``RUN/INSTANCE`` of every router that has rings there, by name.
+
+    Raises :class:`ConfigError`, and :class:`ringbuffer.RingError` for a directory that cannot be read.
+    """
     run_dir = instance_dir(args).parent
     places = {run_dir} if args.run_dir is not None else {run_dir, config.tmpfs_run_dir()}
-    return sorted((link.parent for place in places for link in place.glob("*/current")), key=lambda path: path.name)
+    return sorted((path for place in places for path in _instances(place)), key=lambda path: path.name)
+
+
+def _instances(place: Path) -> list[Path]:
+    try:
+        return [path for path in place.iterdir() if _may_have_current(path)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RingError(f"{place} cannot be read: {error.strerror}") from error
+
+
+def _may_have_current(path: Path) -> bool:
+    """Tell whether there is a router to look at, or something in its place that looking will name."""
+    try:
+        find_current(path)
+    except Missing:
+        return False
+    except RingError:
+        pass
+    return True
 
 
 def _used(path: Path) -> Path:
     """Return the directory, or the one in /dev/shm that a router takes where this one is not on tmpfs."""
     other = config.tmpfs_run_dir() / path.name
-    try:
-        find_current(path)
-    except Missing:
-        return other if (other / "current").is_symlink() else path
-    return path
+    return other if not _may_have_current(path) and _may_have_current(other) else path

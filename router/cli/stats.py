@@ -10,14 +10,22 @@ import argparse
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ringbuffer import Missing, RingError, find_current, sample
+from ringbuffer import (
+    Missing,
+    RingError,
+    VersionMismatch,
+    WrongEndianness,
+    find_current,
+    find_generations,
+    sample,
+)
 from ringbuffer import stats as ring_stats
 from ringbuffer.cli import CLEAR_SCREEN, RATE_WINDOW_S, format_age, format_counter, format_errors, format_report
 from ringbuffer.sample import Sample
@@ -26,7 +34,7 @@ from router.cli import EXIT_OK, fail, fail_to_read
 from router.cli.location import all_instance_dirs, instance_dir
 from router.errors import ConfigError
 from router.telemetry.counters import Counter
-from router.telemetry.reader import DoneReader, InflightReader
+from router.telemetry.reader import DoneReader, InflightReader, Names
 from router.telemetry.summary import Group, Percentiles, Summary, summarise
 from router.telemetry.units import ABSENT, duration, rate, span
 
@@ -65,6 +73,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     token_events_per_s: float | None
     """Records of the token ring, between two looks a moment apart."""
     previous: Previous | None
+    problems: tuple[str, ...]
+    """What could not be read, and what was left out of what was, beside the errors of ``rings``."""
 
     @property
     def pid(self) -> int:
@@ -77,6 +87,55 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return min(segment.heartbeat_age_s for segment in self.rings.segments)
 
 
+Opened = TypeVar("Opened")
+
+
+class Records:
+    """The records of one generation, as far as they can be read; ``problems`` says by file why one cannot.
+
+    Raises :class:`RingError` when they are of another version, for then nothing here is understood.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.problems: dict[str, str] = {}
+        names = self._open("names.tab", lambda: Names(directory)) or Names(None)
+        self.done_reader = self._open("done.ring", lambda: DoneReader(directory, "oldest", names=names))
+        self.inflight_reader = self._open("inflight.tab", lambda: InflightReader(directory, names))
+        self.done: deque[dict[str, Any]] = deque(maxlen=self.done_reader.slot_count if self.done_reader else 0)
+
+    def _open(self, file: str, attach: Callable[[], Opened]) -> Opened | None:
+        try:
+            return attach()
+        except (VersionMismatch, WrongEndianness):
+            raise
+        except RingError as error:
+            self.problems[file] = f"{file} cannot be read: {error}"
+            return None
+
+    def read(self, now_ns: int) -> Summary:
+        """Read on and sum up what there is."""
+        published_count = 0
+        if self.done_reader is not None:
+            before = -1
+            while self.done_reader.position != before:
+                before = self.done_reader.position
+                self.done.extend(self.done_reader.poll())
+            published_count = self.done_reader.published_count
+        in_flight = self.inflight_reader.read() if self.inflight_reader is not None else []
+        return summarise(self.done, in_flight, published_count=published_count, now_ns=now_ns)
+
+    def damage(self) -> list[str]:
+        """Say what was left out because it cannot be true."""
+        readers = (self.done_reader, self.inflight_reader)
+        return [reader.damage.text for reader in readers if reader is not None and reader.damage.count]
+
+    def close(self) -> None:
+        """Unmap everything."""
+        for reader in (self.inflight_reader, self.done_reader):
+            if reader is not None:
+                reader.close()
+
+
 class Source:
     """Looks at one router again and again, keeping what it has read; follows it into a new generation."""
 
@@ -86,48 +145,43 @@ class Source:
         self._before: Sample | None = None
         self._directory: Path | None = None
         self._previous: Previous | None = None
-        self._done: deque[dict[str, Any]] = deque()
-        self._done_reader: DoneReader | None = None
-        self._inflight_reader: InflightReader | None = None
+        self._records: Records | None = None
 
     def look(self) -> Report:
         """Return what the router shows now, with rates since the last look; raises :class:`RingError`."""
         directory = find_current(self._instance)
-        now = sample.take(directory, self._hung_after_s)
+        now = ring_stats.continued(self._before, sample.take(directory, self._hung_after_s))
         if not now.segments:
             raise now.errors[0][1] if now.errors else Missing(f"there is no segment in {directory}")
-        reader, inflight_reader = self._readers(directory, now)
-        while batch := reader.poll():
-            self._done.extend(batch)
+        records = self._records_of(directory, now)
         before, self._before = self._before, now
         now_ns = time.monotonic_ns()
+        summary = records.read(now_ns)
         rings = _without_gauge_rates(ring_stats.build_report(before, now))
         return Report(
             instance=self._instance.name,
             uptime_ns=_uptime_ns(now, now_ns),
             rings=rings,
-            router=summarise(self._done, inflight_reader.read(), published_count=reader.published_count, now_ns=now_ns),
+            router=summary,
             token_events_per_s=_rate_of(rings, "tokens"),
             previous=self._previous,
+            problems=tuple(map(ring_stats.shown, _problems(directory, now, records))),
         )
 
-    def _readers(self, directory: Path, now: Sample) -> tuple[DoneReader, InflightReader]:
-        """Return readers of a generation, new ones when it is not the one of the last look."""
-        if directory != self._directory or self._done_reader is None or self._inflight_reader is None:
+    def _records_of(self, directory: Path, now: Sample) -> Records:
+        """Return the records of a generation, opened anew when it is not the one of the last look."""
+        if directory != self._directory or self._records is None:
             self.close()
-            self._done_reader = DoneReader(directory, "oldest")
-            self._inflight_reader = InflightReader(directory, self._done_reader.names)
-            self._done = deque(maxlen=self._done_reader.slot_count)
+            self._records = Records(directory)
             self._previous = _previous(directory, now)
             self._directory = directory
-        return self._done_reader, self._inflight_reader
+        return self._records
 
     def close(self) -> None:
         """Unmap everything."""
-        for reader in (self._inflight_reader, self._done_reader):
-            if reader is not None:
-                reader.close()
-        self._inflight_reader = self._done_reader = None
+        if self._records is not None:
+            self._records.close()
+        self._records = None
 
 
 Look = Report | RingError
@@ -169,6 +223,8 @@ def run(args: argparse.Namespace) -> int:
         sources = Sources(args)
     except (ConfigError, ValueError) as error:
         return fail(error)
+    except RingError as error:
+        return fail_to_read(error)
     exit_code = EXIT_OK
     try:
         for looks in _looks(sources, args.watch):
@@ -179,6 +235,8 @@ def run(args: argparse.Namespace) -> int:
                 return fail_to_read(Missing("there is no instance with a current generation"))
             if all(isinstance(look, RingError) for look in looks):
                 break
+    except RingError as error:  # where all of them are cannot be read
+        return fail_to_read(error)
     finally:
         sources.close()
     return exit_code
@@ -196,25 +254,32 @@ def _looks(sources: Sources, watch_s: float | None) -> Iterator[list[Look]]:
 
 def _previous(directory: Path, now: Sample) -> Previous | None:
     """Return what the generation before this one tells; None for the first, or when it cannot be read any more."""
-    started = int(directory.name)
-    older = [int(path.name) for path in directory.parent.iterdir() if path.name.isdigit() and int(path.name) < started]
-    if not older:
-        return None
-    path = directory.with_name(str(max(older)))
     try:
-        left = sample.take(path)
+        generations = find_generations(directory.parent)
+        older = generations[: generations.index(directory)] if directory in generations else []
+        left = sample.take(older[-1]) if older else None
     except RingError:
         return None
-    if not left.segments:
+    if left is None or not left.segments:
         return None
     silent_ns = now.segments[0].header.created_mono_ns - max(segment.heartbeat_ns for segment in left.segments)
     in_flight_count = sum(segment.rows_in_use for segment in left.segments)
     return Previous(
         pid=left.segments[0].header.writer_pid,
-        path=str(path),
+        path=ring_stats.shown(str(left.path)),
         silent_ns=max(0, silent_ns),
         in_flight_count=in_flight_count,
     )
+
+
+def _problems(directory: Path, now: Sample, records: Records) -> list[str]:
+    """Return what the operator must know that the errors of the rings do not say."""
+    told = {path.name for path, _ in now.errors}
+    problems = [text for file, text in records.problems.items() if file not in told]
+    if directory not in find_generations(directory.parent):
+        is_named = "a generation is named by a number: what came before it is not known"
+        problems.append(f"current points to {directory.name!r}, {is_named}")
+    return problems + records.damage()
 
 
 def _uptime_ns(taken: Sample, now_ns: int) -> int:
@@ -250,13 +315,14 @@ def as_plain(report: Report, rings: ring_stats.Report) -> dict[str, Any]:
     """Return a report as plain values, with the ``schema`` that names their shape; ``rings`` is what to show of it."""
     return {
         "schema": SCHEMA,
-        "instance": report.instance,
+        "instance": ring_stats.shown(report.instance),
         "pid": report.pid,
         "state": report.rings.state,
         "heartbeat_age_s": report.heartbeat_age_s,
         "uptime_ns": report.uptime_ns,
         "token_events_per_s": report.token_events_per_s,
         "previous": msgspec.to_builtins(report.previous),
+        "problems": report.problems,
         "router": msgspec.to_builtins(report.router),
         "rings": ring_stats.as_json(rings),
     }
@@ -265,7 +331,7 @@ def as_plain(report: Report, rings: ring_stats.Report) -> dict[str, Any]:
 def format_stats(report: Report) -> list[str]:
     """Return a report as lines of text: the router, its rings, what they amount to, its counters, its errors."""
     rings = replace(report.rings, counters=(), distinct_errors=None, errors=())
-    return [
+    lines = [
         *_head(report),
         "",
         *format_report(rings, NOUNS),
@@ -279,11 +345,12 @@ def format_stats(report: Report) -> list[str]:
         "",
         *format_errors(report.rings),
     ]
+    return [ring_stats.shown(line) for line in lines]
 
 
 def format_selected(report: Report, rings: ring_stats.Report) -> list[str]:
     """Return how the router is, and ``rings``, the part of its report that was asked for."""
-    return [*_head(report), "", *format_report(rings, NOUNS)]
+    return [*map(ring_stats.shown, _head(report)), "", *format_report(rings, NOUNS)]
 
 
 def _head(report: Report) -> list[str]:
@@ -298,7 +365,7 @@ def _head(report: Report) -> list[str]:
         lines.append("      its process has ended; what follows is what it left")
     if report.previous is not None:
         lines.append(_before(report.previous))
-    return lines
+    return lines + [f"      {problem}" for problem in report.problems]
 
 
 def _before(previous: Previous) -> str:

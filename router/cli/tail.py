@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ringbuffer import Missing, RingError, find_current, writer_state
+from ringbuffer import Missing, RingError, find_current, find_generations, writer_state
+from ringbuffer.stats import shown
 from router.cli import EXIT_OK, fail, fail_to_read
 from router.cli.location import instance_dir
 from router.errors import ConfigError
@@ -133,7 +134,7 @@ def follow(
             yield from _read_generation(reader, directory, instance, sleep, where)
             reader.close()
             directory, reader = _next_generation(instance, directory, name)
-            yield f"the router was restarted; going on in {directory}"
+            yield shown(f"the router was restarted; going on in {directory}")
     finally:
         reader.close()
 
@@ -141,12 +142,14 @@ def follow(
 def _next_generation(instance: Path, directory: Path, name: str) -> tuple[Path, DoneReader]:
     """Attach to the oldest generation after this one that can still be read, at its beginning."""
     current = find_current(instance)
-    between = [path for path in instance.iterdir() if path.name.isdigit() and path.name != current.name]
-    for path in sorted(between, key=lambda path: int(path.name)):
-        if int(path.name) > int(directory.name):
-            with contextlib.suppress(RingError):  # deleted meanwhile, or given up before it was complete
-                return path, DoneReader(path, "oldest", name)
+    for path in [path for path in find_generations(instance) if _is_after(path, directory) and path != current]:
+        with contextlib.suppress(RingError):  # deleted meanwhile, or given up before it was complete
+            return path, DoneReader(path, "oldest", name)
     return current, DoneReader(current, "oldest", name)
+
+
+def _is_after(generation: Path, directory: Path) -> bool:
+    return directory.name.isdecimal() and int(generation.name) > int(directory.name)
 
 
 def _attach(directory: Path, last_count: int, where: Where = (), name: str | None = None) -> DoneReader:
@@ -204,8 +207,8 @@ def _is_superseded(directory: Path, instance: Path) -> bool:
 
 
 def _drain(reader: DoneReader, where: Where) -> Iterator[Item]:
-    """Yield every matching request there is now, and how much was lost on the way."""
-    lost_count = reader.lost_count
+    """Yield every matching request there is now, and how much was lost or damaged on the way."""
+    lost_count, damaged_count = reader.lost_count, reader.damage.count
     while True:
         before = reader.position
         for done in reader.poll():
@@ -214,6 +217,9 @@ def _drain(reader: DoneReader, where: Where) -> Iterator[Item]:
         if reader.lost_count > lost_count:
             yield _loss(reader.lost_count - lost_count)
             lost_count = reader.lost_count
+        if reader.damage.count > damaged_count:
+            yield reader.damage.text
+            damaged_count = reader.damage.count
         if reader.position == before:
             return
 
@@ -235,7 +241,7 @@ def _show_json(item: Item) -> None:
 
 
 def _show_text(item: Item) -> None:
-    print(f"-- {item}" if isinstance(item, str) else _line(_cells(item)))
+    print(shown(f"-- {item}" if isinstance(item, str) else _line(_cells(item))))
 
 
 def _cells(done: dict[str, Any]) -> list[str]:

@@ -193,10 +193,11 @@ class Trace:
         return common | self._span(begin_ns, end_ns) | {"args": args}
 
     def _span(self, begin_ns: int, end_ns: int) -> Event:
+        begin_ns, end_ns = max(begin_ns, self._origin_ns), max(end_ns, self._origin_ns)
         return {"ts": self._us(begin_ns), "dur": (end_ns - begin_ns) / 1000}
 
     def _us(self, t_ns: int) -> float:
-        return (t_ns - self._origin_ns) / 1000
+        return max(0, t_ns - self._origin_ns) / 1000  # what a damaged record puts before the start is drawn there
 
 
 def rows(spans: Mapping[int, tuple[int, int]]) -> dict[int, int]:

@@ -6,12 +6,13 @@ generation, ``RUN/INSTANCE/GENERATION``. Layouts: :mod:`router.telemetry.records
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntFlag
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from ringbuffer import AppendReader, BroadcastReader, RingError, TableReader
+from ringbuffer import AppendReader, BroadcastReader, Corrupt, Header, RingError, TableReader
 from router.errors import ErrorKind
 from router.routing import Policy, Reason
 from router.stamps import EARLY_WINDOW_NS, STAMPS, e2e_ns, router_overhead_ns, stages, tpot_ns, ttft_ns
@@ -21,20 +22,79 @@ POLL_MAX: Final = 1024
 """Records taken in one poll unless told otherwise: one MiB of ``done.ring``."""
 
 
+TIME_NS_MAX: Final = (1 << 63) - 1
+"""No clock shows more before the year 2262: a greater time is damage. Sums and differences of two times below it can be
+written as JSON and as calendar times."""
+_TIMES: Final = {
+    "requests": (struct.Struct("<3Q"), ("recv_ns", "body_ns", "pub_ns")),
+    "done": (struct.Struct(f"<8x{len(STAMPS)}Q"), STAMPS),
+    "tokens": (struct.Struct("<Q"), ("t_ns",)),
+}
+"""Where the times stand in the payloads of each ring; ``inflight.tab`` has those of ``done``."""
+
 Join = Literal["latest", "oldest"] | int
 """Where a reader begins: with the next record, with the oldest one still there, or at a sequence."""
 
 
-class Names:
-    """Turns ids into the text that ``names.tab`` holds; reads on by itself when it meets an unknown id."""
+def require_slots(header: Header, path: Path, slot_size: int) -> None:
+    """Raise :class:`ringbuffer.Corrupt` when the slots of a segment are smaller than its records."""
+    if header.slot_size < slot_size:
+        raise Corrupt(f"{path} has slots of {header.slot_size} bytes, its records have {slot_size}")
 
-    def __init__(self, directory: Path) -> None:
-        self._table = AppendReader.attach(directory / "names.tab", record_schema=rec.RECORD_SCHEMA)
+
+def flaw(what: str, payload: bytes) -> str | None:
+    """Return what cannot be true in a payload of the ring ``what``, with value and limit; None when nothing is seen."""
+    layout, names = _TIMES[what]
+    times_ns = layout.unpack_from(payload)
+    if max(times_ns) <= TIME_NS_MAX:
+        return None
+    name, t_ns = next(each for each in zip(names, times_ns, strict=True) if each[1] > TIME_NS_MAX)
+    return f"{name} is {t_ns} ns, the limit is {TIME_NS_MAX}"
+
+
+class Damage:
+    """Counts the records that cannot be true, and keeps what is wrong with the latest."""
+
+    def __init__(self, what: str, file: str) -> None:
+        self.count = 0
+        self._what = what
+        self._file = file
+        self._latest = ""
+
+    def sort_out(self, records: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """Yield (sequence or row, payload) of those that may be true."""
+        for number, payload in records:
+            found = flaw(self._what, payload)
+            if found is None:
+                yield number, payload
+            else:
+                self.count += 1
+                self._latest = f"number {number}: {found}"
+
+    @property
+    def text(self) -> str:
+        """What was left out, in words; empty for nothing."""
+        if not self.count:
+            return ""
+        records = "1 damaged record is" if self.count == 1 else f"{self.count:,} damaged records are"
+        return f"{self._file}: {records} left out, {self._latest}"
+
+
+class Names:
+    """Turns ids into the text that ``names.tab`` holds; reads on by itself when it meets an unknown id.
+
+    Without a ``directory``, for a router whose table cannot be read, every id is ``#ID``.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._table = None if directory is None else _attach_names(directory / "names.tab")
         self._read_count = 0
         self._texts: dict[tuple[int, int], str] = {}
         self._refresh()
 
     def _refresh(self) -> None:
+        if self._table is None:
+            return
         rows = self._table.read_from(self._read_count)
         self._read_count += len(rows)
         for row in rows:
@@ -66,13 +126,22 @@ class Names:
         }
 
     def _tag_name(self, position: int) -> str:
-        if position < rec.OWN_TAG_FIRST:
+        if position < len(rec.TAGS):
             return rec.TAGS[position]
+        if position < rec.OWN_TAG_FIRST:
+            return f"#{position}"  # of a newer minor version, or damage
         return self.text(rec.NAME_OWN_TAG, position - rec.OWN_TAG_FIRST + 1)
 
     def close(self) -> None:
         """Unmap the table."""
-        self._table.close()
+        if self._table is not None:
+            self._table.close()
+
+
+def _attach_names(path: Path) -> AppendReader:
+    table = AppendReader.attach(path, record_schema=rec.RECORD_SCHEMA)
+    require_slots(table.header, path, rec.NAME_ROW_BYTES)
+    return table
 
 
 def _flag_names(flags: IntFlag) -> list[str]:
@@ -156,14 +225,18 @@ class _RingReader:
     """Polls a lossy ring of one generation; with a ``name``, ``stats`` shows this reader's position and lag.
 
     Registering a name needs the right to write into ``readers/``; without it the reader works all the same, unseen
-    (``registered`` false). Raises :class:`ringbuffer.RingError` when there is no ring that can be read.
+    (``registered`` false). Raises :class:`ringbuffer.RingError` when there is no ring that can be read. Records that
+    cannot be true are left out and counted by ``damage``. ``names`` are those of the directory unless given.
     """
 
-    _FILE: str
+    _WHAT: str
+    _SLOT_BYTES: int
 
-    def __init__(self, directory: Path, join: Join = "latest", name: str | None = None) -> None:
-        self.names = Names(directory)
-        path, schema = directory / self._FILE, rec.RECORD_SCHEMA
+    def __init__(
+        self, directory: Path, join: Join = "latest", name: str | None = None, *, names: Names | None = None
+    ) -> None:
+        self.names = Names(directory) if names is None else names
+        path, schema = directory / f"{self._WHAT}.ring", rec.RECORD_SCHEMA
         position = directory / "readers" / name if name is not None else None
         self.registered = position is not None
         try:
@@ -173,6 +246,12 @@ class _RingReader:
                 raise
             self.registered = False
             self._ring = BroadcastReader.attach(path, join, record_schema=schema)
+        try:
+            require_slots(self._ring.header, path, self._SLOT_BYTES)
+        except RingError:
+            self._ring.close()  # withdraws the position
+            raise
+        self.damage = Damage(self._WHAT, path.name)
 
     @property
     def position(self) -> int:
@@ -209,11 +288,13 @@ class _RingReader:
 class DoneReader(_RingReader):
     """Reads ``done.ring``: finished requests as :func:`resolve` describes them."""
 
-    _FILE = "done.ring"
+    _WHAT = "done"
+    _SLOT_BYTES = rec.DONE_SLOT_BYTES
 
     def poll(self, limit: int = POLL_MAX) -> list[dict[str, Any]]:
         """Return the next finished requests, at most ``limit``; empty when there is none. Never waits."""
-        return [resolve(rec.decode_done(payload), self.names) for _, payload in self._ring.poll(limit)]
+        records = self.damage.sort_out(self._ring.poll(limit))
+        return [resolve(rec.decode_done(payload), self.names) for _, payload in records]
 
     def wall_ns(self, t_ns: int) -> int:
         """Return a stamp as nanoseconds of the calendar clock (since 1970, UTC)."""
@@ -223,23 +304,33 @@ class DoneReader(_RingReader):
 class TokenReader(_RingReader):
     """Reads ``tokens.ring``: one dict for each event, with ``kind``, ``host`` and ``flags`` as text."""
 
-    _FILE = "tokens.ring"
+    _WHAT = "tokens"
+    _SLOT_BYTES = rec.TOKENS_SLOT_BYTES
 
     def poll(self, limit: int = POLL_MAX) -> list[dict[str, Any]]:
         """Return the next events, at most ``limit``; empty when there is none. Never waits."""
-        return [resolve_token(rec.decode_token(payload), self.names) for _, payload in self._ring.poll(limit)]
+        records = self.damage.sort_out(self._ring.poll(limit))
+        return [resolve_token(rec.decode_token(payload), self.names) for _, payload in records]
 
 
 class InflightReader:
     """Reads ``inflight.tab``: what waits or runs now, or ran when the router died."""
 
     def __init__(self, directory: Path, names: Names | None = None) -> None:
-        self._names = names or Names(directory)
-        self._table = TableReader.attach(directory / "inflight.tab", record_schema=rec.RECORD_SCHEMA)
+        self._names = Names(directory) if names is None else names
+        path = directory / "inflight.tab"
+        self._table = TableReader.attach(path, record_schema=rec.RECORD_SCHEMA)
+        require_slots(self._table.header, path, rec.DONE_SLOT_BYTES)
+        self.damage = Damage("done", path.name)
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the requests in flight as :func:`resolve` describes them; what is not known yet is 0 or ``None``."""
-        return [resolve(rec.decode_done(payload), self._names) for _, payload in self._table.rows()]
+        """Return the requests in flight as :func:`resolve` describes them; what is not known yet is 0 or ``None``.
+
+        ``damage`` counts the rows of this look that cannot be true.
+        """
+        self.damage.count = 0
+        rows = self.damage.sort_out(self._table.rows())
+        return [resolve(rec.decode_done(payload), self._names) for _, payload in rows]
 
     def close(self) -> None:
         """Unmap the table."""

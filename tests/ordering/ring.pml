@@ -2,11 +2,12 @@
  *
  * Each thread has one buffer a word, out of which its stores come into memory in any order between words, and a cache
  * whose words catch up with memory one by one, in any order too. A release waits until the thread's buffers are empty;
- * an acquire lets its whole cache catch up; a full fence does both. Letters are those of ringbuffer/__init__.py, with 1
- * for the end that stores and 2 for the end that loads: -DWEAK_B1 leaves that order out.
+ * an acquire lets its whole cache catch up; a full fence does both. A load may also be late: its thread goes on, and it
+ * takes its value at any time after that. A release then waits for its thread's late loads, and so does an acquire that
+ * comes behind them. What a processor does in the lock of a kernel object is done in memory itself. Letters are those of
+ * ringbuffer/__init__.py, with 1 for the end that stores and 2 for the end that loads: -DWEAK_B1 leaves that order out.
  *
- * PROTOCOL is LOSSY, TABLE, JOINING or HEADER. SYNC D is not here: it keeps a store behind earlier loads, which nothing
- * of this machine could turn around; the other model, explorer.py, has it.
+ * PROTOCOL is LOSSY, TABLE, JOINING, GATING, DOORBELL or HEADER.
  */
 #define WORDS 4
 #define AT(thread, word) ((thread) * WORDS + (word))
@@ -21,6 +22,15 @@ chan buffers[2 * WORDS] = [PENDING] of { byte };
 #define RELEASE(thread)                                                                        \
     (empty(buffers[AT(thread, 0)]) && empty(buffers[AT(thread, 1)]) &&                         \
      empty(buffers[AT(thread, 2)]) && empty(buffers[AT(thread, 3)]))
+/* A load whose value is wanted later: it stands in late[] when none of its thread is outstanding. */
+byte late[2 * WORDS];
+byte outstanding[2];
+proctype late_load(byte thread, word) {
+    atomic { late[AT(thread, word)] = cache[AT(thread, word)]; outstanding[thread]-- }
+}
+#define LOAD_LATE(thread, word)                                                                \
+    atomic { outstanding[thread]++; run late_load(thread, word) }
+#define LATE_LOADS(thread) outstanding[thread] == 0
 #define CATCH_UP(thread, word) cache[AT(thread, word)] = memory[word]
 #define ACQUIRE(thread)                                                                        \
     d_step {                                                                                   \
@@ -57,6 +67,16 @@ chan buffers[2 * WORDS] = [PENDING] of { byte };
 #else
 #define ACQUIRE_C ACQUIRE(1)
 #endif
+#ifdef WEAK_D1
+#define RELEASE_D skip
+#else
+#define RELEASE_D LATE_LOADS(1); RELEASE(1)
+#endif
+#ifdef WEAK_D2
+#define ACQUIRE_D skip
+#else
+#define ACQUIRE_D LATE_LOADS(0); ACQUIRE(0)
+#endif
 #ifdef WEAK_E1
 #define FENCE_E1 skip
 #else
@@ -76,6 +96,16 @@ chan buffers[2 * WORDS] = [PENDING] of { byte };
 #define ACQUIRE_F skip
 #else
 #define ACQUIRE_F ACQUIRE(0)
+#endif
+#ifdef WEAK_G1
+#define RELEASE_G skip
+#else
+#define RELEASE_G RELEASE(0)
+#endif
+#ifdef WEAK_G2
+#define ACQUIRE_G skip
+#else
+#define ACQUIRE_G ACQUIRE(1)
 #endif
 #ifdef WEAK_M1
 #define RELEASE_M skip
@@ -219,6 +249,59 @@ proctype second() {
 }
 
 #define START memory[RELEASED] = STALE
+#endif
+
+#ifdef GATING
+/* Record 0 lies in the only slot, not released yet. The producer overwrites it without waiting to learn that it was:
+ * executions in which it was not, in the end, are none, as no processor keeps stores that it should not have done. */
+#define RELEASED 0
+#define P1 1
+#define P2 2
+bool has_overwritten;
+
+proctype first() {
+    LOAD_LATE(0, RELEASED);
+    ACQUIRE_D;
+    STORE(0, P1, 2);
+    STORE(0, P2, 2);
+    LATE_LOADS(0);
+    has_overwritten = true
+}
+
+proctype second() {
+    LOAD_LATE(1, P1);
+    LOAD_LATE(1, P2);
+    RELEASE_D;
+    STORE(1, RELEASED, 1);
+    LATE_LOADS(1);
+    has_overwritten;
+    assert(late[AT(0, RELEASED)] == 0 || (late[AT(1, P1)] == 1 && late[AT(1, P2)] == 1))
+}
+
+#define START memory[P1] = 1; memory[P2] = 1
+#endif
+
+#ifdef DOORBELL
+#define PUBLISHED 0
+#define BELL 1
+
+/* The producer publishes, then rings. */
+proctype first() {
+    STORE(0, PUBLISHED, 1);
+    RELEASE_G;
+    memory[BELL] = 1
+}
+
+/* The consumer clears its bell, then looks. */
+proctype second() {
+    byte rung, published;
+    atomic { rung = memory[BELL]; memory[BELL] = 0 }
+    ACQUIRE_G;
+    LOAD(1, PUBLISHED, published);
+    assert(rung == 0 || published == 1) /* it sees what it was rung for, or will be rung */
+}
+
+#define START skip
 #endif
 
 #ifdef HEADER

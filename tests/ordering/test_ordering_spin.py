@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import ringbuffer
 from tests.ordering.harness_build import HERE, tool
 
 NEEDED = {
     "LOSSY": ("A1", "A2", "B1", "B2"),
     "TABLE": ("B1", "B2", "C1", "C2"),
     "JOINING": ("E1", "E2", "F1", "F2"),
+    "GATING": ("D1", "D2"),
+    "DOORBELL": ("G1", "G2"),
     "HEADER": ("M1", "M2"),
 }
 """The orders that each protocol needs: the letter, and the end that stores (1) or loads (2)."""
@@ -40,3 +43,8 @@ def test_the_protocol_holds_in_every_execution(tmp_path: Path, protocol: str) ->
 @pytest.mark.parametrize(("protocol", "end"), [(name, end) for name, ends in NEEDED.items() for end in ends])
 def test_without_any_one_order_it_breaks(tmp_path: Path, protocol: str, end: str) -> None:
     assert error_count(tmp_path, protocol, f"WEAK_{end}") > 0
+
+
+def test_every_ordering_of_the_package_is_in_the_model() -> None:
+    letters = set(re.findall(r"^SYNC (\w) ", ringbuffer.__doc__ or "", re.MULTILINE))
+    assert {end for ends in NEEDED.values() for end in ends} >= {f"{letter}{end}" for letter in letters for end in "12"}

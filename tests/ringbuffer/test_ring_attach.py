@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,14 @@ from ringbuffer import (
     Generation,
     Missing,
     NoSpace,
+    ReaderPosition,
     RingError,
+    find_current,
+    find_generations,
+    process,
+    sample,
     segment,
+    writer_state,
 )
 from ringbuffer.generation import segment_files
 
@@ -159,3 +166,111 @@ def test_a_folder_that_cannot_be_listed_has_a_name_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Missing):
         segment_files(tmp_path / "file")
+
+
+TOO_LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "look",
+    [sample.take, writer_state, find_current, find_generations, Generation.create, BroadcastReader.attach],
+    ids=lambda each: each.__qualname__,
+)
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path, look: Callable[[Path], object]) -> None:
+    with pytest.raises(RingError, match="File name too long"):
+        look(tmp_path / TOO_LONG)
+
+
+@pytest.mark.parametrize("look", [sample.take, writer_state], ids=lambda each: each.__qualname__)
+def test_a_place_that_may_not_be_looked_at_is_denied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    def refuse(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(AccessDenied, match="cannot be looked at: Permission denied"):
+        look(tmp_path)
+
+
+@pytest.mark.parametrize("refused", ["mmap", "rename", "boot_id"])
+def test_what_the_system_refuses_while_creating_is_an_error_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    owner = {"mmap": segment.mmap, "rename": Path, "boot_id": process}[refused]
+    monkeypatch.setattr(owner, refused, refuse)
+    with pytest.raises(RingError, match=r"a\.ring cannot be created: Too many open files") as caught:
+        BroadcastWriter.create(tmp_path / "a.ring", slot_count=4, slot_size=64, record_schema=SCHEMA, name="a")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_descriptor_no_consumer_is_taken_for_dead(
+    producer: GatingProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = GatingConsumer.register(producer.segment.path, "loop")
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(RingError, match="/stat cannot be read: Too many open files"):
+            producer.drop_dead_consumers()
+    assert producer.drop_dead_consumers() == []
+    assert producer.dropped_count == 0
+    consumer.close()
+
+
+@pytest.mark.parametrize("call", ["symlink_to", "iterdir"])
+def test_a_generation_that_cannot_be_shown_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    generation = Generation.create(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, call, refuse)
+        with pytest.raises(NoSpace, match="current cannot be set"):
+            generation.activate()
+    generation.close()
+
+
+def test_a_generation_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "chmod", refuse)
+        with pytest.raises(NoSpace, match="cannot hold a generation"):
+            Generation.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["writer.lock"]
+
+
+def test_an_instance_whose_lock_cannot_be_written_is_left_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuse)
+        with pytest.raises(NoSpace, match="cannot be written"):
+            Generation.create(tmp_path)
+    Generation.create(tmp_path).close()
+
+
+def test_a_position_whose_folder_cannot_be_made_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Missing, match="readers cannot be made"):
+        ReaderPosition.create(tmp_path / "none", "observer")
+
+
+def test_a_link_that_leads_in_a_circle_is_not_a_segment_and_hides_none(
+    tmp_path: Path, broadcast: BroadcastWriter
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("none")
+    seen = sample.take(tmp_path)
+    assert [each.header.name for each in seen.segments] == ["tokens"]
+    assert seen.errors == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import runpy
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -44,10 +45,31 @@ def test_a_dropped_consumer_does_not_free_the_row_of_its_successor(
     ticks = dropped._row.word(layout.CONSUMER_START_TICKS)
     producer.segment.words.store_relaxed(ticks, 1)  # as if its pid had been another process's
     assert producer.drop_dead_consumers() == ["dropped"]
+    successor = rb.GatingConsumer.register(path, "successor")
+    assert successor._row.word(0) == dropped._row.word(0), "in the same process and in the same row"
     dropped.close()
-    assert producer.drop_dead_consumers() == [], "it had no row to give back"
+    assert successor._row.is_active, "it had no row to give back"
+    successor.close()
+    assert not successor._row.is_active
     for _ in range(producer.segment.header.slot_count + 1):
         assert producer.try_publish(0, 0, 0, 0, 0, 0, 0) >= 0
+
+
+def test_a_consumer_closes_after_its_directory_has_gone(tmp_path: Path, backend: str) -> None:
+    folder = tmp_path / "generation"
+    folder.mkdir()
+    producer = rb.GatingProducer.create(
+        folder / "r", slot_count=1, slot_size=64, record_schema=SCHEMA, name="r", consumers_max=1
+    )
+    consumer = rb.GatingConsumer.register(folder / "r", "last")
+    assert [producer.try_publish(0, 0, 0, 0, 0, 0, 0) for _ in range(2)] == [0, -1]
+    shutil.rmtree(folder)
+    consumer.close()
+    consumer.close()
+    assert producer.try_publish(0, 0, 0, 0, 0, 0, 0) == 1, "it gates no more"
+    with pytest.raises(rb.Missing):
+        producer.drop_dead_consumers()
+    producer.close()
 
 
 def test_readers_can_be_closed(tmp_path: Path, backend: str) -> None:
@@ -134,7 +156,7 @@ def test_watching_separates_its_screens(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", wait)
-    assert cli.main(["stats", str(tmp_path / "ring"), "--watch", "1"]) == 0
+    assert cli.main(["stats", str(tmp_path / "ring"), "--watch", "1"]) == 130
     assert capsys.readouterr().out.splitlines().count("--") == 2
     writer.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -18,10 +20,12 @@ from ringbuffer import (
     ConsumersFull,
     Doorbell,
     DoorbellServer,
+    ForeignFile,
     GatingProducer,
     Missing,
     NotReady,
     RingError,
+    WriterAlive,
 )
 from ringbuffer import doorbell as doorbell_module
 
@@ -251,3 +255,124 @@ def test_who_leaves_before_its_turn_costs_nothing(server: DoorbellServer, monkey
     server._accept()  # nobody asks: as when a connection is gone before it is accepted
     assert server.bell_count == 0
     hasty.close()
+
+
+class TestWhoIsThere:
+    """A server takes no place but that of a dead one."""
+
+    def test_a_live_server_is_not_replaced(self, server: DoorbellServer) -> None:
+        with pytest.raises(WriterAlive) as caught:
+            DoorbellServer.listen(server.path)
+        assert caught.value.pid == os.getpid()
+        bell = connect(server)
+        server.ring()
+        assert bell.wait(WAIT_S), "it goes on"
+        bell.close()
+
+    def test_a_live_server_whose_backlog_is_full_is_not_replaced_either(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+            busy.bind(str(tmp_path / "bell"))
+            busy.listen(0)
+            first.connect(str(tmp_path / "bell"))
+            with pytest.raises(WriterAlive) as caught:
+                DoorbellServer.listen(tmp_path / "bell")
+            assert caught.value.pid == 0, "it did not say who it is"
+
+    def test_a_file_that_is_no_socket_stays(self, tmp_path: Path) -> None:
+        (tmp_path / "bell").write_text("notes")
+        with pytest.raises(ForeignFile, match="no socket"):
+            DoorbellServer.listen(tmp_path / "bell")
+        assert (tmp_path / "bell").read_text() == "notes"
+
+    def test_a_socket_that_vanishes_meanwhile_is_no_hindrance(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.socket(socket.AF_UNIX) as leaving:
+            leaving.bind(str(tmp_path / "bell"))
+        mode_at = doorbell_module.segment.mode_at
+
+        def then_it_is_gone(path: Path, *, follow: bool) -> int:
+            mode = mode_at(path, follow=follow)
+            path.unlink()
+            return mode
+
+        monkeypatch.setattr(doorbell_module.segment, "mode_at", then_it_is_gone)
+        DoorbellServer.listen(tmp_path / "bell").close()
+
+    def test_a_place_that_may_not_be_looked_at_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(RingError, match="File name too long"):
+            DoorbellServer.listen(tmp_path / ("long" * 100))
+
+
+class TestWithoutDescriptors:
+    """EMFILE and its like: a clear error, nothing left open, and no loop that spins."""
+
+    @pytest.fixture
+    def exhausted(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], None]:
+        def exhaust(owner: object, name: str) -> None:
+            def refuse(*_: object, **__: object) -> None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            monkeypatch.setattr(owner, name, refuse)
+
+        return exhaust
+
+    def test_listening_and_connecting_say_so(
+        self, tmp_path: Path, server: DoorbellServer, exhausted: Callable[[object, str], None]
+    ) -> None:
+        exhausted(socket, "socket")
+        for attempt in (lambda: DoorbellServer.listen(tmp_path / "other"), lambda: Doorbell.connect(server.path)):
+            with pytest.raises(RingError, match="Too many open files") as caught:
+                attempt()
+            assert isinstance(caught.value.__cause__, OSError)
+
+    def test_a_server_that_cannot_be_made_leaves_nothing(
+        self, tmp_path: Path, exhausted: Callable[[object, str], None]
+    ) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        exhausted(socket.socket, "listen")
+        with pytest.raises(RingError, match="Too many open files"):
+            DoorbellServer.listen(tmp_path / "bell")
+        assert list(tmp_path.iterdir()) == []
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_consumer_without_a_descriptor_for_its_bell_says_so(
+        self, server: DoorbellServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cut(*_: object) -> tuple[bytes, list[int], int, None]:
+            return b"", [], socket.MSG_CTRUNC, None
+
+        monkeypatch.setattr(socket, "recv_fds", cut)
+        with pytest.raises(RingError, match=r"cannot take the bell of .*: Too many open files"):
+            Doorbell.connect(server.path)
+
+    def test_a_server_that_cannot_accept_is_silent_until_it_can(self, server: DoorbellServer) -> None:
+        """The limit is real: accepting fails in the kernel."""
+        readable = select.poll()
+        readable.register(server.fileno(), select.POLLIN)
+        asking = socket.socket(socket.AF_UNIX)
+        asking.connect(str(server.path))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for wake_up in (server.ring, server.serve):
+            assert readable.poll(0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            try:
+                server.serve()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert not readable.poll(0), "it would be called again and again otherwise"
+            wake_up()
+            assert wake_up == server.serve or readable.poll(0)
+        assert server.bell_count == 1, "as soon as there is a descriptor, who asked gets its bell"
+        asking.close()
+
+    def test_a_bell_that_cannot_be_made_is_refused(
+        self, server: DoorbellServer, exhausted: Callable[[object, str], None]
+    ) -> None:
+        exhausted(os, "eventfd")
+        asking = socket.socket(socket.AF_UNIX)
+        asking.connect(str(server.path))
+        wait_readable(server)
+        assert server.bell_count == 0
+        assert asking.recv(1) == b"", "it is told at once"
+        asking.close()

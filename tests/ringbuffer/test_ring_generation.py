@@ -16,9 +16,11 @@ from ringbuffer import (
     Missing,
     WriterAlive,
     find_current,
+    find_generations,
     process,
     writer_state,
 )
+from ringbuffer.generation import generation_number
 
 NS_PER_S = 1_000_000_000
 
@@ -71,6 +73,13 @@ def test_the_generation_before_is_kept_and_older_ones_are_deleted(tmp_path: Path
         stop(generation, writer)
     assert [path.exists() for path in paths] == [False, False, True, True]
     assert paths == sorted(paths, key=lambda path: int(path.name)), "named by their start, monotonic"
+
+
+def test_generations_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> None:
+    for name in ("10", "9", "notes", ".11.tmp", "²", "12x"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in find_generations(tmp_path)] == ["9", "10"]
+    assert [generation_number(tmp_path / name) for name in ("9", "²", "notes")] == [9, None, None]
 
 
 def test_a_generation_that_was_never_activated_is_deleted_by_the_next(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ringbuffer import (
     AccessDenied,
     BroadcastReader,
     BroadcastWriter,
+    Corrupt,
     ForeignFile,
     Missing,
     NoSpace,
@@ -127,14 +128,15 @@ def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
         (layout.MAGIC_OFFSET, layout.MAGIC_SWAPPED, WrongEndianness),
         (layout.ENDIAN_MARK_OFFSET, 0x0807060504030201, WrongEndianness),
         (layout.LAYOUT_VERSION_OFFSET, layout.pack_version((2, 0)), VersionMismatch),
-        (layout.KIND_OFFSET, 99, ForeignFile),
-        (layout.SLOT_COUNT_OFFSET, 2**40, ForeignFile),
-        (layout.SLOT_COUNT_OFFSET, 8, ForeignFile),
-        (layout.SLOT_COUNT_OFFSET, 3, ForeignFile),
-        (layout.SLOT_SIZE_OFFSET, 0, ForeignFile),
-        (layout.HEADER_SIZE_OFFSET, 2**63, ForeignFile),
-        (layout.HEADER_SIZE_OFFSET, 8, ForeignFile),
+        (layout.KIND_OFFSET, 99, Corrupt),
+        (layout.SLOT_COUNT_OFFSET, 2**40, Corrupt),
+        (layout.SLOT_COUNT_OFFSET, 8, Corrupt),
+        (layout.SLOT_COUNT_OFFSET, 3, Corrupt),
+        (layout.SLOT_SIZE_OFFSET, 0, Corrupt),
+        (layout.HEADER_SIZE_OFFSET, 2**63, Corrupt),
+        (layout.HEADER_SIZE_OFFSET, 8, Corrupt),
         (layout.FILE_SIZE_OFFSET, 2**50, Truncated),
+        (layout.ANCHOR_WALL_OFFSET, 2**63, Corrupt),
     ],
 )
 def test_a_broken_header_is_named_for_what_it_is(
@@ -163,13 +165,10 @@ def test_another_major_of_the_records_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_segments_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "short").write_bytes(b"RINGBUF\x01")
     (tmp_path / "long").write_bytes(b"x" * 8192)
     made = make(tmp_path / "a.ring")
     cut = tmp_path / "cut"
     cut.write_bytes((tmp_path / "a.ring").read_bytes()[:-1])
-    with pytest.raises(Truncated):
-        segment.attach(tmp_path / "short", ALL)
     with pytest.raises(ForeignFile):
         segment.attach(tmp_path / "long", ALL)
     with pytest.raises(Truncated):
@@ -178,6 +177,39 @@ def test_files_that_are_no_segments_are_refused(tmp_path: Path) -> None:
         TableReader.attach(tmp_path / "a.ring")
     with pytest.raises(ForeignFile):
         segment.attach(tmp_path, ALL)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "error"),
+    [
+        (b"", Truncated),
+        (b"RING", Truncated),
+        (b"RINGBUF\x01", Truncated),
+        (b"RINGBUF\x01 and some more", Truncated),
+        (bytes(100), NotReady),
+        (b"\x01FUBGNIR", WrongEndianness),
+        (b"RANG", ForeignFile),
+        (b"RINGBUF\x02", ForeignFile),
+        (b"notes of somebody", ForeignFile),
+    ],
+)
+def test_a_file_that_is_too_short_for_a_header_is_known_by_how_it_begins(
+    tmp_path: Path, backend: str, beginning: bytes, error: type[RingError]
+) -> None:
+    (tmp_path / "short").write_bytes(beginning)
+    with pytest.raises(RingError, match="short") as caught:
+        segment.attach(tmp_path / "short", ALL)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("kind", "slot_size"), [(Kind.COUNTERS, 248), (Kind.ERRORS, 504), (Kind.READER_POSITION, 56), (Kind.TABLE, 8)]
+)
+def test_slots_that_are_smaller_than_what_stands_in_them_are_damage(tmp_path: Path, kind: Kind, slot_size: int) -> None:
+    made = segment.create(tmp_path / "a", kind, slot_count=4, slot_size=1024, record_schema=(1, 0), name="a")
+    with pytest.raises(Corrupt, match=f"slot_size is {slot_size}"):
+        segment.attach(broken_copy(tmp_path / "a", layout.SLOT_SIZE_OFFSET, slot_size), ALL)
     made.close()
 
 

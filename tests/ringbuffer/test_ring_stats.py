@@ -163,20 +163,48 @@ class TestReaderStates:
         assert reader_row(reading(TOKENS, reader, position))[0].state == state
 
     @pytest.mark.parametrize(
-        ("position_before", "published_before", "state"),
+        ("handed", "age_s", "state"),
+        [(9_001, 6, "hung"), (9_001, 4, "alive"), (9_000, 600, "alive"), (0, 600, "alive")],
+        ids=["holds it", "has just got it", "has just come", "never had any"],
+    )
+    def test_a_consumer_is_hung_when_it_holds_records_in_hand_for_too_long(
+        self, handed: int, age_s: int, state: str
+    ) -> None:
+        consumer = replace(LOOP, handed=handed, heartbeat_ns=(100 - age_s) * NS_PER_S)
+        assert reader_row(reading(REQUESTS, consumer, 9_000))[0].state == state
+
+    @pytest.mark.parametrize(
+        ("positions", "published", "state"),
         [
-            (9_000, 9_500, "hung"),
-            (9_000, 9_000, "alive"),  # the first record for a long time has just come
-            (8_999, 9_500, "alive"),
+            ((9_000, 9_000, 9_000), (9_500, 9_600, 10_000), "hung"),
+            ((9_000, 9_000, 9_000), (9_000, 9_500, 10_000), "alive"),  # nothing waited when it was looked at first
+            ((8_999, 9_000, 9_000), (9_500, 9_600, 10_000), "alive"),  # it moved in between
         ],
     )
-    def test_a_consumer_is_hung_when_one_record_waits_over_both_samples(
-        self, position_before: int, published_before: int, state: str
+    def test_a_consumer_that_takes_nothing_is_hung_when_it_was_seen_so_for_long_enough(
+        self, positions: tuple[int, int, int], published: tuple[int, int, int], state: str
     ) -> None:
         idle = replace(LOOP, heartbeat_ns=10 * NS_PER_S)
-        before = reading(REQUESTS, idle, position_before, published=published_before, taken_ns=98 * NS_PER_S)
-        assert reader_row(reading(REQUESTS, idle, 9_000), before)[0].state == state
-        assert reader_row(reading(REQUESTS, idle, 9_000))[0].state == "alive", "one sample cannot tell"
+        seen = None
+        looks = zip(positions, published, (94, 97, 100), strict=True)
+        for position, count, second in looks:
+            now = sample_of(reading(REQUESTS, idle, position, published=count, taken_ns=second * NS_PER_S))
+            (row,) = stats.build_report(seen, now).segments
+            assert second == 100 or row.readers[0].state == "alive", "that was not long enough"
+            seen = stats.continued(seen, now)
+        assert row.readers[0].state == state
+
+    def test_a_consumer_of_the_same_name_in_another_process_begins_anew(self) -> None:
+        idle = replace(LOOP, heartbeat_ns=10 * NS_PER_S)
+        before = reading(REQUESTS, replace(idle, pid=1), 9_000, taken_ns=90 * NS_PER_S)
+        assert reader_row(reading(REQUESTS, idle, 9_000), before)[0].state == "alive"
+
+    def test_positions_that_cannot_be_make_no_row_wrong(self) -> None:
+        beyond = reading(REQUESTS, LOOP, 2**64 - 1)
+        row, ring = reader_row(beyond)
+        assert (row.lag, row.state, ring.free) == (0, "alive", REQUESTS.header.slot_count)
+        shrunk = replace(TOKENS, published=1)
+        assert reader_row(shrunk, replace(TOKENS, taken_ns=98 * NS_PER_S))[1].holds_s is None
 
     def test_another_process_of_the_same_name_has_no_rate_yet(self) -> None:
         before = reading(TOKENS, replace(OBSERVE, pid=1), 10_000, taken_ns=98 * NS_PER_S)
@@ -211,6 +239,14 @@ def test_distinct_errors_stand_with_count_first_and_last_the_latest_last() -> No
     none = replace(ERRORS, distinct_errors=())
     assert cli.format_errors(stats.build_report(None, sample_of(none))) == ["0 distinct errors observed"]
     assert cli.format_errors(stats.build_report(None, sample_of(COUNTERS))) == [], "nothing here keeps errors"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("plain – text", "plain – text"), ("/run/\udcff/x", r"/run/\xff/x"), ("two\nlines\x1b[2J", r"two\nlines\x1b[2J")],
+)
+def test_what_came_from_a_file_or_its_name_is_one_line_that_can_be_written(text: str, line: str) -> None:
+    assert stats.shown(text) == line
 
 
 class TestSelections:
@@ -343,6 +379,97 @@ def test_a_generation_is_sampled_whole(tmp_path: Path, generation: rb.Generation
     assert (report.state, report.exit_code, report.errors) == ("alive", 0, ())
 
 
+class TestConsumersOfRealRings:
+    """What stands in the row of a consumer that is new, idle, at work and stuck."""
+
+    def state(self, ring: Path, hung_after_s: float = 1e-9) -> str:
+        (row,) = stats.build_report(None, sample.take(ring, hung_after_s)).segments
+        return row.readers[0].state
+
+    @pytest.fixture
+    def ring(self, tmp_path: Path, backend: str) -> Iterator[tuple[rb.GatingProducer, rb.GatingConsumer]]:
+        producer = rb.GatingProducer.create(
+            tmp_path / "ring", slot_count=8, slot_size=64, record_schema=(1, 0), name="work"
+        )
+        producer.beat(1)
+        consumer = rb.GatingConsumer.register(tmp_path / "ring", "worker")
+        yield producer, consumer
+        consumer.close()
+        producer.close()
+
+    def test_a_new_one_is_as_old_as_its_registration(
+        self, tmp_path: Path, ring: tuple[rb.GatingProducer, rb.GatingConsumer]
+    ) -> None:
+        (seen,) = sample.take(tmp_path / "ring").segments[0].readers
+        assert time.monotonic_ns() - seen.heartbeat_ns < 60 * NS_PER_S, "not as old as the producer's heartbeat"
+
+    def test_an_idle_one_is_not_hung_at_its_first_record(
+        self, tmp_path: Path, ring: tuple[rb.GatingProducer, rb.GatingConsumer]
+    ) -> None:
+        producer, consumer = ring
+        assert consumer.poll(9) == (0, 0)
+        producer.try_publish(1, 2, 3, 4, 5, 6, 7)
+        assert self.state(tmp_path / "ring") == "alive", "it was handed nothing"
+
+    @pytest.mark.parametrize("poll", ["poll", "poll_into"])
+    def test_one_that_begins_to_have_work_begins_to_be_measured(
+        self, tmp_path: Path, ring: tuple[rb.GatingProducer, rb.GatingConsumer], poll: str
+    ) -> None:
+        producer, consumer = ring
+
+        def take() -> None:
+            consumer.poll(9) if poll == "poll" else consumer.poll_into(bytearray(64 * 9))
+
+        def heartbeat_ns() -> int:
+            return sample.take(tmp_path / "ring").segments[0].readers[0].heartbeat_ns
+
+        take()
+        registered_ns = heartbeat_ns()
+        producer.try_publish(1, 2, 3, 4, 5, 6, 7)
+        take()
+        began_ns = heartbeat_ns()
+        assert began_ns > registered_ns
+        assert self.state(tmp_path / "ring", 60.0) == "alive"
+        assert self.state(tmp_path / "ring") == "hung", "it has had the record for longer than a nanosecond"
+        producer.try_publish(1, 2, 3, 4, 5, 6, 7)
+        take()
+        assert heartbeat_ns() == began_ns, "more work is no progress"
+        consumer.poll(0)
+        assert heartbeat_ns() == began_ns
+        consumer.release(1)
+        released_ns = heartbeat_ns()
+        assert released_ns > began_ns
+        consumer.release(2)
+        assert self.state(tmp_path / "ring") == "alive", "it has done everything"
+        producer.try_publish(1, 2, 3, 4, 5, 6, 7)
+        take()
+        assert heartbeat_ns() > released_ns, "after it had nothing left to do it begins anew"
+
+    def test_watching_finds_one_that_takes_nothing_at_all(
+        self,
+        tmp_path: Path,
+        ring: tuple[rb.GatingProducer, rb.GatingConsumer],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        producer, _ = ring
+        producer.try_publish(1, 2, 3, 4, 5, 6, 7)
+        looks: list[float] = []
+
+        def wait(seconds: float) -> None:
+            looks.append(seconds)
+            if len(looks) == 4:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(time, "sleep", wait)
+        paths = [str(tmp_path / "ring"), str(tmp_path / "none")]
+        cli.main(["stats", *paths, "--watch", "1", "--json", "--hung-after", "1e-9"])
+        states = [
+            json.loads(line)["segments"][0]["readers"][0]["state"] for line in capsys.readouterr().out.splitlines()
+        ]
+        assert states == ["hung"] * 3, "its record waited from one look to the next, for longer than a nanosecond"
+
+
 def digest(directory: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.rglob("*") if p.is_file()}
 
@@ -442,7 +569,7 @@ def test_watching_prints_a_report_per_interval_until_interrupted(
 
     monkeypatch.setattr(time, "sleep", wait)
     code, out, _ = run_stats(capsys, generation.path, "--watch", "2.5", "--json")
-    assert (code, waits) == (0, [2.5] * 4)
+    assert (code, waits) == (130, [2.5] * 4)
     assert [json.loads(line)["schema"] for line in out.splitlines()] == [stats.SCHEMA] * 3
 
 

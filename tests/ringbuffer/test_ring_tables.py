@@ -8,10 +8,10 @@ import pytest
 from ringbuffer import (
     AppendReader,
     AppendWriter,
+    Corrupt,
     CounterSpec,
     CountersReader,
     CountersWriter,
-    ForeignFile,
     TableReader,
     TableWriter,
     layout,
@@ -158,6 +158,6 @@ def test_a_broken_catalogue_is_named(tmp_path: Path) -> None:
     first = layout.header_size(layout.Kind.COUNTERS)
     raw[first : first + 8] = (2**40).to_bytes(8, "little")
     (tmp_path / "broken").write_bytes(raw)
-    with pytest.raises(ForeignFile, match="catalogue"):
+    with pytest.raises(Corrupt, match=r"catalogue: id is \d+, must be below 1024"):
         CountersReader.attach(tmp_path / "broken")
     writer.close()

@@ -53,7 +53,7 @@ def test_a_read_only_buffer_is_never_written(backend: str) -> None:
     with pytest.raises(TypeError):
         live.store_release(0, 1)
     for name in ("LossyWriter", "RowWriter", "GatingWriter", "GatingReader"):
-        arguments = {"LossyWriter": 5, "RowWriter": 4, "GatingWriter": 10, "GatingReader": 7}[name]
+        arguments = {"LossyWriter": 5, "RowWriter": 4, "GatingWriter": 10, "GatingReader": 8}[name]
         geometry = (bytes(4096), 8, 2, 8, 0, 1, 2, 0, 32, 16)[:arguments]
         with pytest.raises(BufferError):
             getattr(words.core, name)(*geometry)

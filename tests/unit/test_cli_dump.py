@@ -136,7 +136,7 @@ class TestLines:
         _, records, _ = dumped(capsys, run_dir, "--what", "tokens")
         assert [record["sequence"] for record in of(records, "tokens")] == list(range(36, CAPACITY + 36))
         assert coverage(records, "tokens") == {
-            "published": CAPACITY + 36, "overwritten": 36, "lost_while_reading": 0, "read": CAPACITY,
+            "published": CAPACITY + 36, "overwritten": 36, "lost_while_reading": 0, "damaged": 0, "read": CAPACITY,
             "shown": CAPACITY,
         }  # fmt: skip
 
@@ -299,7 +299,10 @@ class TestTrace:
         assert events[0]["args"]["name"].startswith("ringrouter main, pid ")
         other = document["otherData"]
         assert (other["schema"], other["state"]) == ("ringrouter.dump/1", "alive")
-        assert other["coverage"]["tokens"] == {"published": 2, "overwritten": 0, "lost_while_reading": 0, "read": 2}
+        assert other["problems"] == []
+        assert other["coverage"]["tokens"] == {
+            "published": 2, "overwritten": 0, "lost_while_reading": 0, "damaged": 0, "read": 2,
+        }  # fmt: skip
 
     def test_it_can_be_of_one_request(self, run_dir: Path, writes: Router, capsys: pytest.CaptureFixture[str]) -> None:
         for seq, request_id in enumerate("ab"):
@@ -391,3 +394,15 @@ def test_dumping_loads_no_event_loop(run_dir: Path, fake: FakeRouter) -> None:
     )
     command = [sys.executable, "-c", program, "dump", "--run-dir", str(run_dir)]
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["dump", "stats"])
+def test_an_interrupt_is_130(
+    run_dir: Path, fake: FakeRouter, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(snapshot if command == "dump" else time, "take" if command == "dump" else "sleep", interrupt)
+    assert cli.main([command, "--run-dir", str(run_dir)]) == 130
+    assert capsys.readouterr() == ("", "")
