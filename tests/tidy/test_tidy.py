@@ -113,6 +113,7 @@ def layer(module: str) -> int:
         ("router.supervisor", 8),
         ("router.embedded", 8),
         ("router.daemon", 7),
+        ("router.observer", 7),
         ("router.watch", 6),
         ("router.ingress", 6),
         ("router.hosts.health", 6),
