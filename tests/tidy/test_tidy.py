@@ -56,6 +56,7 @@ PURE_MODULES = [
     "router.hosts.spares",
     "router.ingress.zeromq.messages",
     "router.http1",
+    "router.observer.rows",
     "router.routing.least_outstanding",
     "router.stamps",
     "router.telemetry.records",

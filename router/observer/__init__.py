@@ -1,0 +1,11 @@
+"""The observer: what every token's time was spent on, sliced any way a team asks.
+
+A process of its own that maps the router's segments read-only; it may die and start again at any time.
+
+The map, in the order in which a request passes:
+
+    follow     RUN/*/*/: every instance and generation, read to its end and never twice; what was lost, exactly
+    assemble   ``tokens.ring`` in numpy batches: gaps and stalls of each request, in bounded memory
+    batch      what one look brings: rows, gaps, losses
+    rows       one wide, flat row per request, pure: the unit that everything below works with
+"""
