@@ -389,6 +389,7 @@ class Goodput(_Section, frozen=True):
 class ObserverConfig(_Section, frozen=True):
     """`[observer]`: the process beside the router that makes metrics, costs and a journal of what it did."""
 
+    enabled: Annotated[bool, Meta(description="`ringrouter run` starts it.")] = True
     http: Annotated[
         str,
         Meta(
@@ -627,9 +628,9 @@ def default_run_dir() -> Path:
     return tmpfs_run_dir()
 
 
-def data_dir(config: Config | None) -> Path:
+def data_dir(config: Config) -> Path:
     """Return the directory of the observer's journal, as ``observer.data_dir`` describes it."""
-    if config is not None and config.observer.data_dir:
+    if config.observer.data_dir:
         return Path(config.observer.data_dir)
     if from_systemd := os.environ.get("STATE_DIRECTORY"):
         return Path(from_systemd.split(":")[0])

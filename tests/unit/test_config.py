@@ -260,7 +260,7 @@ class TestRunDir:
         monkeypatch.delenv("STATE_DIRECTORY", raising=False)
         monkeypatch.delenv("XDG_STATE_HOME", raising=False)
         monkeypatch.setenv("HOME", "/home/u")
-        assert config.data_dir(None) == config.data_dir(bare) == Path("/home/u/.local/state/ringrouter")
+        assert config.data_dir(bare) == Path("/home/u/.local/state/ringrouter")
         monkeypatch.setenv("XDG_STATE_HOME", "/state")
         assert config.data_dir(bare) == Path("/state/ringrouter")
         monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/ringrouter:/var/lib/other")
