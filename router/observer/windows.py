@@ -1,0 +1,262 @@
+"""Histograms by time: windows of 10 s, folded into minutes, folded into hours; pure.
+
+All histograms of a window stand in one table, sorted by a key that names series and bucket::
+
+    cell key    series << 13 | bucket        → count
+    series      slice id << 6 | metric       → sum, least, largest
+
+so that a slice without requests takes no room, folding windows is adding the counts of equal keys, and reading one
+histogram is a binary search. Memory is bounded by :data:`CELLS_MAX`, whatever arrives: above it windows are folded
+before their time, the oldest first, and at last the oldest hours are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.observer.hist import BUCKET_BITS, EMPTY, Histogram, Ints, buckets_of
+
+METRIC_BITS: Final = 6
+"""Bits that hold the index of a metric."""
+CELLS_MAX: Final = 6_000_000
+"""Cells of all windows together: about 75 MB. 20 slices under load need some 30,000 in each window."""
+SPARED_COUNT: Final = 30
+"""Windows of each length that are folded early only when nothing else helps: five minutes of 10 s."""
+_SECOND_NS: Final = 1_000_000_000
+
+Counts = NDArray[np.uint32]
+
+
+class Tier(NamedTuple):
+    """How long windows are, and until which age they stay as they are."""
+
+    length_ns: int
+    keep_ns: int
+
+
+TIERS: Final = (
+    Tier(10 * _SECOND_NS, 3600 * _SECOND_NS),
+    Tier(60 * _SECOND_NS, 86_400 * _SECOND_NS),
+    Tier(3600 * _SECOND_NS, 30 * 86_400 * _SECOND_NS),
+)
+"""10 s for an hour, minutes for a day, hours for a month."""
+
+
+def series_of(slice_ids: Ints | int, metrics: Ints | int) -> Ints:
+    """Return the number of the series that a metric of a slice is."""
+    return np.asarray(slice_ids, dtype=np.int64) << METRIC_BITS | np.asarray(metrics, dtype=np.int64)
+
+
+class Table(NamedTuple):
+    """Histograms of many series, keys ascending without repeats."""
+
+    cell_keys: Ints
+    cell_counts: Counts
+    """32 bits: 1.2 million values a second in one bucket would overflow an hour."""
+    series_keys: Ints
+    totals: Ints
+    minima: Ints
+    maxima: Ints
+
+
+_NO_INTS: Final[Ints] = np.zeros(0, dtype=np.int64)
+NO_TABLE: Final = Table(_NO_INTS, np.zeros(0, dtype=np.uint32), _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS)
+
+
+def tabulate(series: Ints, values: Ints) -> Table:
+    """Count values, each with its series: whole numbers, as :func:`~router.observer.hist.buckets_of` takes them."""
+    return tabulate_bucketed(series, values, buckets_of(values))
+
+
+def tabulate_bucketed(series: Ints, values: Ints, buckets: Ints) -> Table:
+    """Count values whose buckets are known already, each with its series."""
+    if not series.size:
+        return NO_TABLE
+    cell_keys = series << BUCKET_BITS | buckets
+    order = np.argsort(cell_keys)
+    cell_keys, values = cell_keys[order], values[order]
+    starts = _starts(cell_keys)
+    counts = np.diff(np.append(starts, cell_keys.size)).astype(np.uint32)
+    sorted_series = cell_keys >> BUCKET_BITS
+    series_starts = _starts(sorted_series)
+    return Table(
+        cell_keys[starts],
+        counts,
+        sorted_series[series_starts],
+        np.add.reduceat(values, series_starts),
+        np.minimum.reduceat(values, series_starts),
+        np.maximum.reduceat(values, series_starts),
+    )
+
+
+def _starts(ascending: Ints) -> Ints:
+    """Return where each run of equal keys begins."""
+    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+
+
+def merge(tables: Sequence[Table]) -> Table:
+    """Return one table with the counts of all: adding is all that merging histograms takes."""
+    if len(tables) == 1:
+        return tables[0]
+    cell_keys = np.concatenate([table.cell_keys for table in tables])
+    if not cell_keys.size:
+        return NO_TABLE
+    order = np.argsort(cell_keys)
+    cell_keys = cell_keys[order]
+    starts = _starts(cell_keys)
+    counts = np.concatenate([table.cell_counts for table in tables])[order]
+    series = np.concatenate([table.series_keys for table in tables])
+    series_order = np.argsort(series)
+    series = series[series_order]
+    series_starts = _starts(series)
+    return Table(
+        cell_keys[starts],
+        np.add.reduceat(counts, starts),
+        series[series_starts],
+        np.add.reduceat(np.concatenate([table.totals for table in tables])[series_order], series_starts),
+        np.minimum.reduceat(np.concatenate([table.minima for table in tables])[series_order], series_starts),
+        np.maximum.reduceat(np.concatenate([table.maxima for table in tables])[series_order], series_starts),
+    )
+
+
+class Window:
+    """One stretch of time: a merged table, and tables that wait until merging them is worth it."""
+
+    def __init__(self, start_ns: int, length_ns: int) -> None:
+        self.start_ns = start_ns
+        self.length_ns = length_ns
+        self._tables: list[Table] = []
+
+    @property
+    def cell_count(self) -> int:
+        """Cells that take memory now."""
+        return sum(table.cell_keys.size for table in self._tables)
+
+    def add(self, table: Table) -> None:
+        """Add counts. Small tables are merged into equal ones, so that each cell is moved seldom."""
+        while self._tables and self._tables[-1].cell_keys.size <= 2 * table.cell_keys.size:
+            table = merge([self._tables.pop(), table])
+        self._tables.append(table)
+
+    def table(self) -> Table:
+        """Return everything in one table."""
+        self._tables = [merge(self._tables)] if self._tables else []
+        return self._tables[0] if self._tables else NO_TABLE
+
+
+class Windows:
+    """The windows of all tiers. Times are nanoseconds since 1970, UTC."""
+
+    def __init__(self, tiers: Sequence[Tier] = TIERS, cells_max: int = CELLS_MAX) -> None:
+        self._tiers = tiers
+        self._cells_max = cells_max
+        self._windows: list[dict[int, Window]] = [{} for _ in tiers]
+        self.late_count = 0
+        """Values that belonged to a time for which no window is kept."""
+
+    @property
+    def cell_count(self) -> int:
+        """Cells of all windows."""
+        return sum(window.cell_count for windows in self._windows for window in windows.values())
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """Start of the oldest window; ``None`` when there is none."""
+        return min((start for windows in self._windows for start in windows), default=None)
+
+    @property
+    def window_length_ns(self) -> int:
+        """Length of the shortest windows."""
+        return self._tiers[0].length_ns
+
+    def add(self, at_ns: int, table: Table, now_ns: int) -> None:
+        """Add counts to the window that holds a time, of the tier that holds its age."""
+        age_ns = now_ns - at_ns
+        for tier, windows in zip(self._tiers, self._windows, strict=True):
+            if age_ns < tier.keep_ns:
+                self._window(windows, at_ns, tier.length_ns).add(table)
+                return
+        self.late_count += int(table.cell_counts.sum())
+
+    @staticmethod
+    def _window(windows: dict[int, Window], at_ns: int, length_ns: int) -> Window:
+        start_ns = at_ns - at_ns % length_ns
+        window = windows.get(start_ns)
+        if window is None:
+            window = windows[start_ns] = Window(start_ns, length_ns)
+        return window
+
+    def tick(self, now_ns: int) -> None:
+        """Fold what has come of age, and as much more as it takes to stay within the bound of memory."""
+        for index, tier in enumerate(self._tiers):
+            for start_ns in [start for start in self._windows[index] if now_ns - start >= tier.keep_ns]:
+                self._fold(index, start_ns)
+        while self.cell_count > self._cells_max and self._fold_earliest():
+            pass
+
+    def _fold_earliest(self) -> bool:
+        """Fold the oldest window of the finest tier that has one to spare; false when nothing is left to fold."""
+        for spared_count in (SPARED_COUNT, 1):
+            for index, windows in enumerate(self._windows):
+                if len(windows) > spared_count:
+                    self._fold(index, min(windows))
+                    return True
+        return False
+
+    def _fold(self, index: int, start_ns: int) -> None:
+        """Add a window to the one of the next tier; one of the last tier is dropped."""
+        window = self._windows[index].pop(start_ns)
+        if index + 1 < len(self._tiers):
+            above = self._windows[index + 1]
+            self._window(above, start_ns, self._tiers[index + 1].length_ns).add(window.table())
+
+    def between(self, begin_ns: int, end_ns: int) -> Iterator[Window]:
+        """Yield the windows that begin in ``[begin_ns, end_ns)``, oldest first."""
+        found = [w for windows in self._windows for w in windows.values() if begin_ns <= w.start_ns < end_ns]
+        yield from sorted(found, key=lambda window: window.start_ns)
+
+    def histograms(self, begin_ns: int, end_ns: int, series: Ints) -> list[Histogram]:
+        """Return the histogram of each series over the windows that begin in ``[begin_ns, end_ns)``."""
+        return read([window.table() for window in self.between(begin_ns, end_ns)], series)
+
+
+def read(tables: Iterable[Table], series: Ints) -> list[Histogram]:
+    """Return the histogram of each series over all tables."""
+    parts: list[list[Histogram]] = [[] for _ in range(series.size)]
+    for table in tables:
+        begins = np.searchsorted(table.cell_keys, series << BUCKET_BITS)
+        ends = np.searchsorted(table.cell_keys, (series + 1) << BUCKET_BITS)
+        places = np.searchsorted(table.series_keys, series)
+        for index in np.flatnonzero(ends > begins).tolist():
+            parts[index].append(_cut(table, int(begins[index]), int(ends[index]), int(places[index])))
+    return [_sum(each) for each in parts]
+
+
+def _cut(table: Table, begin: int, end: int, place: int) -> Histogram:
+    return Histogram(
+        table.cell_keys[begin:end] & ((1 << BUCKET_BITS) - 1),
+        table.cell_counts[begin:end].astype(np.int64),
+        int(table.totals[place]),
+        int(table.minima[place]),
+        int(table.maxima[place]),
+    )
+
+
+def _sum(parts: Sequence[Histogram]) -> Histogram:
+    """Add histograms at once."""
+    if len(parts) < 2:
+        return parts[0] if parts else EMPTY
+    buckets = np.concatenate([part.buckets for part in parts])
+    order = np.argsort(buckets)
+    starts = _starts(buckets[order])
+    return Histogram(
+        buckets[order][starts],
+        np.add.reduceat(np.concatenate([part.counts for part in parts])[order], starts),
+        sum(part.total for part in parts),
+        min(part.minimum for part in parts),
+        max(part.maximum for part in parts),
+    )
