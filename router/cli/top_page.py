@@ -40,11 +40,11 @@ class Page(App[None]):
         Binding("space", "pause", "pause"),
         Binding("q", "quit", "quit"),
     ]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE_COLUMNS, "-wide")]
     ENABLE_COMMAND_PALETTE = False
 
     def __init__(self, address: str, first: State, window_s: float | None, by: str) -> None:
         super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE_COLUMNS, "-wide")]
         self._address = address
         self._state = first
         self._window_s = window_s or first.window_s
