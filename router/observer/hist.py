@@ -37,15 +37,16 @@ def buckets_of(values: Ints) -> Ints:
     """Return the bucket index of each value; values are clipped to 0 … :data:`VALUE_MAX`."""
     clipped = np.clip(values, 0, VALUE_MAX)
     # frexp gives the bit length: every value is below 2**53 and therefore exact as a double.
-    bit_lengths = np.frexp(clipped.astype(np.float64))[1].astype(np.int64)
-    shifts = np.maximum(bit_lengths - (SUB_BUCKET_BITS + 1), 0)
+    bit_lengths: Ints = np.frexp(clipped.astype(np.float64))[1].astype(np.int64)
+    shifts: Ints = np.maximum(bit_lengths - (SUB_BUCKET_BITS + 1), 0)
     buckets: Ints = (shifts << SUB_BUCKET_BITS) + (clipped >> shifts)
     return buckets
 
 
 def shifts_of(buckets: Ints) -> Ints:
     """Return the binary logarithm of each bucket's width."""
-    return np.maximum((buckets >> SUB_BUCKET_BITS) - 1, 0)
+    shifts: Ints = np.maximum((buckets >> SUB_BUCKET_BITS) - 1, 0)
+    return shifts
 
 
 def lowest_of(buckets: Ints) -> Ints:

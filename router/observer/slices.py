@@ -16,8 +16,9 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from router.observer.rows import RequestRow
 from router.telemetry.records import OTHER_VALUE
 
 IDLE_NS: Final = 3600 * 1_000_000_000
@@ -64,11 +65,17 @@ class CappedEntry:
         self._whole_max = places_max - spare - 1  # one place is for what has none of its values
         self._widest = 0
 
-    def place(self, values: Values, now_ns: int) -> Slice:
-        """Return the slice in which a request with these values counts; "" stands for a tag that was not given."""
+    def place(self, values: Values, now_ns: int, *, again: bool = False) -> Slice:
+        """Return the slice in which a request with these values counts; "" stands for a tag that was not given.
+
+        ``again``: the request was placed before, and that it was folded is counted already.
+        """
         found = self.slices.get(values)
         if found is None:
+            folded_count = self.folded_count
             found = self._find_place(values, now_ns)
+            if again:
+                self.folded_count = folded_count
         found.seen_ns = now_ns
         return found
 
@@ -191,16 +198,21 @@ class TopEntry:
         self._ids = ids
         self._places_max = places_max
 
-    def place(self, values: Values, now_ns: int, *, failed: bool = False) -> Slice:
-        """Return the slice in which a request counts, and take note of its value."""
-        value = values[0]
+    def note(self, value: str, now_ns: int, *, failed: bool) -> None:
+        """Weigh a request's value; "" is none."""
         if value:
             self.by_requests.add(value, now_ns)
             if failed:
                 self.by_failures.add(value, now_ns)
+
+    def place(self, values: Values, now_ns: int, *, again: bool = False) -> Slice:
+        """Return the slice in which a request counts; ``again``: it was placed before, its folding is counted."""
         found = self.slices.get(values)
         if found is None:
+            folded_count = self.folded_count
             found = self._find_place(values, now_ns)
+            if again:
+                self.folded_count = folded_count
         found.seen_ns = now_ns
         return found
 
@@ -250,12 +262,27 @@ class Slicer:
         self.capped = [CappedEntry(_names(entry), values_max, ids) for entry in dict.fromkeys(entries)]
         self.top = [TopEntry(name, top_count, ids, now_ns) for name in dict.fromkeys(top)]
 
-    def place(self, row: Any, now_ns: int, *, failed: bool) -> list[Slice]:
-        """Return the slices of a :class:`~router.observer.rows.RequestRow`, in the order of the entries."""
-        tags: Mapping[str, str] = row.tags
-        found = [entry.place(_values(row, tags, entry.names), now_ns) for entry in self.capped]
-        found += [entry.place(_values(row, tags, entry.names), now_ns, failed=failed) for entry in self.top]
+    def place(self, row: RequestRow, now_ns: int, *, failed: bool, again: bool = False) -> list[Slice]:
+        """Return the slices of a row in the order of the entries.
+
+        ``again`` says that the request was placed before: it is not counted a second time.
+        """
+        tags = row.tags
+        found = [entry.place(_values(row, tags, entry.names), now_ns, again=again) for entry in self.capped]
+        for entry in self.top:
+            values = _values(row, tags, entry.names)
+            if not again:
+                entry.note(values[0], now_ns, failed=failed)
+            found.append(entry.place(values, now_ns, again=again))
         return found
+
+    def ids(self) -> set[int]:
+        """Return the ids of all slices that have a place."""
+        return {held.id for entry in self.entries() for held in entry.slices.values()}
+
+    def entries(self) -> list[CappedEntry | TopEntry]:
+        """Return all entries, in the order in which :meth:`place` names their slices."""
+        return [*self.capped, *self.top]
 
     def tick(self, now_ns: int) -> None:
         """Give the places of the busiest values anew."""
@@ -265,8 +292,7 @@ class Slicer:
     def entry(self, name: str) -> CappedEntry | TopEntry | None:
         """Return an entry by its name: the names of its tags with a comma between."""
         names = _names(name)
-        entries: list[CappedEntry | TopEntry] = [*self.capped, *self.top]
-        return next((entry for entry in entries if entry.names == names), None)
+        return next((entry for entry in self.entries() if entry.names == names), None)
 
 
 def _names(entry: str) -> Values:
@@ -277,5 +303,5 @@ _FIELDS: Final = frozenset({"model", "host", "endpoint", "instance", "error"})
 """What requests differ in beside their tags."""
 
 
-def _values(row: Any, tags: Mapping[str, str], names: Values) -> Values:
+def _values(row: RequestRow, tags: Mapping[str, str], names: Values) -> Values:
     return tuple([getattr(row, name) if name in _FIELDS else tags.get(name, "") for name in names])

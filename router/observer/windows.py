@@ -18,14 +18,15 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from router.observer.hist import BUCKET_BITS, EMPTY, Histogram, Ints, buckets_of
+from router.observer.hist import BUCKET_BITS, EMPTY, VALUE_MAX, Histogram, Ints, buckets_of
+from router.observer.samples import METRIC_BITS, Samples, Sums, entries_of, starts_of, sums_of
 
-METRIC_BITS: Final = 6
-"""Bits that hold the index of a metric."""
 CELLS_MAX: Final = 6_000_000
 """Cells of all windows together: about 75 MB. 20 slices under load need some 30,000 in each window."""
 SPARED_COUNT: Final = 30
 """Windows of each length that are folded early only when nothing else helps: five minutes of 10 s."""
+_DENSE_FACTOR: Final = 4
+"""Up to so many places for each value are cheaper counted all than sorted."""
 _SECOND_NS: Final = 1_000_000_000
 
 Counts = NDArray[np.uint32]
@@ -67,35 +68,48 @@ _NO_INTS: Final[Ints] = np.zeros(0, dtype=np.int64)
 NO_TABLE: Final = Table(_NO_INTS, np.zeros(0, dtype=np.uint32), _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS)
 
 
-def tabulate(series: Ints, values: Ints) -> Table:
-    """Count values, each with its series: whole numbers, as :func:`~router.observer.hist.buckets_of` takes them."""
-    return tabulate_bucketed(series, values, buckets_of(values))
+def tabulate(samples: Samples) -> Table:
+    """Count samples, each under every slice of its row.
 
-
-def tabulate_bucketed(series: Ints, values: Ints, buckets: Ints) -> Table:
-    """Count values whose buckets are known already, each with its series."""
-    if not series.size:
+    Entry by entry, by numpy's ``bincount`` over (slice, cell): sorting the product of values and slices instead takes
+    ten times as long.
+    """
+    if not samples.values.size:
         return NO_TABLE
-    cell_keys = series << BUCKET_BITS | buckets
-    order = np.argsort(cell_keys)
-    cell_keys, values = cell_keys[order], values[order]
-    starts = _starts(cell_keys)
-    counts = np.diff(np.append(starts, cell_keys.size)).astype(np.uint32)
-    sorted_series = cell_keys >> BUCKET_BITS
-    series_starts = _starts(sorted_series)
+    cells = samples.metrics << BUCKET_BITS | buckets_of(samples.values)
+    codes, positions = np.unique(cells, return_inverse=True)
+    sums = sums_of(samples)
+    parts = [
+        _entry_table(ids, lines, samples.places, codes, positions, sums) for ids, lines in entries_of(samples.slice_ids)
+    ]
+    return merge(parts)
+
+
+def _entry_table(ids: Ints, lines: Ints, places: Ints, codes: Ints, positions: Ints, sums: Sums) -> Table:
+    """Count under the slices of one entry: ``ids``, of which each row has the one at its position in ``lines``."""
+    keys = lines[places] * codes.size + positions
+    if ids.size * codes.size <= _DENSE_FACTOR * keys.size:
+        dense = np.bincount(keys)
+        found = np.flatnonzero(dense)
+        counts = dense[found]
+    else:
+        found, counts = np.unique(keys, return_counts=True)
+    series_keys = lines[sums.places] << METRIC_BITS | sums.metrics
+    places_count = ids.size << METRIC_BITS
+    totals, maxima = np.zeros(places_count, dtype=np.int64), np.full(places_count, -1, dtype=np.int64)
+    minima = np.full(places_count, VALUE_MAX, dtype=np.int64)
+    np.add.at(totals, series_keys, sums.totals)
+    np.minimum.at(minima, series_keys, sums.minima)
+    np.maximum.at(maxima, series_keys, sums.maxima)
+    there = np.flatnonzero(maxima >= 0)
     return Table(
-        cell_keys[starts],
-        counts,
-        sorted_series[series_starts],
-        np.add.reduceat(values, series_starts),
-        np.minimum.reduceat(values, series_starts),
-        np.maximum.reduceat(values, series_starts),
+        ids[found // codes.size] << (METRIC_BITS + BUCKET_BITS) | codes[found % codes.size],
+        counts.astype(np.uint32),
+        series_of(ids[there >> METRIC_BITS], there & ((1 << METRIC_BITS) - 1)),
+        totals[there],
+        minima[there],
+        maxima[there],
     )
-
-
-def _starts(ascending: Ints) -> Ints:
-    """Return where each run of equal keys begins."""
-    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
 
 
 def merge(tables: Sequence[Table]) -> Table:
@@ -107,12 +121,12 @@ def merge(tables: Sequence[Table]) -> Table:
         return NO_TABLE
     order = np.argsort(cell_keys)
     cell_keys = cell_keys[order]
-    starts = _starts(cell_keys)
+    starts = starts_of(cell_keys)
     counts = np.concatenate([table.cell_counts for table in tables])[order]
     series = np.concatenate([table.series_keys for table in tables])
     series_order = np.argsort(series)
     series = series[series_order]
-    series_starts = _starts(series)
+    series_starts = starts_of(series)
     return Table(
         cell_keys[starts],
         np.add.reduceat(counts, starts),
@@ -252,7 +266,7 @@ def _sum(parts: Sequence[Histogram]) -> Histogram:
         return parts[0] if parts else EMPTY
     buckets = np.concatenate([part.buckets for part in parts])
     order = np.argsort(buckets)
-    starts = _starts(buckets[order])
+    starts = starts_of(buckets[order])
     return Histogram(
         buckets[order][starts],
         np.add.reduceat(np.concatenate([part.counts for part in parts])[order], starts),
