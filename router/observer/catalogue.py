@@ -63,6 +63,8 @@ class OTel(NamedTuple):
     attributes: Labels = ()
     is_of_host: bool = False
     """It is what a host did for us (``client``: we were its client), not what we did for ours (``server``)."""
+    is_counter: bool = False
+    """Only the sum is exported."""
 
 
 class Metric(NamedTuple):
@@ -339,21 +341,25 @@ def _host_side(ttft: tuple[int, ...], duration: tuple[int, ...]) -> list[Metric]
 def _amounts() -> list[Metric]:
     """Return how much went through, of all requests: who pays pays for failed ones too."""
     row, bounds = Source.ROW, _bounds(TOKENS, OTEL_TOKENS)
-    usage, spent = "gen_ai.client.token.usage", "gen_ai.client.inference.usage."
+    usage = "gen_ai.client.token.usage"
     return [
         Metric("tokens_in", TOKENS, "Tokens of a request, by kind", row, _every("n_in"), bounds, "tokens",
                (("kind", "in"),), otel=(OTel(usage, (("gen_ai_token_type", "input"),), is_of_host=True),
-                                        OTel(spent + "input_tokens", is_of_host=True))),
+                                        _spent("input_tokens"))),
         Metric("tokens_out", TOKENS, "Tokens of a request, by kind", row, _every("n_out"), bounds, "tokens",
                (("kind", "out"),), otel=(OTel(usage, (("gen_ai_token_type", "output"),), is_of_host=True),
-                                         OTel(spent + "output_tokens", is_of_host=True))),
+                                         _spent("output_tokens"))),
         Metric("tokens_cached", TOKENS, "Tokens of a request, by kind", row, _every("n_cached"), bounds, "tokens",
-               (("kind", "cached"),), otel=(OTel(spent + "cache_read.input_tokens", is_of_host=True),)),
+               (("kind", "cached"),), otel=(_spent("cache_read.input_tokens"),)),
         Metric("tokens_reasoning", TOKENS, "Tokens of a request, by kind", row, _every("n_reasoning"), bounds,
-               "tokens", (("kind", "reasoning"),), otel=(OTel(spent + "reasoning.output_tokens", is_of_host=True),)),
+               "tokens", (("kind", "reasoning"),), otel=(_spent("reasoning.output_tokens"),)),
         Metric("tokens_saved", TOKENS, "Tokens of a request, by kind", row, _every("tokens_saved"), bounds, "tokens",
                (("kind", "saved"),)),
     ]  # fmt: skip
+
+
+def _spent(kind: str) -> OTel:
+    return OTel(f"gen_ai.client.inference.usage.{kind}", is_of_host=True, is_counter=True)
 
 
 def _counts(limits: Sequence[Limits]) -> list[Metric]:
@@ -371,11 +377,11 @@ def _counts(limits: Sequence[Limits]) -> list[Metric]:
                _bounds(REQUESTS, range(4)), "retries"),
         Metric("stalls", REQUESTS, "Gaps above one second in an answer", row, _every("stall_count"),
                _bounds(REQUESTS, (0, 1, 2, 5, 10)), "stalls"),
-        _worded("outcome", "Requests that ended, by outcome", row, _word("outcome", OUTCOME_WORDS),
+        _worded("outcome", "requests", "Requests that ended, by outcome", row, _word("outcome", OUTCOME_WORDS),
                 _labelled("outcome", OUTCOME_WORDS)),
-        _worded("error", "Requests that ended, by kind of error", row, _word("error", ERROR_WORDS),
+        _worded("error", "request_errors", "Requests that ended, by kind of error", row, _word("error", ERROR_WORDS),
                 _labelled("error", ERROR_WORDS)),
-        _worded("goodput", "Requests within all limits of their goal, and not", row, _goodput_reader(limits),
+        _worded("goodput", "goodput", "Requests within all limits of their goal, and not", row, _goodput_reader(limits),
                 verdicts),
     ]  # fmt: skip
 
@@ -388,8 +394,8 @@ def _costs() -> list[Metric]:
                money, "cost"),
         Metric("waste", MONEY, "The part of a request's cost that bought nothing", source, _waste, money, "waste"),
         Metric("host_time", NS, "A request's share of its hosts' time", source, _host_time, stage, "host_time"),
-        _worded("cost_basis", "Requests by how their cost was found, or why it was not", source, _cost_word,
-                _labelled("basis", COST_WORDS)),
+        _worded("cost_basis", "request_costs", "Requests by how their cost was found, or why it was not", source,
+                _cost_word, _labelled("basis", COST_WORDS)),
     ]  # fmt: skip
 
 
@@ -397,5 +403,5 @@ def _labelled(label: str, words: Sequence[str]) -> tuple[Labels, ...]:
     return tuple(((label, word),) for word in words)
 
 
-def _worded(name: str, meaning: str, source: Source, read: Read, words: tuple[Labels, ...]) -> Metric:
-    return Metric(name, WORD, meaning, source, read, tuple(range(len(words))), name, words=words)
+def _worded(name: str, family: str, meaning: str, source: Source, read: Read, words: tuple[Labels, ...]) -> Metric:
+    return Metric(name, WORD, meaning, source, read, tuple(range(len(words))), family, words=words)
