@@ -5,6 +5,8 @@ A process of its own that maps the router's segments read-only; it may die and s
 The map, in the order in which a request passes:
 
     follow     RUN/*/*/: every instance and generation, read to its end and never twice; what was lost, exactly
+    life       one generation: its rings and tables, and what its death leaves behind
+    positions  how far we have come, for the next life of the observer
     assemble   ``tokens.ring`` in numpy batches: gaps and stalls of each request, in bounded memory
     batch      what one look brings: rows, gaps, losses
     rows       one wide, flat row per request, pure: the unit that everything below works with

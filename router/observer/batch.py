@@ -26,15 +26,21 @@ class PaceArrays(NamedTuple):
 NO_PACE: Final = PaceArrays(np.empty(0, np.int32), np.empty(0, np.int64))
 
 
+Lost = Literal["requests", "tokens", "inflight"]
+
+
 class Loss(NamedTuple):
     """Records that were overwritten, or torn by the death of their router, before they were read; counted exactly."""
 
     instance: str
     generation: int
-    what: Literal["requests", "tokens", "inflight"]
+    what: Lost
     """``requests``: rows that will never come (done.ring). ``tokens``: events; the rows they touch are ``lossy``.
     ``inflight``: requests that ran when the router died and whose entry cannot be read."""
     record_count: int
+    first_seq: int
+    """Sequence of the first of them; -1 for ``inflight``. With instance, generation and ``what`` it names the loss: one
+    that was not passed by a commit is found again after a restart."""
     begin_mono_ns: int
     """Nothing was lost before: the time of the last record read. 0 when none was."""
     end_mono_ns: int

@@ -25,7 +25,7 @@ import numpy as np
 
 from ringbuffer import Missing, RingError, find_current, writer_state
 from router.observer.batch import EMPTY, NO_PACE, Batch, Loss, PaceArrays
-from router.observer.life import Finished, InFlight, Life
+from router.observer.life import Finished, HostLoads, Life
 from router.observer.positions import FollowError, Positions
 from router.observer.rows import RequestRow, RowKey
 
@@ -46,7 +46,7 @@ class RouterView(NamedTuple):
     state: str
     """``alive``, ``hung``, ``dead``; ``gone`` when its directory is."""
     counters: dict[str, int]
-    in_flight: InFlight
+    loads: HostLoads
     lag_records: int
     """Records written and not read yet, all rings together."""
 
@@ -75,6 +75,8 @@ class Follower:
         self._states: dict[str, str] = {}
         self._current: dict[str, int] = {}
         """The current generation by instance, readable or not."""
+        self._followed = self._positions.instances
+        """Instances that were followed before: of a new generation nothing may be missed."""
         self._looked_ns: int | None = None
         self._ended_event_count = 0
         self.problems: dict[str, str] = {}
@@ -130,9 +132,9 @@ class Follower:
         lives = [life for life in self._sorted_lives() if life.instance == instance]
         state = self._states[instance]
         if not lives:  # dead, and read to its end
-            return RouterView(instance, self._current[instance], state, {}, InFlight({}, 0), 0)
+            return RouterView(instance, self._current[instance], state, {}, HostLoads({}, 0), 0)
         newest, lag_records = lives[-1], sum(life.lag_records for life in lives)
-        return RouterView(instance, newest.generation, state, newest.counters(), newest.in_flight(), lag_records)
+        return RouterView(instance, newest.generation, state, newest.counters(), newest.loads(), lag_records)
 
     def close(self) -> None:
         """Save the position, unmap everything and let another observer go on from there."""
@@ -188,7 +190,9 @@ class Follower:
         if key in self._lives or key in self._unreadable or (position is not None and position.is_closed):
             return
         try:
-            self._lives[key] = Life(directory, instance, position, self._durable)
+            from_start = instance in self._followed
+            self._lives[key] = Life(directory, instance, position, self._durable, from_start=from_start)
+            self._followed.add(instance)
         except (RingError, OSError) as error:
             self.problems[instance] = str(error)
             if not is_newest:  # it will not become better

@@ -15,7 +15,7 @@ import numpy as np
 
 from ringbuffer import BroadcastReader, CountersReader, RingError, TableReader
 from router.observer.assemble import NO_TOKEN_SEQ, WORDS_PER_EVENT, Assembler, Gaps, Words
-from router.observer.batch import Loss
+from router.observer.batch import Loss, Lost
 from router.observer.positions import Position
 from router.observer.rows import NO_DONE_SEQ, Origin, RequestRow, RowKey, row_of
 from router.stamps import STAMPS
@@ -35,7 +35,9 @@ _TOK1, _TOK_N, _DONE_STAMP = STAMPS.index("tok1"), STAMPS.index("tokN"), STAMPS.
 _HEAD_HOST, _HEAD_PHASE = -6, -1
 """Where host and phase stand among the values of :data:`router.telemetry.records.HEAD`, counted from its end."""
 READERS: Final = "readers"
-_STRANGERS_EVERY_NS: Final = 1_000_000_000
+_SWEEP_EVERY_NS: Final = 1_000_000_000
+_SWEEPS_AFTER_LOSS: Final = 3
+"""The first may come too early to see what was lost; the other two find the same request twice, as is required."""
 
 
 class Finished(NamedTuple):
@@ -45,7 +47,7 @@ class Finished(NamedTuple):
     gaps: Gaps
 
 
-class InFlight(NamedTuple):
+class HostLoads(NamedTuple):
     """What a router works on now."""
 
     running_by_host: dict[str, int]
@@ -55,12 +57,19 @@ class InFlight(NamedTuple):
 class Life:
     """Reads one generation.
 
-    Raises :class:`ringbuffer.RingError` when its segments cannot be read. ``durable``: the rows that the
-    journal has although the position may not say so, each with its ``done_seq``.
+    Raises :class:`ringbuffer.RingError` when its segments cannot be read. Without a position, the oldest record there
+    is comes first; ``from_start`` says that those before it count as lost. ``durable``: the rows that the journal has
+    although the position may not say so, each with its ``done_seq``.
     """
 
     def __init__(
-        self, directory: Path, instance: str, position: Position | None, durable: Mapping[RowKey, int]
+        self,
+        directory: Path,
+        instance: str,
+        position: Position | None,
+        durable: Mapping[RowKey, int],
+        *,
+        from_start: bool = False,
     ) -> None:
         self.instance = instance
         self.directory = directory
@@ -68,15 +77,14 @@ class Life:
         self.is_over = False
         """Nothing more will come; what was handed out may still be uncommitted."""
         self.event_count = 0
-        self._durable = {
-            key: seq for key, seq in durable.items() if key[:2] == (instance, self.generation)
-        }  # not seldom empty, and soon asked for each row
+        own = (instance, self.generation)
+        self._durable = {key: seq for key, seq in durable.items() if key[:2] == own}
         self._names = Names(directory)
         self._inflight = TableReader.attach(directory / "inflight.tab", record_schema=rec.RECORD_SCHEMA)
         self._counters = CountersReader.attach(directory / "counters")
         boot_id = self._inflight.header.boot_id.hex
-        if position is not None and position.boot_id != boot_id:
-            position = None
+        if position is None or position.boot_id != boot_id:
+            position = Position(instance, self.generation, boot_id, 0, 0) if from_start else None
         self._boot_id = boot_id
         self._done = _attach(directory, "done", position.done_seq if position else None)
         self._tokens = _attach(directory, "tokens", position.token_seq if position else None)
@@ -86,8 +94,8 @@ class Life:
         self._buffer = bytearray(TOKENS_PER_READ * rec.TOKENS_SLOT_BYTES)
         self._words: Words = np.frombuffer(self._buffer, np.uint64).reshape(-1, WORDS_PER_EVENT)
         self._uncommitted: dict[RowKey, tuple[int, int]] = {}
-        self._strangers_ns = 0
-        self._has_lost = False
+        self._sweep_ns = 0
+        self._sweeps_due = 0
         self._origin = Origin(instance, self.generation, self._names, self._done.header.wall_ns)
 
     # ------------------------------------------------------------ reading
@@ -101,8 +109,8 @@ class Life:
         records = self._read_done(now_ns, losses, is_last=writer_is_gone)
         self._read_tokens(now_ns, losses, is_last=writer_is_gone)
         finished = [each for seq, record in records if (each := self._finish(seq, record)) is not None]
-        if losses or self._has_lost:
-            self._forget_strangers(now_ns)
+        if self._sweeps_due and now_ns - self._sweep_ns >= _SWEEP_EVERY_NS:
+            self._sweep(now_ns)
         if writer_is_gone and self._done.lag == 0 and self._tokens.lag == 0:
             finished += self._abort(now_ns, losses)
             self.is_over = True
@@ -127,7 +135,7 @@ class Life:
         lost = range(self._done_expected, next_seq)
         count = len(lost) - sum(seq in lost for seq in self._durable.values())
         if count:
-            losses.append(self._loss("requests", count, self._done_last_ns, next_ns))
+            losses.append(self._loss("requests", count, lost.start, self._done_last_ns, next_ns))
 
     def _read_tokens(self, now_ns: int, losses: list[Loss], *, is_last: bool) -> None:
         """Read up to what is published now: on a busy machine the end would otherwise run ahead of us."""
@@ -143,7 +151,7 @@ class Life:
             self._tokens_expected, self._tokens_last_ns = int(words[-1, 0]) + 1, int(words[-1, 1])
         if is_last and self._tokens.lag == 0 and self._tokens.position > self._tokens_expected:
             lost_count = self._tokens.position - self._tokens_expected
-            losses.append(self._loss("tokens", lost_count, self._tokens_last_ns, now_ns))
+            losses.append(self._loss("tokens", lost_count, self._tokens_expected, self._tokens_last_ns, now_ns))
             self._tokens_expected = self._tokens.position
 
     def _note_token_losses(self, words: Words, losses: list[Loss]) -> None:
@@ -153,7 +161,8 @@ class Life:
         before = np.concatenate(([self._tokens_expected - 1], seqs[:-1]))
         for at in np.flatnonzero(seqs - before > 1).tolist():
             begin_ns = int(words[at - 1, 1]) if at else self._tokens_last_ns
-            losses.append(self._loss("tokens", int(seqs[at] - before[at]) - 1, begin_ns, int(words[at, 1])))
+            count, first_seq = int(seqs[at] - before[at]) - 1, int(before[at]) + 1
+            losses.append(self._loss("tokens", count, first_seq, begin_ns, int(words[at, 1])))
 
     def _finish(self, seq: int, record: dict[str, Any]) -> Finished | None:
         pace = self._assembler.take(record["request_seq"], record["n_events"], record["n_content"])
@@ -163,15 +172,14 @@ class Life:
         self._uncommitted[key] = seq, pace.first_token_seq
         return Finished(row_of(record, self._origin, seq, pace.summary), pace.gaps)
 
-    def _loss(self, what: Any, record_count: int, begin_ns: int, end_ns: int) -> Loss:
-        self._has_lost = True
-        return Loss(self.instance, self.generation, what, record_count, begin_ns, end_ns)
+    def _loss(self, what: Lost, record_count: int, first_seq: int, begin_ns: int, end_ns: int) -> Loss:
+        self._sweeps_due = _SWEEPS_AFTER_LOSS
+        return Loss(self.instance, self.generation, what, record_count, first_seq, begin_ns, end_ns)
 
-    def _forget_strangers(self, now_ns: int) -> None:
-        """Let go of requests whose ends were lost; looked at once a second after a loss, for the life's rest."""
-        if now_ns - self._strangers_ns < _STRANGERS_EVERY_NS:
-            return
-        self._strangers_ns = now_ns
+    def _sweep(self, now_ns: int) -> None:
+        """Let go of requests whose ends were lost."""
+        self._sweep_ns = now_ns
+        self._sweeps_due -= 1
         heads = (rec.HEAD.unpack_from(payload)[0] for _, payload in self._inflight.rows())
         self._assembler.forget_strangers(set(heads))
 
@@ -180,7 +188,7 @@ class Life:
         recorded = self._last_recorded()
         rows = [rec.decode_done(payload) for _, payload in self._inflight.rows()]
         if self._inflight.torn_count:
-            losses.append(self._loss("inflight", self._inflight.torn_count, self._died_ns(0), now_ns))
+            losses.append(self._loss("inflight", self._inflight.torn_count, -1, self._died_ns(0), now_ns))
         finished = [self._aborted(row) for row in rows if row["request_seq"] != recorded]
         return [each for each in finished if each is not None]
 
@@ -257,7 +265,7 @@ class Life:
         """Return the router's counters by name."""
         return {spec.name: value for spec, value in self._counters.read()}
 
-    def in_flight(self) -> InFlight:
+    def loads(self) -> HostLoads:
         """Return what runs where and how much waits, by the in-flight table."""
         running: dict[str, int] = {}
         waiting_count = 0
@@ -268,7 +276,7 @@ class Life:
             elif head[_HEAD_HOST]:
                 host = self._names.host(head[_HEAD_HOST])
                 running[host] = running.get(host, 0) + 1
-        return InFlight(running, waiting_count)
+        return HostLoads(running, waiting_count)
 
     def close(self) -> None:
         """Unmap the segments and withdraw the positions in the rings."""

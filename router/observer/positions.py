@@ -62,6 +62,11 @@ class Positions:
             os.close(self._lock)
             raise
 
+    @property
+    def instances(self) -> set[str]:
+        """The instances of which some generation was followed."""
+        return {each.instance for each in self._positions.values()}
+
     def get(self, instance: str, generation: int) -> Position | None:
         """Return the position in a generation; ``None`` for one that nothing is known of."""
         return self._positions.get((instance, generation))
