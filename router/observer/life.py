@@ -6,7 +6,7 @@ records before its done record, so whatever ``tokens.ring`` says of a request is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -131,11 +131,11 @@ class Life:
         return records
 
     def _lose_requests(self, next_seq: int, next_ns: int, losses: list[Loss]) -> None:
-        """Count the done records that were overwritten, less those whose rows are durable all the same."""
-        lost = range(self._done_expected, next_seq)
-        count = len(lost) - sum(seq in lost for seq in self._durable.values())
-        if count:
-            losses.append(self._loss("requests", count, lost.start, self._done_last_ns, next_ns))
+        """Count the done records that were overwritten, without those whose rows are durable all the same."""
+        losses += [
+            self._loss("requests", len(lost), lost.start, self._done_last_ns, next_ns)
+            for lost in _runs(range(self._done_expected, next_seq), self._durable.values())
+        ]
 
     def _read_tokens(self, now_ns: int, losses: list[Loss], *, is_last: bool) -> None:
         """Read up to what is published now: on a busy machine the end would otherwise run ahead of us."""
@@ -282,6 +282,16 @@ class Life:
         """Unmap the segments and withdraw the positions in the rings."""
         for each in (self._done, self._tokens, self._inflight, self._counters, self._names):
             each.close()
+
+
+def _runs(numbers: range, without: Collection[int]) -> list[range]:
+    """Return what is left of ``numbers`` as unbroken runs, so that each loss has the same name whoever finds it."""
+    begin, runs = numbers.start, []
+    for number in sorted(each for each in without if each in numbers):
+        runs.append(range(begin, number))
+        begin = number + 1
+    runs.append(range(begin, numbers.stop))
+    return [run for run in runs if run]
 
 
 def _attach(directory: Path, ring: str, position: int | None) -> BroadcastReader:
