@@ -52,18 +52,16 @@ class CostMeter:
         """Rows that wait for their cost."""
         return len(self._pending)
 
-    @property
-    def lost_row_count(self) -> int:
-        """Rows that never came: what ran beside them has no cost."""
-        return self._clocks.lost_row_count
-
     def host_times(self) -> dict[str, HostTime]:
         """Return where each host's time went so far: charged, idle, or not known."""
         return self._clocks.times()
 
     def add(self, rows: Sequence[RequestRow], sightings: Sequence[Sighting], now_ns: int) -> None:
-        """Take rows in the order in which they were read, and the sightings that were made before that."""
-        self._pending.extend((row, self._clocks.take(row)) for row in rows)
+        """Take the rows of a batch, and the sightings that were made before it was read."""
+        # The clocks find losses by the numbers of the records; ends can differ from their order by microseconds.
+        in_ring_order = sorted(rows, key=lambda row: (row.instance, row.generation, row.done_seq))
+        taken = {row.key: self._clocks.take(row) for row in in_ring_order}
+        self._pending.extend((row, taken[row.key]) for row in rows)
         self._clocks.see(sightings, now_ns)
 
     def settled(self, now_ns: int) -> list[RequestRow]:

@@ -87,10 +87,6 @@ class HostClocks:
         self._clock_ns = 0
         self._has_advanced = False
         self._gap_until_ns = 0
-        self.lost_row_count = 0
-        """Rows that never came."""
-        self.unseen_count = 0
-        """Failed attempts that were over before they were seen, and known only when their time was shared out."""
 
     def times(self) -> dict[str, HostTime]:
         """Return where each host's time went so far."""
@@ -163,7 +159,6 @@ class HostClocks:
         if done_seq < expected:  # it came after it was given up
             return
         if done_seq > expected:
-            self.lost_row_count += 0 if life.next_done_seq is None else done_seq - expected
             self._gap(done_ns)
         life.next_done_seq = done_seq + 1
 
@@ -185,7 +180,6 @@ class HostClocks:
             meter.end(end_ns, running.share)
             return running
         if attempt.outcome == "failed" and end_ns < meter.clock_ns and end_ns - sent_ns < _LIVE_NS:
-            self.unseen_count += 1
             return None
         stay = Stay(attempt.host, sent_ns, Share())
         meter.begin(sent_ns, stay.share)
@@ -196,11 +190,9 @@ class HostClocks:
     def _apply(self, life: _Life, now_ns: int) -> None:
         while life.waiting:
             sighting = life.waiting[0]
-            missing_count = sighting.done_count - (life.next_done_seq or 0)
-            if missing_count > 0:
+            if sighting.done_count > (life.next_done_seq or 0):
                 if now_ns - sighting.taken_ns < BLOCK_MAX_NS:
                     return
-                self.lost_row_count += 0 if life.next_done_seq is None else missing_count
                 life.next_done_seq = sighting.done_count
                 self._gap(sighting.taken_ns)
             self._sight(life, life.waiting.popleft())
