@@ -158,9 +158,10 @@ def _stage(name: str, field: str) -> Read:
 
 
 def _word(field: str, words: tuple[str, ...]) -> Read:
-    """Read the position of a field's word; one that is not known (of a newer router) counts as the first."""
-    get, positions = attrgetter(field), {word: position for position, word in enumerate(words)}
-    return lambda row: positions.get(get(row), 0)
+    """Read the position of a field's word; one that is not known (of a newer router) counts as :data:`UNKNOWN`."""
+    get, positions = attrgetter(field), {word: words.index(word) for word in words}
+    unknown = positions[UNKNOWN]
+    return lambda row: positions.get(get(row), unknown)
 
 
 def _none(_row: RequestRow) -> None:
@@ -187,11 +188,12 @@ def _cost_word(row: RequestRow) -> int | None:
 
 
 def _lowered(members: Sequence[Outcome] | Sequence[ErrorKind]) -> tuple[str, ...]:
-    """Return the words of an enum by value, with holes where values are missing."""
+    """Return the words of an enum by value, empty where a value is missing, and one for what is not among them."""
     words = {int(member): member.name.lower() for member in members if member}
-    return tuple(words.get(value, "") for value in range(max(words) + 1))
+    return (*(words.get(value, "") for value in range(max(words) + 1)), UNKNOWN)
 
 
+UNKNOWN: Final = "unknown"
 OUTCOME_WORDS: Final = _lowered(list(Outcome))
 ERROR_WORDS: Final = _lowered(list(ErrorKind))
 COST_WORDS: Final = ("", "occupancy", "tokens", "mixed", "no_price", "gap")

@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import CollectorRegistry
+from prometheus_client.utils import floatToGoString
 
 from router.observer.aggregate import OTEL_ENTRY, Aggregate
 from router.observer.catalogue import WORD, Labels, Metric, OTel
@@ -239,7 +240,8 @@ class _Collector:
 
 def _ends(metric: Metric) -> list[str]:
     """Return the boundaries as Prometheus writes them, without the errors of binary fractions."""
-    return [repr(float(round(bound * metric.unit.worth, 12))) for bound in metric.bounds]
+    ends = (round(bound * metric.unit.worth, 12) for bound in metric.bounds)
+    return [floatToGoString(end) for end in ends]  # type: ignore[no-untyped-call]
 
 
 def _with_unit(name: str, metric: Metric) -> str:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from router.observer.hist import BUCKET_BITS, EMPTY, VALUE_MAX, Histogram, Ints, buckets_of
 from router.observer.samples import METRIC_BITS, Samples, Sums, entries_of, starts_of, sums_of
 
-CELLS_MAX: Final = 6_000_000
-"""Cells of all windows together: about 75 MB. 20 slices under load need some 30,000 in each window."""
+CELLS_MAX: Final = 8_000_000
+"""Cells of all windows together: about 100 MB. 20 slices under load need some 30,000 in each window."""
 SPARED_COUNT: Final = 30
 """Windows of each length that are folded early only when nothing else helps: five minutes of 10 s."""
 _DENSE_FACTOR: Final = 4
