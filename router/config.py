@@ -267,11 +267,10 @@ class HostConfig(_Section, frozen=True):
     cost_per_hour: (
         Annotated[
             float,
-            _between(0, 1e6, "What its GPUs cost an hour, in `observer.currency`. Absent: not known, hence no cost."),
+            _between(0, 1e6, "What it costs an hour with all its GPUs, in `observer.currency`. Absent: not known."),
         ]
         | None
     ) = None
-    gpus: Annotated[float, _above_zero(4096, "GPUs behind it, for GPU-seconds of an answer.")] = 1.0
     facts: Annotated[HostFacts, Meta(description="Overrides of what the router believes of this host.")] = (
         msgspec.field(default_factory=HostFacts)
     )
@@ -642,3 +641,21 @@ def data_dir(config: Config) -> Path:
 def tmpfs_run_dir() -> Path:
     """Return the directory on the tmpfs that every Linux has, for when the one asked for is not on a tmpfs."""
     return Path(f"/dev/shm/ringrouter-{os.getuid()}")  # noqa: S108 - the directory is made 0700
+
+
+def rings_dir(config: Config) -> Path:
+    """Return where the router puts its rings: :func:`run_dir`, where that is on a tmpfs, else another directory."""
+    path = run_dir(config)
+    return path if is_tmpfs(path) else tmpfs_run_dir()
+
+
+def is_tmpfs(path: Path) -> bool:
+    """Return whether a directory, made or not yet, is on a file system in memory."""
+    best, kind = "", ""
+    real = str(path.resolve())
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, mount, fs, *_ = line.split(" ")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, fs
+    return kind in {"tmpfs", "ramfs"}

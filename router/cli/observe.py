@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         from router.observer import process  # noqa: PLC0415 - what it needs is an extra
     except ModuleNotFoundError as error:
         return fail(f"observe needs {error.name}: pip install 'ringrouter[observer]'")
-    return process.serve(settings, args.run_dir or config.run_dir(settings))
+    return process.serve(settings, args.run_dir or config.rings_dir(settings))
 
 
 def _with_options(settings: config.Config, args: argparse.Namespace) -> config.Config:

@@ -133,8 +133,6 @@ class Health(_Part, frozen=True):
     fault_count: int
     journal: str
     """``on``, ``off``, or why it cannot be written now."""
-    journal_pending_count: int
-    """Rows not on disk yet."""
 
 
 class State(_Part, frozen=True):

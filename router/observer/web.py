@@ -35,7 +35,7 @@ ringrouter observe
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Health(msgspec.Struct, frozen=True):
+class Condition(msgspec.Struct, frozen=True):
     """The answer of ``/healthz``."""
 
     status: str
@@ -46,16 +46,17 @@ class Health(msgspec.Struct, frozen=True):
 class Answers(Protocol):
     """Where the answers come from."""
 
-    slice_names: Sequence[str]
-    """What can be asked for by ``?by=``."""
+    @property
+    def slice_names(self) -> Sequence[str]:
+        """What can be asked for by ``?by=``."""
 
     def state(self, window_s: float, by: str) -> State:
         """Return the numbers of the last ``window_s`` seconds, with the slices of ``by`` (empty: the first entry)."""
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the body of ``/metrics`` and its content type, in the format that an ``accept`` header asks for."""
 
-    def health(self) -> Health:
+    def health(self) -> Condition:
         """Return how the observer is doing."""
 
 
@@ -99,7 +100,7 @@ class WebServer:
             Path(self._place).unlink(missing_ok=True)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = self._answers.metrics(request.headers.get("accept", ""))
+        body, content_type = await self._answers.metrics(request.headers.get("accept", ""))
         return web.Response(body=body, headers={"content-type": content_type})
 
     async def _state(self, request: web.Request) -> web.Response:

@@ -16,7 +16,7 @@ from router.errors import ConfigError
 from router.observer import client
 from router.observer.client import ObserverError
 from router.observer.state import SCHEMA, State
-from router.observer.web import Health, WebServer
+from router.observer.web import Condition, WebServer
 from tests.support.observer_states import slices, state
 from tests.support.waiting import free_port, shared_memory_directory
 
@@ -31,11 +31,11 @@ class Answers:
         self.asked.append((window_s, by))
         return state(window_s=window_s, slices=slices(by, "a"))
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
         return b"up 1\n", f"text/plain; asked={accept}"
 
-    def health(self) -> Health:
-        return Health("degraded", ["journal: no space left on device"])
+    def health(self) -> Condition:
+        return Condition("degraded", ["journal: no space left on device"])
 
 
 def with_server(check: Callable[[str, Answers], None], address: str = "127.0.0.1:0") -> None:

@@ -123,6 +123,5 @@ def health(**changes: Any) -> Health:
         turn_max_ms=4.0,
         fault_count=0,
         journal="on",
-        journal_pending_count=3,
     )
     return msgspec.structs.replace(example, **changes)
