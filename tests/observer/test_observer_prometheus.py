@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
@@ -243,3 +244,31 @@ def test_the_document_names_every_family() -> None:
         if name != "ringrouter_lost_records"
     }
     assert made - named == set()
+
+
+class TestDashboard:
+    DASHBOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana" / "ringrouter.json").read_text(encoding="utf-8"))
+
+    def expressions(self) -> list[str]:
+        return [t["expr"] for panel in self.DASHBOARD["panels"] for t in panel.get("targets", ())]
+
+    def test_it_asks_only_for_series_that_there_are(self, page: Capture) -> None:
+        made = {sample.name for family in families(page).values() for sample in family.samples}
+        made |= {f"{name}_{what}" for name in ("ringrouter_cost", "ringrouter_waste") for what in ("sum", "count")}
+        asked = {name for text in self.expressions() for name in re.findall(r"\b(?:ringrouter|gen_ai)_\w+", text)}
+        assert len(asked) > 15
+        assert asked - made == set()
+
+    def test_it_asks_for_one_slice_at_a_time(self) -> None:
+        for text in self.expressions():
+            for selector in re.findall(r"ringrouter_\w+\{([^}]*)\}", text):
+                assert re.search(r'slice="', selector), text
+            if "_bucket" in text:
+                assert "le" in re.findall(r"sum by \(([^)]*)\)", text)[0].split(", ")
+
+    def test_it_can_be_imported_anywhere(self) -> None:
+        assert self.DASHBOARD["id"] is None
+        ids = [panel["id"] for panel in self.DASHBOARD["panels"]]
+        assert len(set(ids)) == len(ids)
+        sources = {json.dumps(panel["datasource"]) for panel in self.DASHBOARD["panels"] if "datasource" in panel}
+        assert sources == {'{"type": "prometheus", "uid": "${datasource}"}'}
