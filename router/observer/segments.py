@@ -23,6 +23,8 @@ import msgspec
 
 from router.observer.rows import RequestRow, RowKey
 
+JOURNAL: Final = "journal"
+"""Directory of the journal below the observer's data."""
 WAL: Final = "wal"
 REQUESTS: Final = "requests"
 SUFFIX: Final = ".ndjson"
