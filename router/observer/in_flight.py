@@ -8,7 +8,6 @@ then how many records there are misses none: what is not in the table has a reco
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -57,12 +56,11 @@ class _Router:
         self.table = TableReader.attach(directory / "inflight.tab", record_schema=rec.RECORD_SCHEMA)
         self.done_ring = BroadcastReader.attach(directory / "done.ring", record_schema=rec.RECORD_SCHEMA)
 
-    def look(self) -> Sighting:
-        taken_ns = time.monotonic_ns()
+    def look(self, now_ns: int) -> Sighting:
         found = [_RUNNING.unpack_from(payload) for _, payload in self.table.rows()]
         done_count = self.done_ring.position + self.done_ring.lag
         running = tuple(Running(seq, self.names.host(host), routed, sent) for seq, routed, sent, host in found)
-        return Sighting(self.instance, self.generation, taken_ns, done_count, running)
+        return Sighting(self.instance, self.generation, now_ns, done_count, running)
 
     def close(self) -> None:
         self.names.close()
@@ -80,12 +78,15 @@ class InFlight:
         self._looked_ns = 0
 
     def look(self, now_ns: int) -> list[Sighting]:
-        """Return a sighting of each live router; empty when the last look was less than :data:`LOOK_EVERY_NS` ago."""
+        """Return a sighting of each live router as of ``now_ns``, the time of this call.
+
+        Empty when the last look was less than :data:`LOOK_EVERY_NS` ago.
+        """
         if now_ns - self._looked_ns < LOOK_EVERY_NS:
             return []
         self._looked_ns = now_ns
         names = self._instances or sorted(link.parent.name for link in self._run_dir.glob("*/current"))
-        return [sighting for name in names if (sighting := self._look_at(name)) is not None]
+        return [sighting for name in names if (sighting := self._look_at(name, now_ns)) is not None]
 
     def close(self) -> None:
         """Unmap all segments."""
@@ -93,7 +94,7 @@ class InFlight:
             router.close()
         self._routers.clear()
 
-    def _look_at(self, instance: str) -> Sighting | None:
+    def _look_at(self, instance: str, now_ns: int) -> Sighting | None:
         try:
             directory = find_current(self._run_dir / instance)
             known = self._routers.get(instance)
@@ -104,7 +105,7 @@ class InFlight:
             # A dead router's table shows what ran when it died, for ever.
             if writer_state(directory) not in {"alive", "hung"}:
                 return None
-            return known.look()
+            return known.look(now_ns)
         except RingError:  # not there yet, or deleted meanwhile
             self._forget(instance)
             return None

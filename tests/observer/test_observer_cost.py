@@ -233,7 +233,7 @@ class TestGaps:
 class _Life:
     """A made-up hour of two routers and two hosts: what every request did, and what the observer gets to see of it."""
 
-    def __init__(self, seed: int, count: int = 400) -> None:
+    def __init__(self, seed: int, count: int = 200) -> None:
         self.random = random.Random(seed)
         self.requests: dict[str, list[RequestRow]] = {"a": [], "b": []}
         for name, requests in self.requests.items():
@@ -243,7 +243,7 @@ class _Life:
 
     def _request(self, instance: str, seq: int) -> RequestRow:
         pick = self.random
-        at = START + pick.randrange(40 * S)
+        at = START + pick.randrange(20 * S)
         attempts = []
         for _ in range(pick.choice((1, 1, 1, 2))):
             end = at + int(pick.lognormvariate(0, 1) * S) + 700 * MS

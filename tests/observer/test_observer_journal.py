@@ -285,7 +285,7 @@ class TestDisk:
         monkeypatch.setattr(segments.os, "write", write)
         return is_full
 
-    def test_rows_wait_until_a_full_disk_and_come_in_order(self, tmp_path: Path, full: list[bool]) -> None:
+    def test_rows_wait_for_a_full_disk_and_come_in_order(self, tmp_path: Path, full: list[bool]) -> None:
         journal = Journal(tmp_path, POLICY)
         journal.append(rows(1), 10 * S)
         journal.append(rows(2, first=1), 10 * S)
