@@ -12,19 +12,19 @@ Times are nanoseconds since 1970 (UTC). A request counts in the window in which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from router.config import Goodput, Slices
 from router.observer.batch import NO_PACE, PaceArrays
-from router.observer.catalogue import Metric, Source, catalogue
+from router.observer.catalogue import FULL_ENTRIES, WORD, Metric, Source, catalogue
 from router.observer.hist import VALUE_MAX, Histogram, Ints
 from router.observer.rows import RequestRow
 from router.observer.samples import METRIC_BITS, Samples, joined
 from router.observer.slices import Slicer
 from router.observer.totals import Totals
-from router.observer.windows import Windows, series_of, tabulate
+from router.observer.windows import Table, Windows, merge, series_of, tabulate
 
 TOTAL: Final = ""
 """Name of the entry whose one slice is all requests."""
@@ -37,6 +37,8 @@ ROWS_AT_ONCE: Final = 4096
 WAITING_MAX: Final = 500_000
 """Values that may wait to be counted: counting many at once is cheaper, and these take 12 MB."""
 _ABSENT: Final = -1
+
+T = TypeVar("T")
 
 
 class Aggregate:
@@ -55,6 +57,12 @@ class Aggregate:
         self._waiting: list[tuple[Samples, Ints]] = []
         self._waiting_count = 0
         self._gap_metric = self.index["icl"]
+        names = [",".join(entry.names) for entry in self.slicer.entries()]
+        self._full_columns = [column for column, name in enumerate(names) if name in FULL_ENTRIES]
+        self._headline_columns = [
+            column for column, name in enumerate(names) if name not in FULL_ENTRIES and name != OTEL_ENTRY
+        ]
+        self._is_headline = np.array([metric.is_headline or metric.unit is WORD for metric in self.metrics])
         self._of_source = {
             source: [(i, metric) for i, metric in enumerate(self.metrics) if metric.source is source]
             for source in Source
@@ -120,7 +128,12 @@ class Aggregate:
         for start_ns in np.unique(starts_ns).tolist():
             rows = np.flatnonzero(starts_ns == start_ns)
             chosen = samples if rows.size == starts_ns.size else samples.of_rows(rows)
-            self.windows.add(start_ns, tabulate(chosen), now_ns)
+            self.windows.add(start_ns, self._table(chosen), now_ns)
+
+    def _table(self, samples: Samples) -> Table:
+        """Tabulate samples for the windows: every metric under some entries, the headline metrics under the others."""
+        full = tabulate(samples.of_entries(self._full_columns))
+        return merge([full, tabulate(samples.of_entries(self._headline_columns), self._is_headline)])
 
     # ------------------------------------------------------------ reading
     def metric(self, name: str) -> Metric:
@@ -130,13 +143,29 @@ class Aggregate:
     def histograms(
         self, metric_names: Sequence[str], slice_ids: Sequence[int], begin_ns: int, end_ns: int
     ) -> list[list[Histogram]]:
-        """Return, for each slice, the histogram of each metric, of the windows that begin in ``[begin_ns, end_ns)``."""
+        """Return, for each slice, the histogram of each metric: of the windows that hold some of the time given.
+
+        Only headline metrics have one under entries that are not in :data:`FULL_ENTRIES`; others are empty there.
+        """
+        found = self.windows.histograms(begin_ns, end_ns, self._series(metric_names, slice_ids))
+        return _by(len(metric_names), found)
+
+    def means(
+        self, metric_names: Sequence[str], slice_ids: Sequence[int], begin_ns: int, end_ns: int
+    ) -> list[list[float | None]]:
+        """Return, for each slice, the exact mean of each metric; ``None`` where there are no values."""
+        return _by(len(metric_names), self.windows.means(begin_ns, end_ns, self._series(metric_names, slice_ids)))
+
+    def _series(self, metric_names: Sequence[str], slice_ids: Sequence[int]) -> Ints:
+        """Return the series of all metrics of all slices, slice by slice."""
         metrics = np.array([self.index[name] for name in metric_names], dtype=np.int64)
-        series = series_of(
-            np.repeat(np.array(slice_ids, dtype=np.int64), metrics.size), np.tile(metrics, len(slice_ids))
-        )
-        found = self.windows.histograms(begin_ns, end_ns, series)
-        return [found[i : i + metrics.size] for i in range(0, len(found), max(1, metrics.size))]
+        ids = np.array(slice_ids, dtype=np.int64)
+        return series_of(np.repeat(ids, metrics.size), np.tile(metrics, ids.size))
+
+
+def _by(length: int, values: Sequence[T]) -> list[list[T]]:
+    """Cut a sequence into stretches."""
+    return [list(values[begin : begin + length]) for begin in range(0, len(values), length)]
 
 
 def _cut(pace: PaceArrays, begin: int, end: int) -> PaceArrays:

@@ -81,10 +81,15 @@ class Metric(NamedTuple):
     labels: Labels = ()
     """Labels that tell the metrics of one family apart."""
     is_headline: bool = False
-    """Its buckets are exported for every slice; those of others only for the total, models and hosts."""
+    """It has percentiles under every slice; others only under :data:`FULL_ENTRIES`, elsewhere count, sum and mean."""
     words: tuple[Labels, ...] = ()
     """Of a metric that counts words: the labels of each word by its position."""
     otel: tuple[OTel, ...] = ()
+
+
+FULL_ENTRIES: Final = frozenset({"", "model", "host"})
+"""Entries of slices (the total is "") under which every metric is kept as a histogram: with all metrics under all
+slices there would be ten times the memory, and the series of Prometheus, for questions that the journal answers."""
 
 
 # ---------------------------------------------------------------- boundaries, in base units

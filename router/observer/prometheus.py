@@ -24,14 +24,13 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 from router.observer.aggregate import OTEL_ENTRY, Aggregate
-from router.observer.catalogue import WORD, Labels, Metric, OTel
+from router.observer.catalogue import FULL_ENTRIES, WORD, Labels, Metric, OTel
 from router.observer.totals import Line
 from router.telemetry import counters
 
 PREFIX: Final = "ringrouter_"
 TOTAL_SLICE: Final = "all"
-FULL_SLICES: Final = frozenset({TOTAL_SLICE, "model", "host"})
-"""Slices under which every metric has its buckets; under others only the headline metrics, or series would abound."""
+_FULL_SLICES: Final = frozenset(entry or TOTAL_SLICE for entry in FULL_ENTRIES)
 PROVIDER: Final = "openai"
 """``gen_ai.provider.name`` of a host whose kind is not known: all speak OpenAI's API."""
 _OPERATIONS: Final = {
@@ -172,7 +171,7 @@ class _Collector:
             for index, member in group:
                 for series in self._page.series:
                     labels = {**series.labels, **dict(member.labels)}
-                    is_full = member.is_headline or series.slice_name in FULL_SLICES
+                    is_full = member.is_headline or series.slice_name in _FULL_SLICES
                     self._add_histogram(family, labels, index, series, is_full=is_full)
             yield family
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.observer.hist import Ints
 
@@ -32,6 +33,14 @@ class Samples(NamedTuple):
         kept = new_places[self.places] >= 0
         return Samples(self.slice_ids[chosen], new_places[self.places[kept]], self.metrics[kept], self.values[kept])
 
+    def only(self, chosen: NDArray[np.bool_]) -> Samples:
+        """Return some of the values, under the same slices."""
+        return Samples(self.slice_ids, self.places[chosen], self.metrics[chosen], self.values[chosen])
+
+    def of_entries(self, columns: Sequence[int]) -> Samples:
+        """Return all values under the slices of some entries."""
+        return self._replace(slice_ids=self.slice_ids[:, list(columns)])
+
 
 def joined(parts: Sequence[Samples]) -> Samples:
     """Return all samples as one, the rows one behind the other."""
@@ -51,6 +60,7 @@ class Sums(NamedTuple):
 
     places: Ints
     metrics: Ints
+    counts: Ints
     totals: Ints
     minima: Ints
     maxima: Ints
@@ -62,10 +72,12 @@ def sums_of(samples: Samples) -> Sums:
     order = np.argsort(keys)
     keys, values = keys[order], samples.values[order]
     starts = starts_of(keys)
+    counts = np.diff(np.append(starts, keys.size))
     keys = keys[starts]
     return Sums(
         keys >> METRIC_BITS,
         keys & ((1 << METRIC_BITS) - 1),
+        counts,
         np.add.reduceat(values, starts),
         np.minimum.reduceat(values, starts),
         np.maximum.reduceat(values, starts),
@@ -73,8 +85,9 @@ def sums_of(samples: Samples) -> Sums:
 
 
 def starts_of(ascending: Ints) -> Ints:
-    """Return where each run of equal keys begins; there is at least one key."""
-    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+    """Return where each run of equal keys begins."""
+    differs = ascending[1:] != ascending[:-1]
+    return np.flatnonzero(np.concatenate([[True], differs])[: ascending.size])
 
 
 def entries_of(slice_ids: Ints) -> Iterator[tuple[Ints, Ints]]:

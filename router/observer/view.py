@@ -1,7 +1,7 @@
 """The numbers of one stretch of time, out of an :class:`~router.observer.aggregate.Aggregate`; pure.
 
 As :mod:`router.observer.state` describes them, for people and programs. The stretch ends now and begins with a window,
-so that it is up to one window longer than asked for; rates are over its true length.
+so that it is longer than asked for by up to one window of that age; rates are over its true length.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ METRICS: Final = (
 STAGES: Final = tuple(name for name, _ in STAGE_FIELDS)
 _STAGES_TO_FIRST_TOKEN: Final = STAGES[: STAGES.index("egress") + 1]
 _STAGE_METRICS: Final = tuple(f"stage.{name}" for name in STAGES)
-_SLICE_METRICS: Final = (
-    *("outcome", "ttft", "tpot", "early_tps", "e2e", "cost", "tokens_out"),
-    *(f"stage.{name}" for name in _STAGES_TO_FIRST_TOKEN),
-)
+_HOST_METRICS: Final = ("outcome", "ttft", "tpot", "tokens_out", "cost")
+_SLICE_METRICS: Final = ("outcome", "ttft", "tpot", "early_tps", "e2e")
+_SLICE_MEANS: Final = ("cost", *(f"stage.{name}" for name in _STAGES_TO_FIRST_TOKEN))
 _OK: Final = OUTCOME_WORDS.index("ok")
 _UNKNOWN_COSTS: Final = frozenset(COST_WORDS.index(word) for word in ("no_price", "gap"))
 
@@ -39,11 +38,10 @@ class View:
     def __init__(self, aggregate: Aggregate, now_ns: int, window_ns: int) -> None:
         aggregate.flush(now_ns)
         self._aggregate = aggregate
-        length_ns = aggregate.windows.window_length_ns
-        begin_ns = now_ns - window_ns
-        self._begin_ns = begin_ns - begin_ns % length_ns
-        self._end_ns = now_ns + 1
-        self.covered_ns = max(1, now_ns - max(self._begin_ns, aggregate.started_ns))
+        self._begin_ns, self._end_ns = now_ns - window_ns, now_ns + 1
+        first = next(aggregate.windows.between(self._begin_ns, self._end_ns), None)
+        begin_ns = self._begin_ns if first is None else min(first.start_ns, self._begin_ns)
+        self.covered_ns = max(1, now_ns - max(begin_ns, aggregate.started_ns))
         """Length of what the numbers are of; less than was asked for while the observer is young."""
 
     def histograms(self, names: Sequence[str], slice_id: int | None = None) -> dict[str, Histogram]:
@@ -87,8 +85,8 @@ class View:
     def hosts(self, running_counts: Mapping[str, int]) -> list[Host]:
         """Return every host that ended requests in this time or runs some now, by name."""
         placed = {each.values[0]: each for each in self._slices("host")}
-        found = dict(zip(placed, self._of_slices(list(placed.values())), strict=True))
-        nothing = dict.fromkeys(_SLICE_METRICS, Histogram.of([]))
+        found = dict(zip(placed, self._of_slices(list(placed.values()), _HOST_METRICS), strict=True))
+        nothing = dict.fromkeys(_HOST_METRICS, Histogram.of([]))
         names = sorted({name for name, of in found.items() if of["outcome"].n} | running_counts.keys())
         return [self._host(name, running_counts.get(name, 0), found.get(name, nothing)) for name in names]
 
@@ -110,7 +108,10 @@ class View:
         if self._aggregate.slicer.entry(by) is None:
             return None
         placed = self._slices(by)
-        rows = [_slice(each, of) for each, of in zip(placed, self._of_slices(placed), strict=True) if of["outcome"].n]
+        ids = [each.id for each in placed]
+        means = self._aggregate.means(_SLICE_MEANS, ids, self._begin_ns, self._end_ns)
+        found = zip(placed, self._of_slices(placed, _SLICE_METRICS), means, strict=True)
+        rows = [_slice(each, of, cost, stage_ns) for each, of, (cost, *stage_ns) in found if of["outcome"].n]
         is_overflowed = any(OTHER_VALUE in each.values for each in placed)
         busiest = sorted(rows, key=lambda row: -row.request_count)
         return SliceTable(by=by, rows=busiest, is_overflowed=is_overflowed)
@@ -119,10 +120,9 @@ class View:
         entry = self._aggregate.slicer.entry(by)
         return list(entry.slices.values()) if entry is not None else []
 
-    def _of_slices(self, placed: Sequence[Placed]) -> list[dict[str, Histogram]]:
-        ids = [each.id for each in placed]
-        found = self._aggregate.histograms(_SLICE_METRICS, ids, self._begin_ns, self._end_ns)
-        return [dict(zip(_SLICE_METRICS, of, strict=True)) for of in found]
+    def _of_slices(self, placed: Sequence[Placed], names: Sequence[str]) -> list[dict[str, Histogram]]:
+        found = self._aggregate.histograms(names, [each.id for each in placed], self._begin_ns, self._end_ns)
+        return [dict(zip(names, of, strict=True)) for of in found]
 
     def _per_s(self, count: int) -> float:
         return count / (self.covered_ns / 1e9)
@@ -135,10 +135,14 @@ class View:
         return Quantiles(name=shown, unit=unit.name, n=histogram.n, mean=mean, p50=p50, p95=p95, p99=p99)
 
 
-def _slice(placed: Placed, of: Mapping[str, Histogram]) -> Slice:
-    pace, cost = of["early_tps"].quantile(0.5), of["cost"].mean()
-    stage_ns = {name: of[f"stage.{name}"].mean() or 0.0 for name in _STAGES_TO_FIRST_TOKEN}
-    longest = max(stage_ns, key=lambda name: stage_ns[name])
+def _longest(stage_ns: Sequence[float | None]) -> str:
+    """Return the name of the longest stage before the first token; empty when there is none."""
+    longest_ns, name = max(zip((ns or 0.0 for ns in stage_ns), _STAGES_TO_FIRST_TOKEN, strict=True))
+    return name if longest_ns else ""
+
+
+def _slice(placed: Placed, of: Mapping[str, Histogram], cost: float | None, stage_ns: Sequence[float | None]) -> Slice:
+    pace = of["early_tps"].quantile(0.5)
     return Slice(
         value=shown(placed.values),
         request_count=of["outcome"].n,
@@ -149,7 +153,7 @@ def _slice(placed: Placed, of: Mapping[str, Histogram]) -> Slice:
         early_tps_p50=None if pace is None else pace * PACE.worth,
         e2e_p95_ns=of["e2e"].quantile(0.95),
         cost_per_request=None if cost is None else cost * MONEY.worth,
-        longest_stage=longest if stage_ns[longest] else "",
+        longest_stage=_longest(stage_ns),
     )
 
 

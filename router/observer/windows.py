@@ -3,7 +3,7 @@
 All histograms of a window stand in one table, sorted by a key that names series and bucket::
 
     cell key    series << 13 | bucket        → count
-    series      slice id << 6 | metric       → sum, least, largest
+    series      slice id << 6 | metric       → count, sum, least, largest
 
 so that a slice without requests takes no room, folding windows is adding the counts of equal keys, and reading one
 histogram is a binary search. Memory is bounded by :data:`CELLS_MAX`, whatever arrives: above it windows are folded
@@ -12,7 +12,7 @@ before their time, the oldest first, and at last the oldest hours are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,7 +22,8 @@ from router.observer.hist import BUCKET_BITS, EMPTY, VALUE_MAX, Histogram, Ints,
 from router.observer.samples import METRIC_BITS, Samples, Sums, entries_of, starts_of, sums_of
 
 CELLS_MAX: Final = 8_000_000
-"""Cells of all windows together: about 100 MB. 20 slices under load need some 30,000 in each window."""
+"""Cells of all windows together: about 100 MB. Under the slices by default 20 requests a second make some 20,000 in ten
+seconds, 2,000 some 250,000."""
 SPARED_COUNT: Final = 30
 """Windows of each length that are folded early only when nothing else helps: five minutes of 10 s."""
 _DENSE_FACTOR: Final = 4
@@ -40,11 +41,11 @@ class Tier(NamedTuple):
 
 
 TIERS: Final = (
-    Tier(10 * _SECOND_NS, 3600 * _SECOND_NS),
-    Tier(60 * _SECOND_NS, 86_400 * _SECOND_NS),
+    Tier(10 * _SECOND_NS, 900 * _SECOND_NS),
+    Tier(60 * _SECOND_NS, 6 * 3600 * _SECOND_NS),
     Tier(3600 * _SECOND_NS, 30 * 86_400 * _SECOND_NS),
 )
-"""10 s for an hour, minutes for a day, hours for a month."""
+"""10 s for a quarter of an hour, minutes for six hours, hours for a month."""
 
 
 def series_of(slice_ids: Ints | int, metrics: Ints | int) -> Ints:
@@ -59,35 +60,40 @@ class Table(NamedTuple):
     cell_counts: Counts
     """32 bits: 1.2 million values a second in one bucket would overflow an hour."""
     series_keys: Ints
+    ns: Ints
+    """How many values each series has."""
     totals: Ints
     minima: Ints
     maxima: Ints
 
 
 _NO_INTS: Final[Ints] = np.zeros(0, dtype=np.int64)
-NO_TABLE: Final = Table(_NO_INTS, np.zeros(0, dtype=np.uint32), _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS)
+NO_TABLE: Final = Table(_NO_INTS, np.zeros(0, dtype=np.uint32), _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS)
 
 
-def tabulate(samples: Samples) -> Table:
+def tabulate(samples: Samples, has_buckets: NDArray[np.bool_] | None = None) -> Table:
     """Count samples, each under every slice of its row.
+
+    ``has_buckets`` says, by the index of a metric, which are kept as histograms; of others only count, sum, least and
+    largest value are. Without it all are.
 
     Entry by entry, by numpy's ``bincount`` over (slice, cell): sorting the product of values and slices instead takes
     ten times as long.
     """
-    if not samples.values.size:
+    if not samples.values.size or not samples.slice_ids.shape[1]:
         return NO_TABLE
-    cells = samples.metrics << BUCKET_BITS | buckets_of(samples.values)
-    codes, positions = np.unique(cells, return_inverse=True)
     sums = sums_of(samples)
-    parts = [
-        _entry_table(ids, lines, samples.places, codes, positions, sums) for ids, lines in entries_of(samples.slice_ids)
-    ]
-    return merge(parts)
+    _, places, metrics, values = samples if has_buckets is None else samples.only(has_buckets[samples.metrics])
+    codes, positions = np.unique(metrics << BUCKET_BITS | buckets_of(values), return_inverse=True)
+    return merge(
+        [_entry_table(ids, lines, places, codes, positions, sums) for ids, lines in entries_of(samples.slice_ids)]
+    )
 
 
 def _entry_table(ids: Ints, lines: Ints, places: Ints, codes: Ints, positions: Ints, sums: Sums) -> Table:
     """Count under the slices of one entry: ``ids``, of which each row has the one at its position in ``lines``."""
     keys = lines[places] * codes.size + positions
+    code_count = max(1, codes.size)
     if ids.size * codes.size <= _DENSE_FACTOR * keys.size:
         dense = np.bincount(keys)
         found = np.flatnonzero(dense)
@@ -96,16 +102,18 @@ def _entry_table(ids: Ints, lines: Ints, places: Ints, codes: Ints, positions: I
         found, counts = np.unique(keys, return_counts=True)
     series_keys = lines[sums.places] << METRIC_BITS | sums.metrics
     places_count = ids.size << METRIC_BITS
-    totals, maxima = np.zeros(places_count, dtype=np.int64), np.full(places_count, -1, dtype=np.int64)
-    minima = np.full(places_count, VALUE_MAX, dtype=np.int64)
+    ns, totals = np.zeros(places_count, dtype=np.int64), np.zeros(places_count, dtype=np.int64)
+    minima, maxima = np.full(places_count, VALUE_MAX, dtype=np.int64), np.zeros(places_count, dtype=np.int64)
+    np.add.at(ns, series_keys, sums.counts)
     np.add.at(totals, series_keys, sums.totals)
     np.minimum.at(minima, series_keys, sums.minima)
     np.maximum.at(maxima, series_keys, sums.maxima)
-    there = np.flatnonzero(maxima >= 0)
+    there = np.flatnonzero(ns)
     return Table(
-        ids[found // codes.size] << (METRIC_BITS + BUCKET_BITS) | codes[found % codes.size],
+        ids[found // code_count] << (METRIC_BITS + BUCKET_BITS) | codes[found % code_count],
         counts.astype(np.uint32),
         series_of(ids[there >> METRIC_BITS], there & ((1 << METRIC_BITS) - 1)),
+        ns[there],
         totals[there],
         minima[there],
         maxima[there],
@@ -117,8 +125,6 @@ def merge(tables: Sequence[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     cell_keys = np.concatenate([table.cell_keys for table in tables])
-    if not cell_keys.size:
-        return NO_TABLE
     order = np.argsort(cell_keys)
     cell_keys = cell_keys[order]
     starts = starts_of(cell_keys)
@@ -131,6 +137,7 @@ def merge(tables: Sequence[Table]) -> Table:
         cell_keys[starts],
         np.add.reduceat(counts, starts),
         series[series_starts],
+        np.add.reduceat(np.concatenate([table.ns for table in tables])[series_order], series_starts),
         np.add.reduceat(np.concatenate([table.totals for table in tables])[series_order], series_starts),
         np.minimum.reduceat(np.concatenate([table.minima for table in tables])[series_order], series_starts),
         np.maximum.reduceat(np.concatenate([table.maxima for table in tables])[series_order], series_starts),
@@ -229,25 +236,50 @@ class Windows:
             self._window(above, start_ns, self._tiers[index + 1].length_ns).add(window.table())
 
     def between(self, begin_ns: int, end_ns: int) -> Iterator[Window]:
-        """Yield the windows that begin in ``[begin_ns, end_ns)``, oldest first."""
-        found = [w for windows in self._windows for w in windows.values() if begin_ns <= w.start_ns < end_ns]
+        """Yield the windows that hold some of ``[begin_ns, end_ns)``, oldest first."""
+        found = [
+            window
+            for windows in self._windows
+            for window in windows.values()
+            if window.start_ns < end_ns and begin_ns < window.start_ns + window.length_ns
+        ]
         yield from sorted(found, key=lambda window: window.start_ns)
 
     def histograms(self, begin_ns: int, end_ns: int, series: Ints) -> list[Histogram]:
-        """Return the histogram of each series over the windows that begin in ``[begin_ns, end_ns)``."""
-        return read([window.table() for window in self.between(begin_ns, end_ns)], series)
+        """Return the histogram of each series over the windows that hold some of ``[begin_ns, end_ns)``."""
+        tables = [_chosen(window.table(), np.unique(series)) for window in self.between(begin_ns, end_ns)]
+        table = merge(tables) if tables else NO_TABLE
+        begins = np.searchsorted(table.cell_keys, series << BUCKET_BITS).tolist()
+        ends = np.searchsorted(table.cell_keys, (series + 1) << BUCKET_BITS).tolist()
+        places = np.searchsorted(table.series_keys, series).tolist()
+        return [
+            _cut(table, begin, end, place) if end > begin else EMPTY
+            for begin, end, place in zip(begins, ends, places, strict=True)
+        ]
+
+    def means(self, begin_ns: int, end_ns: int, series: Ints) -> list[float | None]:
+        """Return the mean of each series over the same windows, which takes far less than its histogram."""
+        ns, totals = np.zeros(series.size, dtype=np.int64), np.zeros(series.size, dtype=np.int64)
+        for window in self.between(begin_ns, end_ns):
+            table = window.table()
+            places = np.searchsorted(table.series_keys, series)
+            places[places == table.series_keys.size] = 0
+            if table.series_keys.size:
+                is_there = table.series_keys[places] == series
+                ns += np.where(is_there, table.ns[places], 0)
+                totals += np.where(is_there, table.totals[places], 0)
+        return [total / n if n else None for n, total in zip(ns.tolist(), totals.tolist(), strict=True)]
 
 
-def read(tables: Iterable[Table], series: Ints) -> list[Histogram]:
-    """Return the histogram of each series over all tables."""
-    parts: list[list[Histogram]] = [[] for _ in range(series.size)]
-    for table in tables:
-        begins = np.searchsorted(table.cell_keys, series << BUCKET_BITS)
-        ends = np.searchsorted(table.cell_keys, (series + 1) << BUCKET_BITS)
-        places = np.searchsorted(table.series_keys, series)
-        for index in np.flatnonzero(ends > begins).tolist():
-            parts[index].append(_cut(table, int(begins[index]), int(ends[index]), int(places[index])))
-    return [_sum(each) for each in parts]
+def _chosen(table: Table, series: Ints) -> Table:
+    """Return what a table has of some series, given in ascending order."""
+    begins = np.searchsorted(table.cell_keys, series << BUCKET_BITS)
+    lengths = np.searchsorted(table.cell_keys, (series + 1) << BUCKET_BITS) - begins
+    # All places of all stretches: each stretch's begin, and how far a place is into its stretch.
+    ends = np.cumsum(lengths)
+    cells = np.repeat(begins - (ends - lengths), lengths) + np.arange(int(lengths.sum()))
+    places = np.flatnonzero(np.isin(table.series_keys, series, assume_unique=True))
+    return Table(table.cell_keys[cells], table.cell_counts[cells], *(column[places] for column in table[2:]))
 
 
 def _cut(table: Table, begin: int, end: int, place: int) -> Histogram:
@@ -257,20 +289,4 @@ def _cut(table: Table, begin: int, end: int, place: int) -> Histogram:
         int(table.totals[place]),
         int(table.minima[place]),
         int(table.maxima[place]),
-    )
-
-
-def _sum(parts: Sequence[Histogram]) -> Histogram:
-    """Add histograms at once."""
-    if len(parts) < 2:
-        return parts[0] if parts else EMPTY
-    buckets = np.concatenate([part.buckets for part in parts])
-    order = np.argsort(buckets)
-    starts = starts_of(buckets[order])
-    return Histogram(
-        buckets[order][starts],
-        np.add.reduceat(np.concatenate([part.counts for part in parts])[order], starts),
-        sum(part.total for part in parts),
-        min(part.minimum for part in parts),
-        max(part.maximum for part in parts),
     )
