@@ -25,7 +25,7 @@ BLOCK_MAX_NS: Final = 5_000_000_000
 """After this a sighting whose rows have not come holds the clocks no longer, and the rows count as lost."""
 _LIVE_NS: Final = 4 * LOOK_EVERY_NS
 """A router that was not seen for this long is dead or has a new generation."""
-_FORGET_NS: Final = 60_000_000_000
+_FORGET_NS: Final = 10_000_000_000
 """A request that ended longer ago is in no sighting that is still to come."""
 _LIVES_MAX: Final = 256
 """Lives that are remembered; a router keeps two on disk."""
@@ -213,7 +213,7 @@ class HostClocks:
                 stay = life.running[seq] = Stay(run.host, run.sent_ns, Share())
                 self._meter(run.host).begin(run.sent_ns, stay.share)
         life.earlier = {seq: stays for seq, stays in life.earlier.items() if seq in shown}
-        life.ended = {seq: end_ns for seq, end_ns in life.ended.items() if end_ns > taken_ns - _FORGET_NS}
+        _forget_before(life.ended, taken_ns - _FORGET_NS)
         life.known_until_ns = taken_ns
 
     def _lose(self, life: _Life, seq: int, end_ns: int) -> None:
@@ -231,6 +231,15 @@ class HostClocks:
                 life.seen_ns = 0
                 life.waiting.clear()
                 life.ended.clear()
+
+
+def _forget_before(ended: dict[int, int], ns: int) -> None:
+    """Drop the oldest entries, which are the first."""
+    while ended:
+        seq = next(iter(ended))
+        if ended[seq] > ns:
+            return
+        del ended[seq]
 
 
 def _next_start_ns(row: RequestRow, sent_ns: int) -> int:

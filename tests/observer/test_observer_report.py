@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -313,3 +314,14 @@ class TestCommands:
         assert since_wall_ns("2025-11-23T11:00:00+00:00", NOW) == NOW - HOUR
         assert names_of("") == []
         assert names_of("a,b_1") == ["a", "b_1"]
+
+
+def test_the_document_names_every_column() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "journal.md").read_text(encoding="utf-8")
+    table = text.partition("### Columns")[2].partition("\n## ")[0]
+    named = set(
+        re.findall(r"`([a-z0-9_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    )
+    with parquet.connect() as connection:
+        columns = {str(column[0]) for column in connection.execute(f"DESCRIBE {parquet.empty_table()}").fetchall()}
+    assert named == columns

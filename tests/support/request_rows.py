@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -11,14 +12,19 @@ from router.observer.rows import RequestRow, RowAttempt
 _EMPTY = {"str": "", "int": 0, "float": 0.0, "bool": False, "dict": {}, "tuple": ()}
 
 
-def row(**given: Any) -> RequestRow:
-    """Return a row of a request that ended well; what is not given is empty, or ``None`` where that is allowed."""
+@cache
+def _defaults() -> dict[str, Any]:
     values: dict[str, Any] = {"instance": "main", "generation": 1, "done_seq": 0, "outcome": "ok", "model": "m"}
     for field in msgspec.structs.fields(RequestRow):
         if field.required and field.name not in values:
             kind = str(getattr(field.type, "__name__", field.type)).partition("[")[0]
             values[field.name] = None if "None" in str(field.type) else _EMPTY[kind]
-    return RequestRow(**values | given)
+    return values
+
+
+def row(**given: Any) -> RequestRow:
+    """Return a row of a request that ended well; what is not given is empty, or ``None`` where that is allowed."""
+    return RequestRow(**_defaults() | given)
 
 
 def attempt(host: str, sent_ns: int | None, end_ns: int, **given: Any) -> RowAttempt:
