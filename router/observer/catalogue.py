@@ -201,7 +201,7 @@ def _lowered(members: Sequence[Outcome] | Sequence[ErrorKind]) -> tuple[str, ...
 UNKNOWN: Final = "unknown"
 OUTCOME_WORDS: Final = _lowered(list(Outcome))
 ERROR_WORDS: Final = _lowered(list(ErrorKind))
-COST_WORDS: Final = ("", "occupancy", "tokens", "mixed", "no_price", "gap")
+COST_WORDS: Final = ("", "occupancy", "tokens", "mixed", "no_price", "no_usage", "gap")
 """How a cost was found, or why there is none."""
 _GONE: Final = frozenset({"client_gone", "client_stalled"})
 

@@ -74,7 +74,8 @@ class RowCost(msgspec.Struct, frozen=True):
     basis: str
     """``occupancy`` (the hosts' time), ``tokens`` (a price per token), ``mixed``, or empty when there is no amount."""
     missing: str
-    """Why there is no amount: ``no_price``, ``gap``; empty when there is one."""
+    """Why there is no amount: ``no_price``, ``no_usage`` (a price per token, and the host reported none), ``gap`` (rows were
+    lost, and nobody knows what ran beside it); empty when there is one."""
 
 
 class IclSummary(NamedTuple):
@@ -384,12 +385,13 @@ def _durations(record: Mapping[str, Any], at: Mapping[str, int]) -> dict[str, An
     folded = bool(record["flags"] & rec.DoneFlag.FOLDED)
     first_ns = ttft_ns(stage_ns) if at["out1"] else None
     overhead_ns = router_overhead_ns(stage_ns) - (stage_ns["decode"] if folded else 0)  # out1 = outN there
+    ttfc_ns = record["ttfc_ns"] or at["tok1"]  # not told of dialects without choices, nor of a fold in one read
     early_ns = min(EARLY_WINDOW_NS, stage_ns["decode"])
     out: dict[str, Any] = {field: stage_ns[name] if at[_ENDS_AT[name]] else None for name, field in STAGE_FIELDS}
     return out | {
         "ttft_ns": first_ns,
         "e2e_ns": e2e_ns(stage_ns) if at["outN"] else None,
-        "ttfc_ns": _at_client(record["ttfc_ns"], at, first_ns),
+        "ttfc_ns": _at_client(ttfc_ns, at, first_ns),
         "ttfo_ns": _at_client(record["ttfo_ns"], at, first_ns),
         "tpot_ns": tpot_ns(at["tok1"], at["tokN"], record["n_out"], record["n_first"]),
         "early_tps": record["early_tokens"] / (early_ns / 1e9) if early_ns else None,
@@ -397,7 +399,7 @@ def _durations(record: Mapping[str, Any], at: Mapping[str, int]) -> dict[str, An
         "stall_max_ns": record["stall_max_ns"] or None,
         "router_overhead_ns": overhead_ns if at["out1"] else None,
         "host_ttft_ns": _since(at, "sent", at["tok1"]),
-        "host_ttfc_ns": _since(at, "sent", record["ttfc_ns"]),
+        "host_ttfc_ns": _since(at, "sent", ttfc_ns),
         "host_e2e_ns": _since(at, "sent", at["tokN"]),
     }
 

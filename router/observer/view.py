@@ -29,7 +29,7 @@ _HOST_METRICS: Final = ("outcome", "ttft", "tpot", "tokens_out", "cost")
 _SLICE_METRICS: Final = ("outcome", "ttft", "tpot", "early_tps", "e2e")
 _SLICE_MEANS: Final = ("cost", *(f"stage.{name}" for name in _STAGES_TO_FIRST_TOKEN))
 _OK: Final = OUTCOME_WORDS.index("ok")
-_UNKNOWN_COSTS: Final = frozenset(COST_WORDS.index(word) for word in ("no_price", "gap"))
+_UNKNOWN_COSTS: Final = frozenset(COST_WORDS.index(word) for word in ("no_price", "no_usage", "gap"))
 
 
 class View:
