@@ -74,8 +74,8 @@ class RowCost(msgspec.Struct, frozen=True):
     basis: str
     """``occupancy`` (the hosts' time), ``tokens`` (a price per token), ``mixed``, or empty when there is no amount."""
     missing: str
-    """Why there is no amount: ``no_price``, ``no_usage`` (a price per token, and the host reported none), ``gap`` (rows were
-    lost, and nobody knows what ran beside it); empty when there is one."""
+    """Why there is no amount: ``no_price``; ``no_usage``, a price per token whose number nobody told; ``gap``, nobody
+    knows what ran beside it. Empty when there is one."""
 
 
 class IclSummary(NamedTuple):
