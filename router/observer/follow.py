@@ -55,8 +55,9 @@ class Follower:
     """Reads all routers below ``run_dir``; single-threaded, never waits, never disturbs a router.
 
     ``state_dir`` keeps the position. ``instances`` are the names to follow, ``None`` for all, also those to come.
-    ``durable`` are the rows that the journal has behind the position, each key with its ``done_seq``. Raises
-    FollowError and OSError as :class:`router.observer.positions.Positions`.
+    ``durable`` are the rows that the journal has behind the position, each key with its ``done_seq``; it
+    is looked at when a router is first read. Raises FollowError and OSError as
+    :class:`router.observer.positions.Positions`.
     """
 
     def __init__(

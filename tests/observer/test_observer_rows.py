@@ -93,6 +93,10 @@ class TestDurations:
         assert (one.ttfc_ns, one.ttfo_ns, one.ttft_ns) == (out1_ns, out1_ns, out1_ns)
         assert one.host_ttfc_ns == T0 + 40 * MS - times[STAMPS.index("sent")]
 
+    def test_content_is_a_chunk_also_where_no_other_was_told(self) -> None:
+        one = row()
+        assert (one.ttfc_ns, one.host_ttfc_ns) == (one.ttft_ns, one.host_ttft_ns)
+
     def test_an_answer_after_reasoning_has_its_own_time(self) -> None:
         one = row(ttfc_ns=T0 + 40 * MS, ttfo_ns=T0 + 250 * MS)
         assert one.ttfo_ns == 250 * MS
