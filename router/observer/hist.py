@@ -92,46 +92,19 @@ class Histogram(NamedTuple):
         """How many values were recorded."""
         return int(self.counts.sum())
 
-    def merge(self, other: Histogram) -> Histogram:
-        """Return the histogram of both sets of values: counts are added, exactly."""
-        if not other.counts.size:
-            return self
-        if not self.counts.size:
-            return other
-        both = np.concatenate([self.buckets, other.buckets])
-        buckets, places = np.unique(both, return_inverse=True)
-        counts = np.zeros(buckets.size, dtype=np.int64)
-        np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
-        minimum, maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
-        return Histogram(buckets, counts, self.total + other.total, minimum, maximum)
-
     def mean(self) -> float | None:
         """Return the exact mean; ``None`` of no values."""
         n = self.n
         return self.total / n if n else None
 
-    def quantile(self, q: float, infinite_count: int = 0) -> float | None:
-        """Return the value at rank ``ceil(q · n)``, to 0.4 %; ``None`` of no values.
-
-        ``infinite_count`` further values are larger than any: requests that failed, for which nobody was ever served.
-        The answer is ``inf`` where the rank falls among them.
-        """
-        n = self.n
-        if not n + infinite_count:
-            return None
-        rank = max(1, math.ceil(round(q * (n + infinite_count), 9)))
-        if rank > n:
-            return math.inf
-        place = int(np.searchsorted(np.cumsum(self.counts), rank))
-        return float(min(max(int(middle_of(self.buckets[place])), self.minimum), self.maximum))
-
-    def share_at_most(self, limit: int) -> float | None:
-        """Return which share of the values is ``limit`` or less, its own bucket counted whole; ``None`` of none."""
+    def quantile(self, q: float) -> float | None:
+        """Return the value at rank ``ceil(q · n)``, to 0.4 %; ``None`` of no values."""
         n = self.n
         if not n:
             return None
-        place = np.searchsorted(self.buckets, buckets_of(np.array([limit], dtype=np.int64))[0], side="right")
-        return int(self.counts[:place].sum()) / n
+        rank = max(1, math.ceil(round(q * n, 9)))
+        place = int(np.searchsorted(np.cumsum(self.counts), rank))
+        return float(min(max(int(middle_of(self.buckets[place])), self.minimum), self.maximum))
 
     def dense(self) -> Ints:
         """Return the counts of all :data:`BUCKET_COUNT` buckets, as the reference library keeps them."""

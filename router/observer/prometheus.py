@@ -90,7 +90,9 @@ def capture(aggregate: Aggregate, readings: Iterable[Reading], now_ns: int) -> C
                 otel.append(Series("", dict(zip(entry.names, held.values, strict=True)), line))
             else:
                 series.append(Series(",".join(entry.names) or TOTAL_SLICE, _labels(entry.names, held.values), line))
-    return Capture(aggregate.metrics, aggregate.totals.offsets, series, otel, [*_own_readings(aggregate), *readings])
+    return Capture(
+        aggregate.metrics, aggregate.totals.offsets, series, otel, [*_own_readings(aggregate, now_ns), *readings]
+    )
 
 
 def _labels(names: Sequence[str], values: Sequence[str]) -> dict[str, str]:
@@ -105,7 +107,7 @@ def label_of(tag: str) -> str:
     return f"tag_{tag}" if tag in _RESERVED else tag
 
 
-def _own_readings(aggregate: Aggregate) -> Iterator[Reading]:
+def _own_readings(aggregate: Aggregate, now_ns: int) -> Iterator[Reading]:
     folded = PREFIX + "folded_requests"
     for entry in aggregate.slicer.entries():
         name = ",".join(entry.names)
@@ -116,6 +118,11 @@ def _own_readings(aggregate: Aggregate) -> Iterator[Reading]:
     yield Reading(
         PREFIX + "window_cells", "gauge", "Cells of the windowed histograms, 12 bytes each", (),
         aggregate.windows.cell_count,
+    )  # fmt: skip
+    oldest_ns = aggregate.windows.oldest_ns
+    yield Reading(
+        PREFIX + "window_reach_seconds", "gauge", "How far back the windowed histograms reach", (),
+        (now_ns - oldest_ns) / 1e9 if oldest_ns is not None else 0.0,
     )  # fmt: skip
     yield Reading(
         PREFIX + "late_values", "counter", "Values of requests that ended before the oldest window", (),

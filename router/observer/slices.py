@@ -26,7 +26,9 @@ IDLE_NS: Final = 3600 * 1_000_000_000
 HALF_LIFE_NS: Final = 600 * 1_000_000_000
 """In this time a request loses half its weight in the choice of the busiest values."""
 SURE_WEIGHT: Final = 10.0
-"""A value that displaced another one is shown once this many requests are surely its own."""
+"""A value that displaced another one is shown once this much weight is surely its own."""
+FAILED_WEIGHT: Final = 10.0
+"""A request that failed counts for as many: who is in trouble is seen before who is merely busy."""
 _SPARE_PLACES: Final = 4
 """One in so many places of a pair's entry is kept for slices of which one tag is folded."""
 _SKETCH_FACTOR: Final = 4
@@ -172,12 +174,6 @@ class Sketch:
             self._zero_ns, halvings = now_ns, 0.0
         return math.exp2(halvings)
 
-    def heaviest(self, count: int, now_ns: int) -> list[Heavy]:
-        """Return the heaviest values in requests of now's weight, the heaviest first."""
-        scale = self._scale(now_ns)
-        best = heapq.nlargest(count, self._held.items(), key=lambda item: item[1][0])
-        return [Heavy(value, weight / scale, error / scale) for value, (weight, error) in best]
-
     def weights(self, now_ns: int) -> Iterator[Heavy]:
         """Yield every value that is kept, in no order."""
         scale = self._scale(now_ns)
@@ -192,18 +188,14 @@ class TopEntry:
         self.names = (name,)
         self.slices: dict[Values, Slice] = {}
         self.folded_count = 0
-        self.by_requests = Sketch(places_max * _SKETCH_FACTOR, now_ns)
-        self.by_failures = Sketch(places_max, now_ns)
-        """Values by requests that failed: one may be rare and yet the one that is in trouble."""
+        self._sketch = Sketch(places_max * _SKETCH_FACTOR, now_ns)
         self._ids = ids
         self._places_max = places_max
 
     def note(self, value: str, now_ns: int, *, failed: bool) -> None:
-        """Weigh a request's value; "" is none."""
+        """Weigh the value of a request; "" is none."""
         if value:
-            self.by_requests.add(value, now_ns)
-            if failed:
-                self.by_failures.add(value, now_ns)
+            self._sketch.add(value, now_ns, FAILED_WEIGHT if failed else 1.0)
 
     def place(self, values: Values, now_ns: int, *, again: bool = False) -> Slice:
         """Return the slice in which a request counts; ``again``: it was placed before, its folding is counted."""
@@ -218,7 +210,7 @@ class TopEntry:
 
     def _find_place(self, values: Values, now_ns: int) -> Slice:
         # While no value had to give way to another, all weights are exact and a place can be had at once.
-        if not values[0] or (not self.by_requests.displaced_count and len(self.slices) < self._places_max):
+        if not values[0] or (not self._sketch.displaced_count and len(self.slices) < self._places_max):
             return self._new(values, now_ns)
         self.folded_count += 1
         rest = (OTHER_VALUE,)
@@ -230,9 +222,9 @@ class TopEntry:
 
     def tick(self, now_ns: int) -> None:
         """Give the places to the values that are the busiest now. Cheap enough for once a second."""
-        if len(self.slices) < self._places_max and not self.by_requests.displaced_count:
+        if len(self.slices) < self._places_max and not self._sketch.displaced_count:
             return
-        sure = (heavy for heavy in self.by_requests.weights(now_ns) if _is_sure(heavy))
+        sure = (heavy for heavy in self._sketch.weights(now_ns) if _is_sure(heavy))
         best = heapq.nlargest(self._places_max, sure, key=self._claim)
         chosen = {(heavy.value,) for heavy in best}
         for values in [held for held in self.slices if held not in chosen and held[0] not in {"", OTHER_VALUE}]:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from router.observer.aggregate import TOTAL, Aggregate
-from router.observer.catalogue import COST_WORDS, MONEY, OUTCOME_WORDS, PACE
+from router.observer.catalogue import COST_WORDS, MONEY, NS, OUTCOME_WORDS, PACE
 from router.observer.hist import Histogram
+from router.observer.hist_files import Interval, hgrm, hlog
 from router.observer.rows import STAGE_FIELDS
 from router.observer.slices import Slice as Placed
 from router.observer.state import Host, Quantiles, Slice, SliceTable, Traffic
@@ -51,6 +52,30 @@ class View:
             slice_id = total[0].id if total else -1
         found = self._aggregate.histograms(names, [slice_id], self._begin_ns, self._end_ns)
         return dict(zip(names, found[0], strict=True))
+
+    def hlog(self, names: Sequence[str], by: str = TOTAL) -> str:
+        """Return the histograms of metrics, window by window, as an ``.hlog`` file; each slice of ``by`` has a tag.
+
+        Values are as inside: nanoseconds, tokens. Raises ``KeyError`` for a metric that there is not.
+        """
+        windows = list(self._aggregate.windows.between(self._begin_ns, self._end_ns))
+        series = []
+        for placed in self._slices(by):
+            spans = [(window.start_ns, window.length_ns) for window in windows]
+            found = [self._aggregate.histograms(names, [placed.id], start, start + 1)[0] for start, _ in spans]
+            for position, name in enumerate(names):
+                of = [Interval(*span, each[position]) for span, each in zip(spans, found, strict=True)]
+                tag = " ".join([name, *placed.values])
+                series.append((tag, [interval for interval in of if interval.histogram.n]))
+        return hlog(series, windows[0].start_ns if windows else self._begin_ns)
+
+    def hgrm(self, name: str) -> str:
+        """Return the percentile spectrum of a metric over all requests, as an ``.hgrm`` file; times are milliseconds.
+
+        Raises ``KeyError`` for a metric that there is not.
+        """
+        is_time = self._aggregate.metric(name).unit is NS
+        return hgrm(self.histograms([name])[name], 1e6 if is_time else 1.0)
 
     def metrics(self) -> list[Quantiles]:
         """Return percentiles of :data:`METRICS` over all requests."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader
 
 from router.config import Goodput, Slices
 from router.observer import catalogue as metrics
 from router.observer.aggregate import Aggregate
 from router.observer.batch import NO_PACE, PaceArrays
+from router.observer.hist import VALUE_MAX
 from router.observer.rows import RequestRow, RowCost
 from router.observer.view import View
 from router.stamps import STAGES
@@ -255,6 +259,23 @@ class TestViews:
             table = view(made).slices(name)
             assert table is not None
             assert sum(row.request_count for row in table.rows) == 300, name
+
+    def test_windows_are_written_as_a_log_that_other_tools_read(self, tmp_path: Path) -> None:
+        rows = [request(), request(end_wall_ns=NOW - 30 * SECOND, tags={"feature_name": "chat"}, ttft_ns=7 * MS)]
+        path = tmp_path / "windows.hlog"
+        path.write_text(view(aggregate(*rows)).hlog(["ttft", "e2e"], "feature_name"))
+        reader = HistogramLogReader(str(path), HdrHistogram(1, VALUE_MAX, 2))
+        found = {}
+        while (interval := reader.get_next_interval_histogram()) is not None:
+            found[interval.tag] = (interval.get_total_count(), interval.get_start_time_stamp())
+        reader.close()
+        assert {tag: n for tag, (n, _) in found.items()} == {
+            "ttft_search": 1, "e2e_search": 1, "ttft_chat": 1, "e2e_chat": 1,
+        }  # fmt: skip
+        assert found["ttft_chat"][1] < found["ttft_search"][1]
+
+    def test_a_spectrum_is_in_milliseconds(self) -> None:
+        assert view(aggregate(request())).hgrm("ttft").splitlines()[2].split()[0] == "100.14"
 
     def test_of_nothing_nothing_is_said(self) -> None:
         empty = view(Aggregate(Slices(), (), NOW))
