@@ -10,4 +10,8 @@ The map, in the order in which a request passes:
     assemble   ``tokens.ring`` in numpy batches: gaps and stalls of each request, in bounded memory
     batch      what one look brings: rows, gaps, losses
     rows       one wide, flat row per request, pure: the unit that everything below works with
+    catalogue  every metric: name, unit, who counts, how it is read off a row, the names it is exported under
+    slices     which slices a request counts in: declared ones, capped; the busiest values of tags without bound
+    aggregate  all that is counted: ``hist`` log-linear histograms, ``windows`` by time, ``totals`` since the start
+    view       the numbers of one stretch of time; ``prometheus`` the text of ``/metrics``; ``hist_files`` .hlog, .hgrm
 """
