@@ -19,6 +19,7 @@ from router.observer.journal import Journal
 from router.observer.prices import prices_of
 from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow, RowKey
+from router.observer.segments import JOURNAL
 from router.observer.slowest import Slowest
 
 BEHIND_RECORDS: Final = 4096
@@ -46,7 +47,7 @@ class Pipeline:
         durable: dict[RowKey, int] = {}
         # It takes the lock of the directory, so it comes before the journal is touched.
         self.follower = Follower(run_dir, self.data_dir, observer.instances or None, durable)
-        self.journal = Journal(self.data_dir, observer.journal) if observer.journal.enabled else None
+        self.journal = Journal(self.data_dir / JOURNAL, observer.journal) if observer.journal.enabled else None
         if self.journal is not None:
             durable.update(self.journal.durable())
         self._in_flight = InFlight(run_dir, observer.instances)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 import router
 from ringbuffer import RingError
 from router.config import Config
@@ -40,8 +42,9 @@ READ_ON_NS: Final = 700_000_000
 FINISH_NS: Final = 4_000_000_000
 """The longest that a stop waits for costs, which settle a second after a request's end."""
 SLOWEST_SHOWN: Final = 10
-STATE_AGE_SHARE: Final = 1 / 120
-"""A state is kept for this share of its window: half a second of a minute, half a minute of an hour."""
+KEPT_FROM_S: Final = 600.0
+"""Windows this long take a while to read, so what was read is told again for a :data:`KEPT_SHARE` of the window."""
+KEPT_SHARE: Final = 1 / 120
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 _SECOND_NS: Final = 1_000_000_000
@@ -121,18 +124,17 @@ class Observer:
         by = by or next(iter(self.slice_names), "")
         now_ns = time.time_ns()
         known = self._states.get((window_s, by))
-        if known is None or not 0 <= now_ns - known.wall_ns < window_s * STATE_AGE_SHARE * _SECOND_NS:
-            known = self._states[window_s, by] = self._state(window_s, by, now_ns)
-        return known
+        if known is None or not 0 <= now_ns - known.wall_ns < window_s * KEPT_SHARE * _SECOND_NS:
+            known = self._counted(window_s, by, now_ns)
+            if window_s >= KEPT_FROM_S:
+                self._states[window_s, by] = known
+        return self._with_present(known)
 
-    def _state(self, window_s: float, by: str, now_ns: int) -> State:
-        pipeline = self._pipeline
+    def _counted(self, window_s: float, by: str, now_ns: int) -> State:
+        """Return a state without what is only true now."""
         window_ns = int(window_s * _SECOND_NS)
-        view = View(pipeline.aggregate, now_ns, window_ns)
-        routers = pipeline.follower.routers()
-        running_counts = running_by_host(routers)
-        waiting_count = sum(each.loads.waiting_count for each in routers)
-        slowest = pipeline.slowest.top(SLOWEST_SHOWN, window_ns, time.monotonic_ns())
+        view = View(self._pipeline.aggregate, now_ns, window_ns)
+        slowest = self._pipeline.slowest.top(SLOWEST_SHOWN, window_ns, time.monotonic_ns())
         return State(
             schema=SCHEMA,
             wall_ns=now_ns,
@@ -140,14 +142,29 @@ class Observer:
             covered_s=min(window_s, view.covered_ns / _SECOND_NS),
             currency=self._config.observer.currency,
             observer=self._own(),
-            sources=[_source(each) for each in routers],
-            traffic=view.traffic(sum(running_counts.values()), waiting_count),
+            sources=[],
+            traffic=view.traffic(0, 0),
             metrics=view.metrics(),
             stages=view.stages(),
-            hosts=view.hosts(running_counts),
+            hosts=view.hosts(running_by_host(self._pipeline.follower.routers())),
             slice_names=list(self.slice_names),
             slices=view.slices(by) if by else None,
             slowest=[_slow_request(row) for row in slowest],
+        )
+
+    def _with_present(self, state: State) -> State:
+        routers = self._pipeline.follower.routers()
+        running_counts = running_by_host(routers)
+        return replace(
+            state,
+            observer=self._own(),
+            sources=[_source(each) for each in routers],
+            traffic=replace(
+                state.traffic,
+                running_count=sum(running_counts.values()),
+                waiting_count=sum(each.loads.waiting_count for each in routers),
+            ),
+            hosts=[replace(host, running_count=running_counts.get(host.name, 0)) for host in state.hosts],
         )
 
     def _own(self) -> Health:
