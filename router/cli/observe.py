@@ -6,7 +6,9 @@ Exit codes: 0 stopped by a signal, 2 usage, configuration, or an address or dire
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,6 +17,9 @@ from router.cli import fail
 from router.cli.location import settings_of
 from router.errors import ConfigError
 
+NICENESS: Final = 10
+"""Where cores are short the router comes first, from the observer's first moment on: its start is its hardest work."""
+
 
 def run(args: argparse.Namespace) -> int:
     """Observe every router below the run directory until told to stop."""
@@ -22,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         settings = _with_options(settings_of(args), args)
     except ConfigError as error:
         return fail(error)
+    os.nice(NICENESS)
     try:
         from router.observer import process  # noqa: PLC0415 - what it needs is an extra
     except ModuleNotFoundError as error:
