@@ -161,6 +161,8 @@ def test_a_router_that_is_killed_leaves_what_ran_as_aborted(tmp_path: Path) -> N
             client = stage.client()
             client.chat(more="x-ringrouter-tag-feature-name: search\r\n")
             client.wait_for(b'"b"')
+            # The router writes to its client first and to its records then.
+            wait_until(lambda: [each["kind"] for each in stage.token_records()].count("text") == 2, "two records")
             assert follower.poll(time.monotonic_ns()).rows == []
             stage.router.kill()
             (row,) = seen.wait(1)
