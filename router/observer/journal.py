@@ -38,7 +38,8 @@ BACKLOG_ROWS_MAX: Final = 16_384
 """Rows that wait in memory for a disk that does not take them: as many as a router's ring keeps by default."""
 RETRY_NS: Final = 1_000_000_000
 KEEP_SEALED_NS: Final = 60_000_000_000
-"""How long a segment stays beside its Parquet file: a query that has listed it may still want to open it."""
+"""How long a segment stays beside its Parquet file: a query that has listed it may still want to open it, and a
+follower whose position was not saved to know its rows."""
 RETAIN_EVERY_NS: Final = 600_000_000_000
 """Between two looks for what is too old or too much; sealing a segment brings one too."""
 
@@ -56,11 +57,12 @@ class Journal:
         self._policy = policy
         segments.make_directory(directory / segments.WAL)
         segments.make_directory(directory / segments.REQUESTS)
-        self._left_over = _recover(directory)
+        self._left_over, stood_for = _recover(directory)
         self._next_number = _next_number(directory)
         self._open: dict[str, Segment] = {}
         self._sealed: deque[Path] = deque(self._left_over)
-        self._converted: deque[tuple[int, Path]] = deque()
+        remove_ns = time.monotonic_ns() + KEEP_SEALED_NS
+        self._converted = deque((remove_ns, path) for path in stood_for)
         """Segments to remove, and when."""
         self._backlog: deque[RequestRow] = deque()
         self._written: list[RequestRow] = []
@@ -86,7 +88,8 @@ class Journal:
 
         The follower's position may not have passed them when it was killed.
         """
-        return dict(segments.keys_in(path for path in self._left_over if path.exists()))
+        converted = (path for _, path in self._converted)
+        return dict(segments.keys_in(path for path in (*self._left_over, *converted) if path.exists()))
 
     def append(self, rows: Sequence[RequestRow], now_ns: int | None = None) -> None:
         """Write rows behind those before them; what the disk does not take waits. ``now_ns`` is ``CLOCK_MONOTONIC``."""
@@ -105,12 +108,10 @@ class Journal:
         # Conversions begin a tick after the sealing: by then the follower's position has passed the rows.
         self._convert(now_ns)
         self._seal_due(wall_ns)
-        while self._converted and self._converted[0][0] <= now_ns:
-            self._converted.popleft()[1].unlink(missing_ok=True)
-        is_retain_due = now_ns - self._retain_ns >= RETAIN_EVERY_NS or not self._retain_ns
-        if is_retain_due and self._conversion is None:  # whose directory must not be removed under it
-            self._retain_ns = now_ns
-            self._retain(now_ns, wall_ns)
+        try:
+            self._delete_due(now_ns, wall_ns)
+        except OSError as error:
+            self._fail(error, now_ns)
         return durable
 
     def close(self) -> list[RequestRow]:
@@ -179,11 +180,13 @@ class Journal:
             self._write_problem = ""
             _log.info("journal_is_written_again", directory=str(self.directory), dropped_rows=self.dropped_count)
 
-    def _retain(self, now_ns: int, wall_ns: int) -> None:
-        try:
+    def _delete_due(self, now_ns: int, wall_ns: int) -> None:
+        while self._converted and self._converted[0][0] <= now_ns:
+            self._converted.popleft()[1].unlink(missing_ok=True)
+        is_due = now_ns - self._retain_ns >= RETAIN_EVERY_NS or not self._retain_ns
+        if is_due and self._conversion is None:  # whose directory must not be removed under it
+            self._retain_ns = now_ns
             retain(self.directory, self._policy, wall_ns)
-        except OSError as error:
-            self._fail(error, now_ns)
 
     # ------------------------------------------------------------ sealing
     def _seal_due(self, wall_ns: int) -> None:
@@ -225,18 +228,17 @@ class Journal:
             _log.error("segment_not_converted", error=str(error))
 
 
-def _recover(directory: Path) -> list[Path]:
-    """Finish what a killed observer was about to do; return the segments that it left."""
+def _recover(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Find what a killed observer was about to do: the segments to convert, and those whose Parquet file is whole."""
     for path in (directory / segments.REQUESTS).glob(f"dt=*/h=*/*{parquet.TEMPORARY_SUFFIX}"):
         path.unlink()
-    left = []
+    left: list[Path] = []
+    stood_for: list[Path] = []
     for path in segments.segment_paths(directory):
         name = segments.name_of(path)
-        if name is not None and segments.parquet_path(directory, name).exists():
-            path.unlink()
-        else:
-            left.append(path)
-    return left
+        is_whole = name is not None and segments.parquet_path(directory, name).exists()
+        (stood_for if is_whole else left).append(path)
+    return left, stood_for
 
 
 def _next_number(directory: Path) -> int:
