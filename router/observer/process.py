@@ -65,6 +65,7 @@ class Observer:
         self._turn_max_ns = 0
         self._fault_count = 0
         self._states: dict[tuple[float, str], State] = {}
+        self._providers = {host.name: host.kind for host in config.hosts if host.kind != "auto"}
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -191,7 +192,7 @@ class Observer:
             *self._own_readings(),
         ]
         page = prometheus.capture(self._pipeline.aggregate, readings, time.time_ns())
-        return await asyncio.to_thread(prometheus.render, page, accept)
+        return await asyncio.to_thread(prometheus.render, page, accept, self._providers)
 
     def _own_readings(self) -> Iterator[Reading]:
         prefix, turn_s = prometheus.PREFIX, self._turn_max_ns / _SECOND_NS

@@ -171,6 +171,7 @@ class TestPage:
                 for key in keys:
                     await pilot.press(key)
                 await pilot.pause()
+                self.is_wide = page.screen.has_class("-wide")
                 return "\n".join(str(widget.render()) for widget in page.query("Static"))
 
         return asyncio.run(run())
@@ -202,4 +203,6 @@ class TestPage:
 
     def test_it_fits_any_terminal(self) -> None:
         assert "req-1" in self.shown_after(size=(20, 5))
+        assert not self.is_wide
         assert "req-1" in self.shown_after(size=(240, 60))
+        assert self.is_wide, "metrics and stages stand side by side"
