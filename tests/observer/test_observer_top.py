@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,12 @@ def test_without_an_observer_it_ends_in_one_line(capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "ringrouter observe" in said
+
+
+def test_printing_once_needs_nothing_of_the_extra() -> None:
+    program = "import sys, router.cli.top; print(*{name.split('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "duckdb", "textual", "rich", "prometheus_client"} & set(found)
 
 
 class TestPage:
