@@ -28,7 +28,9 @@ def describe(settings: Config) -> Iterator[str]:
     endpoints = [config.zeromq_endpoint(settings, endpoint) for endpoint in settings.listen.zeromq]
     yield from _labelled("listens at", [*(_listen_address(address) for address in settings.listen.http), *endpoints])
     yield from _labelled("rings in", [str(config.run_dir(settings) / settings.listen.instance)])
-    yield from _labelled("observer", [f"{_listen_address(settings.observer.http)}, data in {config.data_dir(settings)}"])
+    yield from _labelled(
+        "observer", [f"{_listen_address(settings.observer.http)}, data in {config.data_dir(settings)}"]
+    )
     yield from _labelled(
         "hosts", _columns([_host_row(host) for host in settings.hosts]) or ["none: every request is refused"]
     )
