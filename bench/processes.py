@@ -102,11 +102,11 @@ class RouterProcess:
         """Start the router; :meth:`wait_ready` says when it serves."""
         self._directory = Path(tempfile.mkdtemp(prefix="ringrouter-bench-", dir="/dev/shm"))
         self.target = f"127.0.0.1:{free_port()}"
-        self._run_dir = self._directory / "run"
+        self.run_dir = self._directory / "run"
         self._log = self._directory / "log"
         config_file = self._directory / "bench.toml"
         config_file.write_text(
-            config_text(self.target, urls, self._run_dir, slots=setup.slots, close=setup.close),
+            config_text(self.target, urls, self.run_dir, slots=setup.slots, close=setup.close),
             encoding="utf-8",
         )
         with self._log.open("wb") as log, pinned(core):
@@ -114,7 +114,7 @@ class RouterProcess:
                 router_command(config_file), env=router_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.pid = self._process.pid
-        self.zeromq_endpoint = f"ipc://{self._run_dir}/main/zmq.sock"
+        self.zeromq_endpoint = f"ipc://{self.run_dir}/main/zmq.sock"
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +144,7 @@ class RouterProcess:
 
     def stats(self) -> dict[str, Any]:
         """Return what ``ringrouter stats --json`` shows of it."""
-        command = [sys.executable, "-m", "router", "stats", "--run-dir", str(self._run_dir), "--json"]
+        command = [sys.executable, "-m", "router", "stats", "--run-dir", str(self.run_dir), "--json"]
         output = subprocess.run(command, env=router_environment(), stdout=subprocess.PIPE, check=True).stdout
         shown: dict[str, Any] = json.loads(output)
         return shown

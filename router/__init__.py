@@ -17,8 +17,9 @@ The path of a request, in order:
 11. :mod:`router.telemetry.writer`    records into shared memory
 
 Beside the path: :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits),
-:mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds it all), :mod:`router.cli` (commands, in processes of
-their own), :mod:`router.client` (for programs that ask over ZeroMQ).
+:mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds it all). In processes of their own: :mod:`router.cli`
+(commands), :mod:`router.observer` (makes metrics, costs and a journal of those records), :mod:`router.client` (for
+programs that ask over ZeroMQ).
 """
 
 from typing import Final

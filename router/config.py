@@ -29,6 +29,15 @@ _SUN_PATH_BYTES_MAX: Final = 107
 """Of ``sockaddr_un``, less its NUL."""
 _ZEROMQ_ALLOWED: Final = "`ipc`, `ipc:///path/of.sock` or `tcp://address:port`"
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+SLICE_ALLOWED: Final = "a tag, `model`, `host`, `endpoint` or `instance`, or two of them with a comma between"
+SLICE_FIELDS: Final = ("model", "host", "endpoint", "instance")
+"""What requests can be told apart by beside their tags."""
+SLICE_TAG_COUNT_MAX: Final = 2
+"""Of three tags there are more combinations than requests: that is a question for the journal."""
+DEFAULT_SLICES: Final = (
+    *("model", "host", "feature_name", "prompt_version", "channel", "device_type", "network_type", "workload_class"),
+    *("variant", "channel,device_type", "feature_name,device_type", "feature_name,prompt_version"),
+)
 
 
 def _between(least: float, most: float, description: str) -> Meta:
@@ -255,6 +264,13 @@ class HostConfig(_Section, frozen=True):
             description="Where the key is found that the host wants as `authorization: Bearer`.",
         ),
     ] = ""
+    cost_per_hour: (
+        Annotated[
+            float,
+            _between(0, 1e6, "What it costs an hour with all its GPUs, in `observer.currency`. Absent: not known."),
+        ]
+        | None
+    ) = None
     facts: Annotated[HostFacts, Meta(description="Overrides of what the router believes of this host.")] = (
         msgspec.field(default_factory=HostFacts)
     )
@@ -317,6 +333,91 @@ class Log(_Section, frozen=True):
     ] = "auto"
 
 
+class Slices(_Section, frozen=True):
+    """`[observer.slices]`: what the observer keeps apart in its percentiles, beside the total."""
+
+    tags: Annotated[
+        list[Annotated[str, Meta(extra={"allowed": SLICE_ALLOWED})]],
+        Meta(max_length=32, description="Each value, or pair of values, has percentiles of its own."),
+    ] = msgspec.field(default_factory=lambda: list(DEFAULT_SLICES))
+    values_max: Annotated[
+        int, _between(8, 4096, "Slices of one entry of `tags`; what comes later is counted as `__other__`.")
+    ] = 128
+    top: Annotated[
+        list[Annotated[str, Meta(extra={"allowed": "the name of a tag"})]],
+        Meta(max_length=8, description="Tags of which only the busiest values are kept, however many there are."),
+    ] = msgspec.field(default_factory=lambda: ["user_id", "session_id", "batch_id"])
+    top_count: Annotated[int, _between(1, 10_000, "Values kept of each of them.")] = 100
+
+
+class JournalConfig(_Section, frozen=True):
+    """`[observer.journal]`: one row for each finished request, on disk, for `report` and `query`."""
+
+    enabled: Annotated[bool, Meta(description="Write it.")] = True
+    fsync_s: Annotated[
+        float, _between(0, 60, "The longest that a row waits for the disk; 0 = each batch is forced to it at once.")
+    ] = 1.0
+    keep_days: Annotated[float, _above_zero(36_500, "Rows older than this are deleted.")] = 30.0
+    keep_bytes: Annotated[int, _between(1 << 20, 1 << 50, "Over it the oldest rows are deleted.")] = 4 << 30
+
+
+class Price(_Section, frozen=True):
+    """`[[observer.prices]]`: what a model costs that is paid for by the token, per million tokens."""
+
+    model: Annotated[str, Meta(description="Name of the model as clients ask for it; `*` stands for any characters.")]
+    input: Annotated[float, _between(0, 1e6, "Tokens of the prompt.")]
+    output: Annotated[float, _between(0, 1e6, "Tokens of the answer.")]
+    cached_input: (
+        Annotated[float, _between(0, 1e6, "Tokens of the prompt that the host had in its cache. Absent: as `input`.")]
+        | None
+    ) = None
+    reasoning: (
+        Annotated[float, _between(0, 1e6, "Tokens of the reasoning, where reported apart. Absent: as `output`.")] | None
+    ) = None
+
+
+class Goodput(_Section, frozen=True):
+    """`[[observer.goodput]]`: what a good answer is; one that failed is never good."""
+
+    workload_class: Annotated[str, Meta(description="Requests with this tag; empty: all that have no entry.")] = ""
+    ttft_s: Annotated[float, _above_zero(3600, "Longest time to the first token.")] | None = None
+    tpot_s: Annotated[float, _above_zero(3600, "Longest mean time per further token.")] | None = None
+    e2e_s: Annotated[float, _above_zero(86_400, "Longest time to the end of the answer.")] | None = None
+
+
+class ObserverConfig(_Section, frozen=True):
+    """`[observer]`: the process beside the router that makes metrics, costs and a journal of what it did."""
+
+    enabled: Annotated[bool, Meta(description="`ringrouter run` starts it.")] = True
+    http: Annotated[
+        str,
+        Meta(
+            extra={"allowed": "`host:port` or `unix:/path`"},
+            description="Address of `/metrics`, `/healthz` and `/state.json`. It has no keys: leave it on loopback.",
+        ),
+    ] = "127.0.0.1:8401"
+    data_dir: Annotated[
+        str,
+        Meta(
+            pattern=r"\A(/.*)?\Z",
+            extra={"allowed": "an absolute path or nothing"},
+            description="Directory of the journal and of the positions in the rings (on disk). Empty: "
+            "`$STATE_DIRECTORY`, else `$XDG_STATE_HOME/ringrouter`, else `~/.local/state/ringrouter`.",
+        ),
+    ] = ""
+    instances: Annotated[
+        list[Annotated[str, Meta(pattern=_NAME, extra=_NAME_ALLOWED)]],
+        Meta(max_length=256, description="Routers below `listen.run_dir` to observe; empty: all that are there."),
+    ] = msgspec.field(default_factory=list)
+    currency: Annotated[
+        str, Meta(pattern=r"\A[A-Z]{3}\Z", extra={"allowed": "three letters `A-Z`"}, description="Of every cost.")
+    ] = "USD"
+    slices: Slices = msgspec.field(default_factory=Slices)
+    journal: JournalConfig = msgspec.field(default_factory=JournalConfig)
+    prices: list[Price] = msgspec.field(default_factory=list)
+    goodput: list[Goodput] = msgspec.field(default_factory=list)
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -329,6 +430,7 @@ class Config(_Section, frozen=True):
     health: Health = msgspec.field(default_factory=Health)
     loop: LoopConfig = msgspec.field(default_factory=LoopConfig)
     log: Log = msgspec.field(default_factory=Log)
+    observer: ObserverConfig = msgspec.field(default_factory=ObserverConfig)
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
 
@@ -400,6 +502,7 @@ def _check(config: Config) -> None:
     for index, endpoint in enumerate(config.listen.zeromq):
         zeromq_endpoint(config, endpoint, f"listen.zeromq[{index}]")
     _check_hosts(config.hosts)
+    _check_observer(config)
 
 
 def _check_rings(rings: Rings) -> None:
@@ -420,6 +523,33 @@ def _check_hosts(hosts: list[HostConfig]) -> None:
             )
         seen[host.name] = index
         host_address(host.url, f"hosts[{index}].url")
+
+
+def _check_observer(config: Config) -> None:
+    observer = config.observer
+    split_address(observer.http, "observer.http")
+    tags = {*TAGS, *TEXT_TAGS, *config.tags.own}
+    _check_differ(observer.slices.tags, "observer.slices.tags")
+    _check_differ(observer.slices.top, "observer.slices.top")
+    for index, entry in enumerate(observer.slices.tags):
+        names = entry.split(",")
+        known = all(name in tags or name in SLICE_FIELDS for name in names)
+        if not known or len(set(names)) != len(names) or len(names) > SLICE_TAG_COUNT_MAX:
+            raise ConfigError(f"observer.slices.tags[{index}] = {shown(entry)}: expected {SLICE_ALLOWED}")
+    for index, name in enumerate(observer.slices.top):
+        if name not in tags:
+            raise ConfigError(f"observer.slices.top[{index}] = {shown(name)}: expected the name of a tag")
+    _check_differ([price.model for price in observer.prices], "observer.prices", ".model")
+    _check_differ([goodput.workload_class for goodput in observer.goodput], "observer.goodput", ".workload_class")
+    for index, goodput in enumerate(observer.goodput):
+        if goodput.ttft_s is None and goodput.tpot_s is None and goodput.e2e_s is None:
+            raise ConfigError(f"observer.goodput[{index}] is without a limit: expected ttft_s, tpot_s or e2e_s")
+
+
+def _check_differ(values: list[str], key: str, field: str = "") -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ConfigError(f"{key}[{index}]{field} = {shown(value)}: expected values that differ, it stands twice")
 
 
 def _check_keys(hosts: list[HostConfig]) -> None:
@@ -497,6 +627,35 @@ def default_run_dir() -> Path:
     return tmpfs_run_dir()
 
 
+def data_dir(config: Config) -> Path:
+    """Return the directory of the observer's journal, as ``observer.data_dir`` describes it."""
+    if config.observer.data_dir:
+        return Path(config.observer.data_dir)
+    if from_systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(from_systemd.split(":")[0])
+    if xdg := os.environ.get("XDG_STATE_HOME"):
+        return Path(xdg) / "ringrouter"
+    return Path.home() / ".local" / "state" / "ringrouter"
+
+
 def tmpfs_run_dir() -> Path:
     """Return the directory on the tmpfs that every Linux has, for when the one asked for is not on a tmpfs."""
     return Path(f"/dev/shm/ringrouter-{os.getuid()}")  # noqa: S108 - the directory is made 0700
+
+
+def rings_dir(config: Config) -> Path:
+    """Return where the router puts its rings: :func:`run_dir`, where that is on a tmpfs, else another directory."""
+    path = run_dir(config)
+    return path if is_tmpfs(path) else tmpfs_run_dir()
+
+
+def is_tmpfs(path: Path) -> bool:
+    """Return whether a directory, made or not yet, is on a file system in memory."""
+    best, kind = "", ""
+    real = str(path.resolve())
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, mount, fs, *_ = line.split(" ")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, fs
+    return kind in {"tmpfs", "ramfs"}

@@ -13,7 +13,18 @@ from typing import Any, Final
 import msgspec
 from msgspec import NODEFAULT, inspect
 
-from router.config import CONFIG_VERSION, Config, HostConfig, HostFacts, ModelConfig, ModelTimeouts
+from router.config import (
+    CONFIG_VERSION,
+    Config,
+    Goodput,
+    HostConfig,
+    HostFacts,
+    JournalConfig,
+    ModelConfig,
+    ModelTimeouts,
+    Price,
+    Slices,
+)
 from router.config_schema import allowed, number, shown
 
 EXAMPLE_LLAMA: Final = """\
@@ -92,6 +103,10 @@ _HEADINGS: Final = {
     HostFacts: "[hosts.facts]",
     ModelConfig: "[models.NAME]",
     ModelTimeouts: "[models.NAME.timeouts]",
+    Slices: "[observer.slices]",
+    JournalConfig: "[observer.journal]",
+    Price: "[[observer.prices]]",
+    Goodput: "[[observer.goodput]]",
 }
 """Sections whose place in the file is not simply the name of their key."""
 

@@ -18,7 +18,7 @@ import uvloop
 import ringbuffer
 from ringbuffer import RingError
 from router import native
-from router.config import Config, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
+from router.config import Config, is_tmpfs, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
@@ -281,23 +281,12 @@ def _unix_socket(path: str) -> socket.socket:
 def _usable_run_dir(path: Path, log: Any) -> Path:
     """Return a directory on tmpfs for the rings: the one asked for, else one in /dev/shm, said aloud."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _is_tmpfs(path):
+    if is_tmpfs(path):
         return path
     other = tmpfs_run_dir()
     other.mkdir(mode=0o700, parents=True, exist_ok=True)
     log.warning("run_dir is not on tmpfs, using another directory", run_dir=str(path), instead=str(other))
     return other
-
-
-def _is_tmpfs(path: Path) -> bool:
-    best, kind = "", ""
-    real = str(path.resolve())
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-        _, mount, fs, *_ = line.split(" ")
-        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, fs
-    return kind in {"tmpfs", "ramfs"}
 
 
 def _fit_descriptors(config: Config, log: Any) -> Config:

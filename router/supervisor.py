@@ -1,12 +1,14 @@
-"""`ringrouter run`: the router and the model hosts that come with it, started, watched and ended as one program.
+"""`ringrouter run`: the router, its observer and the model hosts that come with it, started, watched and ended as one.
 
 Without a configuration it starts a chat host and an embedding host (``router.embedded``), writes a configuration for
-them into the run directory, and starts ``ringrouter serve`` with it; with one it starts the router alone. Then it sends
-one request through the router and shows where its time went.
+them into the run directory, and starts ``ringrouter serve`` and ``ringrouter observe`` with it; with one it starts
+these two alone. Then it sends one request through the router and shows where its time went.
 
 * A child that ends is started again: after 0.5 s, then twice as long each time up to 10 s. One that ran for 30 s
   begins anew. A child that fails during the start ends the start, with what its log says.
-* SIGINT, SIGTERM and SIGHUP end the router first (its streams drain), then the hosts. A second one ends all at once.
+* The observer is a witness: when it cannot run here at all, that is said once and everything else goes on.
+* SIGINT, SIGTERM and SIGHUP end the router first (its streams drain), then the observer, which reads what that left,
+  and the hosts. A second one ends all at once.
 * Every child is in a process group of its own, so that Ctrl-C reaches the supervisor alone and the order holds; and the
   kernel kills it when the supervisor dies, so that nothing is ever left behind.
 * What a child prints goes to ``RUN/logs/NAME.log``, at most 4 MiB and its predecessor ``NAME.log.1``.
@@ -32,6 +34,8 @@ DEFAULT_PORT: Final = 8400
 ROUTER_STOP_MARGIN_S: Final = 3.0
 """What the router has beyond its drain time to close its sockets and rings."""
 HOST_STOP_S: Final = 3.0
+OBSERVER_STOP_S: Final = 10.0
+"""To read what the router left and to force the journal to a slow disk."""
 HURRY_AFTER_S: Final = 1.0
 """A stop signal this long after the first means "at once"; one before is the first again, sent to a process group."""
 LOG_CHECK_S: Final = 5.0
@@ -69,11 +73,16 @@ class Supervisor:
             for host, command in plan.host_commands.items()
         ]
         self._router = Child("router", plan.router_command, plan.log_dir / "router.log")
+        self._observers = [
+            Child("observer", command, plan.log_dir / "observer.log")
+            for command in (plan.observer_command,)
+            if command is not None
+        ]
         self._stop_signal_s: float | None = None
 
     @property
     def _children(self) -> list[Child]:
-        return [self._router, *self._hosts]
+        return [self._router, *self._observers, *self._hosts]
 
     async def run(self) -> int:
         """Run until a signal or a failed start; return the exit code."""
@@ -110,7 +119,10 @@ class Supervisor:
         await self._start_hosts()
         readiness = await self._start_router()
         async with asyncio.TaskGroup() as tasks:
-            for child in self._children:
+            for observer in self._observers:
+                start(observer)
+                tasks.create_task(self._keep_observing(observer))
+            for child in (self._router, *self._hosts):
                 tasks.create_task(self._keep_running(child))
             tasks.create_task(self._bound_logs())
             tasks.create_task(demonstration.show(self._plan.config, readiness))
@@ -159,6 +171,12 @@ class Supervisor:
             except RunError as error:
                 say(str(error))
 
+    async def _keep_observing(self, observer: Child) -> None:
+        if await observer.wait_ended() == EXIT_USAGE:
+            say(str(observer.failure("there is no observer here, everything else goes on")))
+        else:
+            await self._keep_running(observer)
+
     async def _bound_logs(self) -> None:
         while True:
             await asyncio.sleep(LOG_CHECK_S)
@@ -166,13 +184,16 @@ class Supervisor:
                 bound_log(child.log_path)
 
     async def _stop(self) -> None:
-        """End the router first, so that its streams end in order, and then the hosts."""
+        """End the router first, so that its streams end in order, and then the others."""
         if any(child.pid for child in self._children):
             say("\nstopping; running answers may take a moment (Ctrl-C again: at once) ...")
         drain_s = self._plan.config.timeouts.drain_s
         if not await self._router.stop(drain_s + ROUTER_STOP_MARGIN_S):
             say(f"the router had to be killed; its log: {self._router.log_path}")
-        await asyncio.gather(*(host.stop(HOST_STOP_S) for host in self._hosts))
+        await asyncio.gather(
+            *(host.stop(HOST_STOP_S) for host in self._hosts),
+            *(observer.stop(OBSERVER_STOP_S) for observer in self._observers),
+        )
 
 
 def start(child: Child) -> None:

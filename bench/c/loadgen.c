@@ -63,7 +63,7 @@ static struct {
 } plan;
 
 static struct {
-    histogram forward, ttft_overhead, ttft, token, gap, end_to_end, overhead;
+    histogram forward, ttft_overhead, ttft, token, gap, time_per_token, end_to_end, overhead;
 } times;
 
 // --------------------------------------------------------------------------------------------------- connections
@@ -92,7 +92,7 @@ typedef struct {
     int64_t stamp_ns;
 
     int tokens;
-    int64_t host_received_ns, host_first_ns, host_last_ns, last_arrival_ns;
+    int64_t host_received_ns, host_first_ns, host_last_ns, first_arrival_ns, last_arrival_ns;
 } connection;
 
 static connection **connections;
@@ -169,7 +169,7 @@ static void expect_answer(connection *c)
     c->body_left = -1;
     c->stamp_reading = NO_STAMP;
     c->tokens = 0;
-    c->host_received_ns = c->host_first_ns = c->host_last_ns = c->last_arrival_ns = 0;
+    c->host_received_ns = c->host_first_ns = c->host_last_ns = c->first_arrival_ns = c->last_arrival_ns = 0;
 }
 
 // The template with an id of its own: ids are spread, so that a cache's hash or a prefix tree sees different prompts.
@@ -213,6 +213,8 @@ static void record_answer(const connection *c, int64_t now)
     if (!is_measured(c))
         return;
     record(&times.end_to_end, now - c->intended_ns);
+    if (c->tokens > 1)
+        record(&times.time_per_token, (c->last_arrival_ns - c->first_arrival_ns) / (c->tokens - 1));
     if (options.mode == MODE_STREAM || !c->host_received_ns)
         return;
     record(&times.forward, c->host_received_ns - c->sent_ns);
@@ -277,6 +279,8 @@ static void take_token(connection *c, int64_t written_ns, int64_t arrived_ns)
         record(&times.gap, arrived_ns - c->last_arrival_ns);
     if (in_window(arrived_ns))
         counts.tokens_measured++;
+    if (c->tokens == 0)
+        c->first_arrival_ns = arrived_ns;
     c->tokens++;
     counts.tokens++;
     c->last_arrival_ns = arrived_ns;
@@ -765,6 +769,7 @@ static void report(void)
     print_histogram("ttft", &times.ttft);
     print_histogram("tok", &times.token);
     print_histogram("gap", &times.gap);
+    print_histogram("tpot", &times.time_per_token);
     print_histogram("e2e", &times.end_to_end);
     print_histogram("over", &times.overhead);
     if (options.buckets) {

@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_starters(commands)
     _add_observers(commands)
+    _add_observe(commands)
+    _add_top(commands)
+    _add_report(commands)
+    _add_query(commands)
     _add_ask(commands)
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -149,6 +153,59 @@ def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="NAME=VALUE",
         help="only requests with this tag, model, host, outcome, ...; may be repeated, all must hold",
     )
+
+
+def _add_observe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    observe = commands.add_parser("observe", help="make metrics, costs and a journal of what the routers here do")
+    where = observe.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
+    where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the rings")
+    observe.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of the journal")
+    observe.add_argument("--http", metavar="ADDRESS", help="host:port or unix:/path of /metrics and /state.json")
+
+
+def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    top = commands.add_parser("top", help="show traffic, percentiles, stages, hosts and the slowest requests, live")
+    where = top.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
+    where.add_argument("--url", metavar="ADDRESS", help="the observer's host:port or unix:/path (127.0.0.1:8401)")
+    top.add_argument("--by", default="", metavar="TAG", help="slice by this tag, e.g. feature_name")
+    top.add_argument("--window", type=_seconds, metavar="SECONDS", help="10, 60, 600 or 3600 (60)")
+    how = top.add_mutually_exclusive_group()
+    how.add_argument("--once", action="store_true", help="print the page once and end")
+    how.add_argument("--json", action="store_true", help="print it once for programs")
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="compare features, versions, devices: latency, pace, errors, cost")
+    report.add_argument(
+        "--by", default="", metavar="TAG[,TAG]", help="one row for each value, e.g. feature_name,prompt_version"
+    )
+    report.add_argument("--since", default="1h", metavar="WHEN", help="30m, 1h, 7d before now, or an ISO time (1h)")
+    report.add_argument(
+        "--where",
+        type=_name_and_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only requests with this tag, model, host or outcome; may be repeated, all must hold",
+    )
+    _add_journal(report)
+
+
+def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    query = commands.add_parser("query", help="ask the journal of finished requests in SQL")
+    query.add_argument("sql", metavar="SQL", help="of the table `requests`; - reads standard input")
+    _add_journal(query)
+
+
+def _add_journal(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
+    where.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of the journal")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="for programs")
+    how.add_argument("--csv", action="store_true", help="for spreadsheets")
 
 
 def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

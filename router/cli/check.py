@@ -29,6 +29,9 @@ def describe(settings: Config) -> Iterator[str]:
     yield from _labelled("listens at", [*(_listen_address(address) for address in settings.listen.http), *endpoints])
     yield from _labelled("rings in", [str(config.run_dir(settings) / settings.listen.instance)])
     yield from _labelled(
+        "observer", [f"{_listen_address(settings.observer.http)}, data in {config.data_dir(settings)}"]
+    )
+    yield from _labelled(
         "hosts", _columns([_host_row(host) for host in settings.hosts]) or ["none: every request is refused"]
     )
     yield from _labelled("models", _columns([_model_row(settings, name) for name in _model_names(settings)]))

@@ -57,3 +57,22 @@ def _used(path: Path) -> Path:
     """Return the directory, or the one in /dev/shm that a router takes where this one is not on tmpfs."""
     other = config.tmpfs_run_dir() / path.name
     return other if not _may_have_current(path) and _may_have_current(other) else path
+
+
+def observer_address(args: argparse.Namespace) -> str:
+    """Return the address of the observer's HTTP side as ``--url`` or the configuration says; raises ConfigError."""
+    if args.url is not None:
+        address = str(args.url).removeprefix("http://").rstrip("/")
+        config.split_address(address, "--url")
+        return address
+    return settings_of(args).observer.http
+
+
+def journal_dir(args: argparse.Namespace) -> Path:
+    """Return the observer's data directory as the options, the configuration or the defaults say."""
+    return Path(args.data_dir) if args.data_dir is not None else config.data_dir(settings_of(args))
+
+
+def settings_of(args: argparse.Namespace) -> config.Config:
+    """Return the configuration of ``--config``, or the defaults; raises :class:`ConfigError`."""
+    return config.load(args.config, need_keys=False) if args.config is not None else config.Config(version=1)

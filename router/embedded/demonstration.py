@@ -199,7 +199,10 @@ def show_addresses(client: RouterClient, config: Config, instance_dir: Path) -> 
     say(f"\nHTTP    {where}   (OpenAI-compatible: use it as the base URL)")
     for endpoint in config.listen.zeromq:
         say(f"ZeroMQ  {config_module.zeromq_endpoint(config, endpoint)}")
-    say(f"rings   {current.resolve() if current.exists() else instance_dir}\n")
+    say(f"rings   {current.resolve() if current.exists() else instance_dir}")
+    if config.observer.enabled:
+        say(f"metrics {observer_url(config)}/metrics   (for Prometheus)")
+    say("")
 
 
 async def show_answer(client: RouterClient, model: str, instance_dir: Path) -> None:
@@ -240,6 +243,9 @@ def show_next_steps(client: RouterClient, config: Config, model: str) -> None:
         say(f"  {program} ask 'Say hello.'{place}    # through the ZeroMQ socket")
     say(f"  {program} stats{place}    # rings, latencies, hosts")
     say(f"  {program} tail{place}     # every finished request, one line each")
+    if config.observer.enabled:
+        say(f"  {program} top{top_options(config)}      # traffic, percentiles, stages, slowest requests, live")
+        say(f"  {program} report --by model{journal_options(config)}    # who is slow, in which stage, at what cost")
     say("\nCtrl-C stops everything.")
 
 
@@ -263,6 +269,24 @@ def location_options(config: Config) -> str:
     if config.listen.instance != "main":
         options += f" --instance {config.listen.instance}"
     return options
+
+
+def observer_url(config: Config) -> str:
+    """Return where the observer answers."""
+    place = config_module.split_address(config.observer.http, "observer.http")
+    return f"unix:{place}" if isinstance(place, str) else f"http://{reachable(place[0])}:{place[1]}"
+
+
+def top_options(config: Config) -> str:
+    """Return the options with which `ringrouter top` finds the observer; none where it looks by itself."""
+    usual = config.observer.http == Config(version=1).observer.http
+    return "" if usual else f" --url {shlex.quote(observer_url(config))}"
+
+
+def journal_options(config: Config) -> str:
+    """Return the options with which `ringrouter report` finds the journal; none where it looks by itself."""
+    own = config.observer.data_dir
+    return f" --data-dir {shlex.quote(own)}" if own else ""
 
 
 def say(text: str) -> None:

@@ -86,8 +86,10 @@ def find_host_python(environment: Mapping[str, str] = os.environ) -> Path:
     )
 
 
-def config_text(run_dir: Path, http_address: str, sockets: Mapping[EmbeddedHost, Path], drain_s: float) -> str:
-    """Return the router's configuration (TOML) for these hosts at these sockets."""
+def config_text(
+    run_dir: Path, http_address: str, observer_address: str, sockets: Mapping[EmbeddedHost, Path], drain_s: float
+) -> str:
+    """Return the configuration (TOML) of router and observer for these hosts at these sockets."""
     # A JSON string of a path or name is a TOML string too.
     lines = [
         "# Written by `ringrouter run`; a start to copy for a configuration of your own.",
@@ -99,6 +101,9 @@ def config_text(run_dir: Path, http_address: str, sockets: Mapping[EmbeddedHost,
         "",
         "[timeouts]",
         f"drain_s = {drain_s}",
+        "",
+        "[observer]",
+        f"http = {json.dumps(observer_address)}",
     ]
     for host, socket_path in sockets.items():
         lines += [

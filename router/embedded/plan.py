@@ -23,12 +23,13 @@ OTHER_PORT: Final = "Choose another: ringrouter run --port 8500, make run PORT=8
 
 @dataclass(slots=True)
 class Plan:
-    """What to start: the router with a configuration, and before it the embedded hosts with their commands."""
+    """What to start: the embedded hosts with their commands, the router with a configuration, and its observer."""
 
     config: Config
     router_command: list[str]
     log_dir: Path
     host_commands: dict[hosts.EmbeddedHost, list[str]]
+    observer_command: list[str] | None = None
     lock_fd: int | None = None
 
     def release(self) -> None:
@@ -49,10 +50,12 @@ def embedded_plan(port: int) -> Plan:
         socket_dir.mkdir(mode=0o700, exist_ok=True)
         sockets = {host: socket_dir / f"{host.name}.sock" for host in (hosts.CHAT, hosts.EMBEDDING)}
         config_path = run_dir / "run.toml"
-        config_path.write_text(hosts.config_text(run_dir, address, sockets, DRAIN_S), encoding="utf-8")
+        text = hosts.config_text(run_dir, address, observer_address(address), sockets, DRAIN_S)
+        config_path.write_text(text, encoding="utf-8")
         commands = {host: host.command(python, path) for host, path in sockets.items()}
         config = config_module.load(config_path)
-        return Plan(config, router_command(config_path), make_log_dir(run_dir), commands, lock_fd)
+        observer = own_command("observe", config_path)
+        return Plan(config, own_command("serve", config_path), make_log_dir(run_dir), commands, observer, lock_fd)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -65,13 +68,23 @@ def user_plan(config_path: Path) -> Plan:
         raise RunError(f"{config_path} has no [[hosts]]: there is nothing to serve")
     check_addresses(config)
     run_dir = make_run_dir(config_module.run_dir(config))
-    return Plan(config, router_command(config_path), make_log_dir(run_dir), {})
+    observer = own_command("observe", config_path) if config.observer.enabled else None
+    return Plan(config, own_command("serve", config_path), make_log_dir(run_dir), {}, observer)
 
 
-def router_command(config_path: Path) -> list[str]:
-    """Return the command of the router with this configuration."""
+def own_command(name: str, config_path: Path) -> list[str]:
+    """Return one of this program's own commands, with this configuration."""
     # -P: a folder named `router` where the user stands must not be taken for this package.
-    return [sys.executable, "-P", "-m", "router", "serve", "--config", str(config_path.resolve())]
+    return [sys.executable, "-P", "-m", "router", name, "--config", str(config_path.resolve())]
+
+
+def observer_address(router_address: str) -> str:
+    """Return the address beside the router's, or another where that port is taken: the observer must not keep it up."""
+    host, port = router_address.rsplit(":", 1)
+    try:
+        return f"{host}:{free_port(host, int(port) + 1)}"
+    except RunError:
+        return f"{host}:{free_port(host, 0)}"
 
 
 def make_run_dir(path: Path) -> Path:
@@ -100,7 +113,7 @@ def lock_run_dir(run_dir: Path) -> int:
         os.close(fd)
         raise RunError(
             f"it is already running in {run_dir} (pid {pid}). Stop that one, or give this one a directory and a port "
-            "of its own: XDG_RUNTIME_DIR=/dev/shm/second ringrouter run --port 8500"
+            "of its own: XDG_RUNTIME_DIR=/dev/shm/second XDG_STATE_HOME=/tmp/second ringrouter run --port 8500"
         ) from None
     os.truncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

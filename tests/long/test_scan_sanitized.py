@@ -44,7 +44,8 @@ while time.monotonic() < until:
     module.stage_times(*(rng.choice((-1, 0, 1, 10**9, (1 << 63) - 1, rng.getrandbits(62))) for _ in range(5)))
     module.first_byte(head[: rng.randrange(2)])
     module.tcp_info(rng.choice((-1, 0, 1 << 20)))
-    fields = [("real", rng.choice("QIHBf"), rng.randrange(60)), ("__doc__", f"{rng.randrange(1, 90)}s", rng.randrange(60))]
+    number, text = rng.choice("QIHBf"), f"{rng.randrange(1, 90)}s"
+    fields = [("real", number, rng.randrange(60)), ("__doc__", text, rng.randrange(60))]
     source = rng.choice((rng.getrandbits(rng.randrange(90)), -3, 1.5, type("S", (), {"real": 1, "__doc__": head})()))
     try:
         module.Packer(rng.randrange(1, 70), fields[: rng.randrange(3)]).pack(source)

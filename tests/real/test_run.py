@@ -49,7 +49,7 @@ def wait_shown(program: Program) -> str:
 
 @pytest.mark.usefixtures("host_directory")
 def test_run_shows_a_real_answer_and_its_waterfall_and_ends_clean(directory: Path) -> None:
-    environment = {"XDG_RUNTIME_DIR": str(directory)}
+    environment = {"XDG_RUNTIME_DIR": str(directory), "XDG_STATE_HOME": str(directory / "state")}
     with Program("run", [*RUN, "--port", "0"], directory / "run.log", environment) as program:
         said = wait_shown(program)
         assert "HTTP    http://127.0.0.1:" in said
@@ -60,7 +60,7 @@ def test_run_shows_a_real_answer_and_its_waterfall_and_ends_clean(directory: Pat
             assert stage.replace("_", " ") in said, f"the waterfall shows the stage {stage}"
         for figure in ("TTFT", "TPOT", "first 2 s", "router overhead"):
             assert figure in said
-        assert len(running_below(directory)) == 3, "the router and two hosts"
+        assert len(running_below(directory)) == 4, "the router, its observer and two hosts"
         base_url = said.split("HTTP    ")[1].split("/v1")[0]
         with urllib.request.urlopen(f"{base_url}/v1/models", timeout=5) as response:
             assert b"smollm2-135m" in response.read()
@@ -73,7 +73,7 @@ def test_run_shows_a_real_answer_and_its_waterfall_and_ends_clean(directory: Pat
 
 @pytest.mark.usefixtures("host_directory")
 def test_a_killed_run_leaves_no_process_behind_and_the_next_one_starts(directory: Path) -> None:
-    environment = {"XDG_RUNTIME_DIR": str(directory)}
+    environment = {"XDG_RUNTIME_DIR": str(directory), "XDG_STATE_HOME": str(directory / "state")}
     program = Program("run", [*RUN, "--port", "0"], directory / "run.log", environment)
     with program:
         wait_shown(program)
@@ -87,11 +87,12 @@ def test_a_killed_run_leaves_no_process_behind_and_the_next_one_starts(directory
 def test_run_with_a_configuration_serves_the_users_own_host(directory: Path, llama_host: HostProcess) -> None:
     config_path = directory / "mine.toml"
     config_path.write_text(
-        f'version = 1\n[listen]\nhttp = "127.0.0.1:{free_port()}"\nrun_dir = "{directory}/rings"\n{llama_host.toml()}'
+        f'version = 1\n[listen]\nhttp = "127.0.0.1:{free_port()}"\nrun_dir = "{directory}/rings"\n'
+        f'[observer]\nhttp = "127.0.0.1:{free_port()}"\ndata_dir = "{directory}/data"\n{llama_host.toml()}'
     )
     with Program("run", [*RUN, "--config", str(config_path)], directory / "run.log") as program:
         said = wait_shown(program)
-        assert "starting the chat model" not in said, "with a configuration the router comes alone"
+        assert "starting the chat model" not in said, "with a configuration no model comes along"
         assert f"rings   {directory}/rings/main/" in said
         assert "smollm2-135m  " in said
         assert "host first token" in said
@@ -105,6 +106,7 @@ def test_run_with_a_host_that_does_not_answer_keeps_running_and_says_so(director
     config_path = directory / "mine.toml"
     config_path.write_text(
         f'version = 1\n[listen]\nhttp = "127.0.0.1:{free_port()}"\nrun_dir = "{directory}/rings"\n'
+        "[observer]\nenabled = false\n"
         f'[[hosts]]\nname = "absent"\nurl = "http://127.0.0.1:{free_port()}"\nmodels = ["m"]\n'
     )
     with Program("run", [*RUN, "--config", str(config_path)], directory / "run.log") as program:

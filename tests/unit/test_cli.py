@@ -113,6 +113,7 @@ class TestCheck:
             "r.toml: ok",
             "http://0.0.0.0:8400",
             "unix:/run/ringrouter/http.sock",
+            "http://127.0.0.1:8401, data in /",
             "gpu-0  vllm  unix:///run/vllm/gpu-0.sock  slots as probed",
             "gpu-1  vllm  http://10.0.0.12:8000        128 slots",
             "chat  at gpu-0 as meta-llama/Llama-3.1-8B-Instruct, gpu-1 as meta-llama/Llama-3.1-8B-Instruct",

@@ -75,7 +75,7 @@ def test_a_refused_value_is_named_with_what_is_allowed(text: str, message: str) 
         ("[listen]\nhtpp = 1", "listen.htpp is not a known key; did you mean 'http'?", "backlog, http, instance"),
         ("[models.chat]\nfoo = 1", "models.chat.foo is not a known key", "fold, stream_by_default, timeouts"),
         ("[models.chat.timeouts]\nqueue = 1", "models.chat.timeouts.queue is not a known key", "queue_s, total_s"),
-        (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_env, facts, kind, models, name, slots, url"),
+        (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_env, cost_per_hour, facts, kind, models"),
         (f"{HOST}[hosts.facts]\nfoo = 1", "hosts[0].facts.foo is not a known key", "progress, request_id_header"),
         ("foo = 1", "foo is not a known key", "health, hosts, limits"),
     ],
@@ -133,6 +133,28 @@ def test_a_long_value_is_cut_in_the_message() -> None:
             '[[hosts]]\nname = "a"\nurl = "http://x:1/v1"',
             'hosts[0].url = "http://x:1/v1": expected http://host:port without a path',
         ),
+        (
+            '[observer]\nhttp = "8401"',
+            'observer.http = "8401": expected host:port (port 0 to 65535) or unix:/absolute/path',
+        ),
+        (
+            '[observer.slices]\ntags = ["modle"]',
+            f'observer.slices.tags[0] = "modle": expected {config.SLICE_ALLOWED}',
+        ),
+        (
+            '[observer.slices]\ntags = ["model,host,channel"]',
+            f'observer.slices.tags[0] = "model,host,channel": expected {config.SLICE_ALLOWED}',
+        ),
+        (
+            '[observer.slices]\ntags = ["model", "model"]',
+            'observer.slices.tags[1] = "model": expected values that differ, it stands twice',
+        ),
+        ('[observer.slices]\ntop = ["host"]', 'observer.slices.top[0] = "host": expected the name of a tag'),
+        (
+            '[[observer.prices]]\nmodel = "m"\ninput = 1\noutput = 1\n' * 2,
+            'observer.prices[1].model = "m": expected values that differ, it stands twice',
+        ),
+        ("[[observer.goodput]]", "observer.goodput[0] is without a limit: expected ttft_s, tpot_s or e2e_s"),
     ],
 )
 def test_what_one_value_alone_cannot_show_is_checked(text: str, message: str) -> None:
@@ -231,5 +253,24 @@ class TestRunDir:
         assert config.run_dir(bare) == Path("/run/ringrouter")
         assert config.run_dir(named) == Path("/run/x")
 
+    def test_the_journal_is_where_config_systemd_xdg_or_the_home_directory_say(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bare, named = parse("version = 1"), parse('version = 1\n[observer]\ndata_dir = "/srv/x"')
+        monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+        monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+        monkeypatch.setenv("HOME", "/home/u")
+        assert config.data_dir(bare) == Path("/home/u/.local/state/ringrouter")
+        monkeypatch.setenv("XDG_STATE_HOME", "/state")
+        assert config.data_dir(bare) == Path("/state/ringrouter")
+        monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/ringrouter:/var/lib/other")
+        assert config.data_dir(bare) == Path("/var/lib/ringrouter")
+        assert config.data_dir(named) == Path("/srv/x")
+
+    def test_tags_of_the_users_own_can_be_sliced_by(self) -> None:
+        text = 'version = 1\n[tags]\nown = ["plan"]\n[observer.slices]\ntags = ["plan", "plan,host"]\ntop = ["plan"]'
+        assert parse(text).observer.slices.tags == ["plan", "plan,host"]
+
     def test_a_relative_one_is_refused(self) -> None:
+        assert refusal('[observer]\ndata_dir = "x"').endswith("expected an absolute path or nothing")
         assert refusal('[listen]\nrun_dir = "rings"').endswith("expected an absolute path or nothing")

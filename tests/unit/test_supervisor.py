@@ -66,7 +66,8 @@ run_dir = "{directory}"
 drain_s = 1
 ''')
 embedded = {host: command(host.name, "0") for host in (hosts.CHAT, hosts.EMBEDDING)}
-plan = Plan(parsed, command("router", port), directory, embedded)
+observer = command("observer", "0") if "--observer" in sys.argv else None
+plan = Plan(parsed, command("router", port), directory, embedded, observer)
 sys.exit(asyncio.run(supervisor.Supervisor(plan).run()))
 """
 
@@ -80,13 +81,13 @@ def directory() -> Iterator[Path]:
 
 
 class Supervised(Program):
-    """A supervisor process over three stand-ins."""
+    """A supervisor process over three stand-ins, or four with an observer."""
 
-    def __init__(self, directory: Path, child_program: str = CHILD) -> None:
+    def __init__(self, directory: Path, child_program: str = CHILD, *options: str) -> None:
         self.directory = directory
         (directory / "child.py").write_text(child_program)
         (directory / "supervisor.py").write_text(SUPERVISOR)
-        command = [sys.executable, str(directory / "supervisor.py"), str(directory), str(free_port())]
+        command = [sys.executable, str(directory / "supervisor.py"), str(directory), str(free_port()), *options]
         super().__init__("supervisor", command, directory / "supervisor.log")
 
     def wait_up(self) -> dict[str, int]:
@@ -188,6 +189,43 @@ def test_a_router_that_cannot_start_ends_the_hosts_too(directory: Path) -> None:
     assert sorted(supervisor.ends()) == ["chat", "embedding"]
 
 
+def test_the_observer_ends_after_the_router_whose_last_records_it_reads(directory: Path) -> None:
+    with Supervised(directory, CHILD, "--observer") as supervisor:
+        supervisor.wait_up()
+        wait_until(lambda: supervisor.child_pid("observer"), "the observer to be up")
+        supervisor.signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+    assert supervisor.ends()[0] == "router"
+    assert sorted(supervisor.ends()) == sorted([*NAMES, "observer"])
+
+
+def test_an_observer_that_dies_is_started_again(directory: Path) -> None:
+    with Supervised(directory, CHILD, "--observer") as supervisor:
+        supervisor.wait_up()
+        pid = wait_until(lambda: supervisor.child_pid("observer"), "the observer to be up")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: supervisor.child_pid("observer") not in (pid, 0), "a new process")
+
+
+def test_an_observer_that_cannot_run_here_is_said_once_and_all_else_goes_on(directory: Path) -> None:
+    broken = CHILD.replace("def end(", "if name == 'observer':\n    print('no room'); sys.exit(2)\ndef end(")
+    with Supervised(directory, broken, "--observer") as supervisor:
+        pids = supervisor.wait_up()
+        wait_until(lambda: "there is no observer here" in supervisor.log_text(), "the message")
+        assert all(is_alive(pid) for pid in pids.values())
+    assert supervisor.log_text().count("no room") == 1
+
+
+def test_the_observer_of_the_embedded_set_takes_the_next_port_or_any_other() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        address = plan.observer_address(f"127.0.0.1:{port - 1}")
+    assert address.startswith("127.0.0.1:")
+    assert address not in {f"127.0.0.1:{port}", "127.0.0.1:0"}
+    free = free_port()
+    assert plan.observer_address(f"127.0.0.1:{free - 1}") == f"127.0.0.1:{free}"
+
+
 def test_back_off_doubles_to_its_bound_and_begins_anew_after_a_steady_run() -> None:
     back_off = child.BackOff()
     delays = [back_off.delay_s(up_s=1.0) for _ in range(7)]
@@ -278,10 +316,11 @@ def test_a_second_run_in_the_same_directory_is_refused_with_the_pid_of_the_first
 
 def test_the_written_configuration_serves_both_models_on_unix_sockets(directory: Path) -> None:
     sockets = {hosts.CHAT: directory / "chat.sock", hosts.EMBEDDING: directory / "embedding.sock"}
-    parsed = config.parse(hosts.config_text(directory, "127.0.0.1:8400", sockets, drain_s=10))
+    parsed = config.parse(hosts.config_text(directory, "127.0.0.1:8400", "127.0.0.1:8401", sockets, drain_s=10))
     assert parsed.listen.http == ["127.0.0.1:8400"]
     assert parsed.listen.run_dir == str(directory)
     assert parsed.timeouts.drain_s == 10
+    assert parsed.observer.http == "127.0.0.1:8401"
     assert [(host.url, host.kind, host.models) for host in parsed.hosts] == [
         (f"unix://{directory}/chat.sock", "llama.cpp", ["smollm2-135m"]),
         (f"unix://{directory}/embedding.sock", "llama.cpp", ["all-minilm-l6-v2"]),

@@ -1,0 +1,88 @@
+"""Asks a running observer over HTTP: for the commands that show what it knows."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from typing import Final
+
+import msgspec
+
+from router import config
+from router.observer.state import SCHEMA, State
+
+TIMEOUT_S: Final = 5.0
+BODY_BYTES_MAX: Final = 16 << 20
+
+
+class ObserverError(Exception):
+    """The observer does not answer, or not as one; the message says where and why, in one line."""
+
+
+def state(address: str, *, window_s: float | None = None, by: str = "") -> State:
+    """Return the state that the observer at ``address`` has now; raises :class:`ObserverError`."""
+    body = get(address, state_path(window_s, by))
+    try:
+        schema = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get("schema", msgspec.Raw(b'""'))
+        found = msgspec.json.decode(schema)
+        if found != SCHEMA:
+            raise ObserverError(f"{shown(address)} answers with schema {found!r}: expected {SCHEMA!r}")
+        return msgspec.json.decode(body, type=State)
+    except msgspec.DecodeError as error:
+        raise ObserverError(f"{shown(address)} answers, but not as an observer: {error}") from None
+
+
+def state_path(window_s: float | None, by: str) -> str:
+    """Return the path of ``/state.json`` with its options."""
+    options = [f"window={window_s:g}"] if window_s is not None else []
+    options += [f"by={by}"] if by else []
+    return "/state.json" + ("?" + "&".join(options) if options else "")
+
+
+def get(address: str, path: str) -> bytes:
+    """Return the body of a 200 answer; raises :class:`ObserverError`."""
+    connection = _connection(address)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read(BODY_BYTES_MAX)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ObserverError(
+            f"no observer answers at {shown(address)} ({reason}); `ringrouter observe` starts one"
+        ) from None
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        text = body[:200].decode("utf-8", "replace").strip()
+        raise ObserverError(f"{shown(address)} answers {response.status} to {path}: {text}")
+    return body
+
+
+def shown(address: str) -> str:
+    """Return an address as a user can open it."""
+    return address if address.startswith("unix:") else f"http://{address}"
+
+
+def _connection(address: str) -> http.client.HTTPConnection:
+    place = config.split_address(address, "address")
+    if not isinstance(place, str):
+        host, port = place
+        return http.client.HTTPConnection(reachable(host), port, timeout=TIMEOUT_S)
+    return _UnixConnection(place)
+
+
+def reachable(host: str) -> str:
+    """Return an address that reaches a listener on ``host``."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(self._path)

@@ -1,0 +1,161 @@
+"""The observer's parts in the order in which a request passes them; :meth:`Pipeline.turn` takes them round once.
+
+Costs settle a second or more after a row was read, and only then the row is written: until it is on disk the position
+in the rings stays before it, so that a killed observer reads it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from router.config import Config, data_dir
+from router.observer.aggregate import Aggregate
+from router.observer.cost import CostMeter
+from router.observer.follow import Follower
+from router.observer.in_flight import InFlight
+from router.observer.journal import Journal
+from router.observer.prices import prices_of
+from router.observer.prometheus import PREFIX, Reading
+from router.observer.rows import RequestRow, RowKey
+from router.observer.segments import JOURNAL
+from router.observer.slowest import Slowest
+
+BEHIND_RECORDS: Final = 4096
+"""With more records than this unread the next turn comes at once."""
+_TICK_NS: Final = 1_000_000_000
+
+
+class Pipeline:
+    """All that happens to a request, without HTTP.
+
+    Raises :class:`router.observer.positions.FollowError` when another observer uses the data directory, and ``OSError``
+    when it cannot be used.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, wall_ns: int) -> None:
+        observer = config.observer
+        self.run_dir = run_dir
+        self.data_dir = data_dir(config)
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.slice_names = tuple(dict.fromkeys((*observer.slices.tags, *observer.slices.top)))
+        """What can be asked for, as ``observer.slices`` has it."""
+        self.aggregate = Aggregate(observer.slices, observer.goodput, wall_ns)
+        self.slowest = Slowest()
+        self.cost = CostMeter(prices_of(config), [host.name for host in config.hosts])
+        durable: dict[RowKey, int] = {}
+        # It takes the lock of the directory, so it comes before the journal is touched.
+        self.follower = Follower(run_dir, self.data_dir, observer.instances or None, durable)
+        self.journal = Journal(self.data_dir / JOURNAL, observer.journal) if observer.journal.enabled else None
+        if self.journal is not None:
+            durable.update(self.journal.durable())
+        self._in_flight = InFlight(run_dir, observer.instances)
+        self._position_problem = ""
+        self._ticked_ns = 0
+
+    # ------------------------------------------------------------ one step
+    def turn(self, now_ns: int, wall_ns: int) -> None:
+        """Read what is new and take everything one step on. ``now_ns`` is monotonic, ``wall_ns`` since 1970."""
+        sightings = self._in_flight.look(now_ns)  # before the rows, so that what is in neither has a row to come
+        batch = self.follower.poll(now_ns)
+        self.aggregate.add(batch.rows, batch.pace, wall_ns)
+        self.slowest.add(batch.rows, now_ns)
+        self.cost.add(batch.rows, sightings, now_ns)
+        self._settle(now_ns, wall_ns)
+        if now_ns - self._ticked_ns >= _TICK_NS:
+            self._ticked_ns = now_ns
+            self.aggregate.tick(wall_ns)
+
+    def settle(self, now_ns: int, wall_ns: int) -> None:
+        """Take on what has been read, and read no more rows."""
+        self.cost.add((), self._in_flight.look(now_ns), now_ns)
+        self._settle(now_ns, wall_ns)
+
+    def _settle(self, now_ns: int, wall_ns: int) -> None:
+        settled = self.cost.settled(now_ns)
+        self.aggregate.add_costs(settled, wall_ns)
+        if self.journal is not None:
+            self.journal.append(settled, now_ns)
+            settled = self.journal.tick(now_ns, wall_ns)
+        self._commit(settled)
+
+    def _commit(self, rows: Sequence[RequestRow]) -> None:
+        try:
+            self.follower.commit(rows)
+            self._position_problem = ""
+        except OSError as error:  # it is kept and saved with the next ones
+            self._position_problem = f"{self.data_dir} cannot be written: {error.strerror or error}"
+
+    def close(self, wall_ns: int) -> None:
+        """Write what there is, with what is known of its cost, and let another observer go on."""
+        rows = self.cost.flush()
+        self.aggregate.add_costs(rows, wall_ns)
+        if self.journal is not None:
+            self.journal.append(rows)
+            rows = self.journal.close()
+        self._commit(rows)
+        self.follower.close()
+        self._in_flight.close()
+
+    # ------------------------------------------------------------ how it fares
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits in the rings than comes in a turn."""
+        return self.follower.lag_records > BEHIND_RECORDS
+
+    @property
+    def journal_state(self) -> str:
+        """``on``, ``off``, or what is wrong with the disk."""
+        if self.journal is None:
+            return self._position_problem or "off"
+        return self.journal.problem or self._position_problem or "on"
+
+    def problems(self) -> list[str]:
+        """Return what is lost or cannot be done now, one line each."""
+        found = [f"router {instance} cannot be read: {why}" for instance, why in self.follower.problems.items()]
+        if self.journal_state not in {"on", "off"}:
+            found.append(f"journal: {self.journal_state}")
+        if self.journal is not None and self.journal.dropped_count:
+            found.append(f"journal: {self.journal.dropped_count:,} rows were given up since the start")
+        if self.follower.lost_request_count:
+            found.append(f"{self.follower.lost_request_count:,} requests were overwritten before they were read")
+        if self.follower.lost_event_count:
+            found.append(f"{self.follower.lost_event_count:,} token events were overwritten before they were read")
+        return found
+
+    def readings(self) -> Iterator[Reading]:
+        """Yield numbers of the observer itself, for ``/metrics``."""
+        follower = self.follower
+        yield _counter("observed_events", "Token events read", follower.event_count)
+        yield _counter(
+            "lost_requests", "Finished requests overwritten before they were read", follower.lost_request_count
+        )
+        yield _counter("lost_events", "Token events overwritten before they were read", follower.lost_event_count)
+        yield _gauge("unread_records", "Records in the rings that are not read yet", follower.lag_records)
+        yield _gauge("unsettled_requests", "Requests whose cost is not known yet", self.cost.pending_count)
+        if self.journal is not None:
+            yield _counter("journal_rows", "Rows written to the journal", self.journal.row_count)
+            yield _counter("journal_dropped_rows", "Rows that the disk did not take", self.journal.dropped_count)
+        yield from self._host_readings()
+
+    def _host_readings(self) -> Iterator[Reading]:
+        meaning = (
+            "Where the hosts' time went: charged to requests, idle, used by requests whose charge is not known, gap"
+        )
+        for host, time in self.cost.host_times().items():
+            for use, ns in (
+                ("charged", time.attributed_ns),
+                ("idle", time.idle_ns),
+                ("lost", time.lost_ns),
+                ("gap", time.gap_ns),
+            ):
+                yield Reading(PREFIX + "host_seconds", "counter", meaning, (("host", host), ("use", use)), ns / 1e9)
+
+
+def _counter(name: str, meaning: str, value: float) -> Reading:
+    return Reading(PREFIX + name, "counter", meaning, (), value)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Reading:
+    return Reading(PREFIX + name, "gauge", meaning, (), value)

@@ -1,0 +1,255 @@
+"""The observer's process: reads the rings ten times a second, and answers HTTP in between.
+
+One thread and one loop, as in the router, except for two slow things that work on copies: the text of ``/metrics`` and
+the journal's hourly file. A turn that fails is logged and counted, and the next one goes on: the observer is no use to
+anybody when it is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+import router
+from ringbuffer import RingError
+from router.config import Config
+from router.errors import ConfigError
+from router.log import log_unhandled, set_up
+from router.observer import prometheus
+from router.observer.follow import RouterView
+from router.observer.pipeline import Pipeline
+from router.observer.positions import FollowError
+from router.observer.prometheus import Reading
+from router.observer.rows import RequestRow
+from router.observer.slowest import longest_stage
+from router.observer.state import SCHEMA, Health, SlowRequest, Source, State
+from router.observer.view import View
+from router.observer.web import Condition, WebServer
+
+TURN_S: Final = 0.1
+"""Between two looks at the rings. At 200,000 events a second 20,000 come in it, a thirteenth of what the ring holds."""
+READ_ON_NS: Final = 700_000_000
+"""How long a stop reads on: long enough to learn that a router has just ended, and what of."""
+FINISH_NS: Final = 4_000_000_000
+"""The longest that a stop waits for costs, which settle a second after a request's end."""
+SLOWEST_SHOWN: Final = 10
+KEPT_FROM_S: Final = 600.0
+"""Windows this long take a while to read, so what was read is told again for a :data:`KEPT_SHARE` of the window."""
+KEPT_SHARE: Final = 1 / 120
+EXIT_OK: Final = 0
+EXIT_USAGE: Final = 2
+_SECOND_NS: Final = 1_000_000_000
+_MS_NS: Final = 1_000_000
+
+
+class Observer:
+    """One observer. :meth:`run` returns when it was told to stop and has written what it had."""
+
+    def __init__(self, config: Config, pipeline: Pipeline, log: Any) -> None:
+        self.slice_names = pipeline.slice_names
+        self._config = config
+        self._pipeline = pipeline
+        self._log = log
+        self._stop = asyncio.Event()
+        self._web = WebServer(self, config.observer.http)
+        self._started_ns = time.monotonic_ns()
+        self._turn_max_ns = 0
+        self._fault_count = 0
+        self._states: dict[tuple[float, str], State] = {}
+        self._providers = {host.name: host.kind for host in config.hosts if host.kind != "auto"}
+
+    # ------------------------------------------------------------ life
+    async def run(self) -> None:
+        """Observe until a signal says stop; raises :class:`ConfigError` when the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: log_unhandled(self._log, context))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        address = await self._web.listen()
+        self._log.info(
+            "observing",
+            http=address,
+            rings=str(self._pipeline.run_dir),
+            data=str(self._pipeline.data_dir),
+            pid=os.getpid(),
+        )
+        try:
+            while not self._stop.is_set():
+                await self._wait(self._timed(self._pipeline.turn))
+            self._log.info("stopping")
+            await self._finish()
+        finally:
+            await self._web.close()
+            self._pipeline.close(time.time_ns())
+
+    async def _finish(self) -> None:
+        """Read what a router that has just ended left, and wait for the costs of what was read."""
+        begin_ns = time.monotonic_ns()
+        while time.monotonic_ns() - begin_ns < READ_ON_NS:
+            await asyncio.sleep(self._timed(self._pipeline.turn))
+        while self._pipeline.cost.pending_count and time.monotonic_ns() - begin_ns < FINISH_NS:
+            await asyncio.sleep(self._timed(self._pipeline.settle))
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, for a stop no longer than for the next turn."""
+        if not seconds:
+            await asyncio.sleep(0)  # HTTP has its turn even when the rings are fuller than one turn can read
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    def _timed(self, turn: Callable[[int, int], None]) -> float:
+        """Take a turn and return how long to wait until the next one."""
+        begin_ns = time.monotonic_ns()
+        try:
+            turn(begin_ns, time.time_ns())
+        except Exception as error:  # whatever it is, what comes next is to be read
+            self._fault_count += 1
+            log_unhandled(self._log, {"message": "a turn failed", "exception": error})
+        took_ns = time.monotonic_ns() - begin_ns
+        self._turn_max_ns = max(self._turn_max_ns, took_ns)
+        return 0.0 if self._pipeline.is_behind else max(0.0, TURN_S - took_ns / _SECOND_NS)
+
+    # ------------------------------------------------------------ answers
+    def state(self, window_s: float, by: str) -> State:
+        """Return the numbers of the last ``window_s`` seconds, with the slices of ``by`` (empty: the first entry)."""
+        by = by or next(iter(self.slice_names), "")
+        now_ns = time.time_ns()
+        known = self._states.get((window_s, by))
+        if known is None or not 0 <= now_ns - known.wall_ns < window_s * KEPT_SHARE * _SECOND_NS:
+            known = self._counted(window_s, by, now_ns)
+            if window_s >= KEPT_FROM_S:
+                self._states[window_s, by] = known
+        return self._with_present(known)
+
+    def _counted(self, window_s: float, by: str, now_ns: int) -> State:
+        """Return a state without what is only true now."""
+        window_ns = int(window_s * _SECOND_NS)
+        view = View(self._pipeline.aggregate, now_ns, window_ns)
+        slowest = self._pipeline.slowest.top(SLOWEST_SHOWN, window_ns, time.monotonic_ns())
+        return State(
+            schema=SCHEMA,
+            wall_ns=now_ns,
+            window_s=window_s,
+            covered_s=min(window_s, view.covered_ns / _SECOND_NS),
+            currency=self._config.observer.currency,
+            observer=self._own(),
+            sources=[],
+            traffic=view.traffic(0, 0),
+            metrics=view.metrics(),
+            stages=view.stages(),
+            hosts=view.hosts(running_by_host(self._pipeline.follower.routers())),
+            slice_names=list(self.slice_names),
+            slices=view.slices(by) if by else None,
+            slowest=[_slow_request(row) for row in slowest],
+        )
+
+    def _with_present(self, state: State) -> State:
+        routers = self._pipeline.follower.routers()
+        running_counts = running_by_host(routers)
+        return replace(
+            state,
+            observer=self._own(),
+            sources=[_source(each) for each in routers],
+            traffic=replace(
+                state.traffic,
+                running_count=sum(running_counts.values()),
+                waiting_count=sum(each.loads.waiting_count for each in routers),
+            ),
+            hosts=[replace(host, running_count=running_counts.get(host.name, 0)) for host in state.hosts],
+        )
+
+    def _own(self) -> Health:
+        pipeline = self._pipeline
+        return Health(
+            pid=os.getpid(),
+            version=router.__version__,
+            up_s=(time.monotonic_ns() - self._started_ns) / _SECOND_NS,
+            row_count=pipeline.follower.row_count,
+            event_count=pipeline.follower.event_count,
+            lost_request_count=pipeline.follower.lost_request_count,
+            lost_event_count=pipeline.follower.lost_event_count,
+            turn_max_ms=self._turn_max_ns / _MS_NS,
+            fault_count=self._fault_count,
+            journal=pipeline.journal_state,
+        )
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return the body of ``/metrics`` and its content type; the text is made in a thread, from a copy."""
+        routers = self._pipeline.follower.routers()
+        readings = [
+            *prometheus.router_readings({each.instance: each.counters for each in routers}),
+            *self._pipeline.readings(),
+            *self._own_readings(),
+        ]
+        page = prometheus.capture(self._pipeline.aggregate, readings, time.time_ns())
+        return await asyncio.to_thread(prometheus.render, page, accept, self._providers)
+
+    def _own_readings(self) -> Iterator[Reading]:
+        prefix, turn_s = prometheus.PREFIX, self._turn_max_ns / _SECOND_NS
+        yield Reading(f"{prefix}observer_faults", "counter", "Turns of the observer that failed", (), self._fault_count)
+        yield Reading(f"{prefix}observer_turn_seconds_max", "gauge", "The longest turn of the observer", (), turn_s)
+
+    def health(self) -> Condition:
+        """Return how the observer is doing."""
+        reasons = self._pipeline.problems()
+        if self._fault_count:
+            reasons.append(f"{self._fault_count:,} turns failed since the start: the log says where")
+        return Condition("degraded" if reasons else "ok", reasons)
+
+
+def running_by_host(routers: Sequence[RouterView]) -> dict[str, int]:
+    """Return how many requests all routers together have running at each host."""
+    counts: Counter[str] = Counter()
+    for each in routers:
+        counts.update(each.loads.running_by_host)
+    return dict(counts)
+
+
+def _source(view: RouterView) -> Source:
+    return Source(
+        instance=view.instance,
+        generation=str(view.generation),
+        state=view.state,
+        running_count=sum(view.loads.running_by_host.values()),
+        waiting_count=view.loads.waiting_count,
+        lag_records=view.lag_records,
+    )
+
+
+def _slow_request(row: RequestRow) -> SlowRequest:
+    stage, stage_ns = longest_stage(row)
+    return SlowRequest(
+        request_id=row.request_id,
+        ended_wall_ns=row.end_wall_ns,
+        model=row.model,
+        host=row.host,
+        outcome=row.outcome,
+        ttft_ns=row.ttft_ns,
+        e2e_ns=row.duration_ns if row.e2e_ns is None else row.e2e_ns,
+        longest_stage=stage,
+        longest_stage_ns=stage_ns,
+        tokens_out=row.n_out,
+        tags=row.tags,
+    )
+
+
+def serve(config: Config, run_dir: Path) -> int:
+    """Run an observer in the foreground; return the exit status. Start-up errors are one line, never a trace."""
+    log = set_up(config.log)
+    try:
+        pipeline = Pipeline(config, run_dir, time.time_ns())
+        asyncio.run(Observer(config, pipeline, log).run())
+    except (ConfigError, FollowError, RingError, OSError) as error:
+        log.error("cannot start", reason=str(error))
+        return EXIT_USAGE
+    return EXIT_OK

@@ -1,0 +1,327 @@
+"""``ringrouter query`` and ``ringrouter report``: what they say of a journal, and how they refuse."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router import cli
+from router.cli.report import as_text, names_of, since_wall_ns
+from router.config import JournalConfig
+from router.observer import parquet, segments
+from router.observer.journal import Journal
+from router.observer.query import JournalReader, QueryError
+from router.observer.report import BEFORE_NS, make_report
+from router.observer.rows import RequestRow, RowCost
+from tests.support.request_rows import row
+
+MS = 1_000_000
+HOUR = 3_600_000_000_000
+NOW = 1_763_899_200 * 1_000_000_000
+SINCE = NOW - HOUR
+
+
+def answered(seq: int, end_wall_ns: int, feature: str | None = "search", **given: Any) -> RequestRow:
+    values: dict[str, Any] = {
+        "stream": True,
+        "ttft_ns": 100 * MS,
+        "tpot_ns": 10.0 * MS,
+        "early_tps": 100.0,
+        "e2e_ns": 900 * MS,
+        "queue_ns": 5 * MS,
+        "decode_ns": 800 * MS,
+        "n_out": 10,
+        "tags": {} if feature is None else {"feature_name": feature},
+        "cost": RowCost(0.5, 0.0, 1, 0, "EUR", "occupancy", ""),
+    }
+    values |= given
+    return row(request_seq=seq, end_wall_ns=end_wall_ns, start_wall_ns=end_wall_ns - 900 * MS, **values)
+
+
+def write(directory: Path, rows: list[RequestRow]) -> Path:
+    journal = Journal(directory / "journal", JournalConfig(fsync_s=0))
+    journal.append(rows)
+    journal.close()
+    return directory / "journal"
+
+
+def nearest_rank(values: list[int], percent: int) -> int:
+    return sorted(values)[math.ceil(percent * len(values) / 100) - 1]
+
+
+class TestReport:
+    def test_percentiles_are_by_nearest_rank_of_good_streamed_answers(self, tmp_path: Path) -> None:
+        pick = random.Random(1)
+        times = [pick.randrange(1, 10**9) for _ in range(137)]
+        rows = [answered(i, SINCE + i, ttft_ns=t, e2e_ns=2 * t, tpot_ns=t / 7) for i, t in enumerate(times)]
+        rows.append(answered(1000, SINCE, ttft_ns=10**12, outcome="host_error", error="no_finish"))
+        rows.append(answered(1001, SINCE, ttft_ns=10**12, e2e_ns=1, stream=False))
+        total = make_report(write(tmp_path, rows), (), SINCE, NOW).total
+        assert (total.ttft_p50_ns, total.ttft_p95_ns) == (nearest_rank(times, 50), nearest_rank(times, 95))
+        assert total.tpot_p50_ns == pytest.approx(nearest_rank([*times, 70 * MS], 50) / 7)
+        assert total.e2e_p95_ns == nearest_rank([*(2 * t for t in times), 1], 95)
+        assert (total.n, total.ok_count, total.ttft_n, total.error_count) == (139, 138, 137, 1)
+        assert total.most_frequent_error == "no_finish"
+
+    def test_groups_come_the_largest_first_and_requests_without_the_tag_are_one(self, tmp_path: Path) -> None:
+        rows = [answered(i, SINCE, feature) for i, feature in enumerate(["a", "b", "b", None, None, None])]
+        report = make_report(write(tmp_path, rows), ("feature_name",), SINCE, NOW)
+        found = [(group.values["feature_name"], group.n) for group in report.groups]
+        assert found == [(None, 3), ("b", 2), ("a", 1)]
+        assert report.total.n == 6
+        assert report.total.values == {}
+
+    def test_two_tags_one_of_them_the_users_own(self, tmp_path: Path) -> None:
+        tags = [{"feature_name": f, "tier": t} for f, t in (("a", "gold"), ("a", "free"), ("b", "gold"), ("b", "gold"))]
+        rows = [answered(i, SINCE, tags=each) for i, each in enumerate(tags)]
+        journal = write(tmp_path, rows)
+        report = make_report(journal, ("tier", "feature_name"), SINCE, NOW)
+        assert report.groups[0].values == {"tier": "gold", "feature_name": "b"}
+        assert [group.n for group in report.groups] == [2, 1, 1]
+        chosen = make_report(journal, ("tier",), SINCE, NOW, [("feature_name", "a")])
+        assert chosen.total.n == 2
+
+    def test_the_stage_that_changed_most_is_found_against_the_hour_before(self, tmp_path: Path) -> None:
+        before = [answered(i, SINCE - 1 - i, queue_ns=20 * MS) for i in range(3)]
+        older = [answered(10, SINCE - BEFORE_NS - 1, queue_ns=10**12)]
+        now = [answered(20 + i, SINCE + i, queue_ns=(430 + i) * MS, decode_ns=790 * MS) for i in range(3)]
+        broken = [answered(30, SINCE, queue_ns=10**12, outcome="timeout")]
+        report = make_report(write(tmp_path, [*older, *before, *now, *broken]), ("feature_name",), SINCE, NOW)
+        for group in (report.total, *report.groups):
+            change = group.changed_most
+            assert change is not None
+            assert (change.stage, change.mean_ns, change.before_mean_ns) == ("queue", 431 * MS, 20 * MS)
+            assert (group.n, group.before_ok_count) == (4, 3)
+
+    def test_without_an_hour_before_nothing_has_changed(self, tmp_path: Path) -> None:
+        report = make_report(write(tmp_path, [answered(0, SINCE)]), (), SINCE, NOW)
+        assert report.total.changed_most is None
+
+    def test_cost_per_response_has_the_failed_ones_in_it_and_the_unknown_beside_it(self, tmp_path: Path) -> None:
+        wasted = RowCost(1.0, 1.0, 1, 1, "EUR", "occupancy", "")
+        unknown = RowCost(None, None, None, None, "EUR", "", "gap")
+        rows = [
+            answered(0, SINCE),
+            answered(1, SINCE),
+            answered(2, SINCE, outcome="client_gone", cost=wasted),
+            answered(3, SINCE, cost=unknown),
+            answered(4, SINCE, cost=None),
+        ]
+        total = make_report(write(tmp_path, rows), (), SINCE, NOW).total
+        assert (total.cost, total.cost_per_response, total.waste_share) == (2.0, 1.0, 0.5)
+        assert (total.cost_unknown_count, total.client_gone_count, total.error_count) == (2, 1, 0)
+
+    def test_no_known_cost_is_none_and_not_0(self, tmp_path: Path) -> None:
+        total = make_report(write(tmp_path, [answered(0, SINCE, cost=None)]), (), SINCE, NOW).total
+        assert (total.cost, total.cost_per_response, total.waste_share) == (None, None, None)
+
+    def test_nothing_in_the_time_is_a_report_too(self, tmp_path: Path) -> None:
+        report = make_report(write(tmp_path, [answered(0, SINCE - 10)]), ("feature_name",), SINCE, NOW)
+        assert (report.total.n, report.groups) == (0, [])
+        assert as_text(report)[-1].endswith(": 0")
+
+    def test_a_name_that_no_request_has_is_refused(self, tmp_path: Path) -> None:
+        journal = write(tmp_path, [answered(0, SINCE, tags={"tier": "gold"})])
+        with pytest.raises(QueryError, match=r"featur: expected one of model, .*feature_name.*, tier"):
+            make_report(journal, ("featur",), SINCE, NOW)
+
+    def test_the_text_names_what_it_leaves_out_and_steers_no_terminal(self, tmp_path: Path) -> None:
+        rows = [answered(0, SINCE, "\x1b[31mred"), answered(1, SINCE, cost=None)]
+        text = "\n".join(as_text(make_report(write(tmp_path, rows), ("feature_name",), SINCE, NOW)))
+        assert "?[31mred" in text
+        assert "\x1b" not in text
+        assert "the cost of 1 requests is not known" in text
+        assert "0.5 EUR" in text
+        assert "100 ms" in text
+
+
+class TestQuery:
+    @pytest.fixture
+    def journal(self, tmp_path: Path) -> Path:
+        return write(tmp_path, [answered(i, NOW + i) for i in range(5)])
+
+    @pytest.mark.parametrize(
+        ("sql", "said"),
+        [
+            ("SELEC 1", 'syntax error at or near "SELEC"'),
+            ("SELECT nope FROM requests", "nope"),
+            ("SELECT 1; SELECT 2", "expected one statement, found 2"),
+            ("", "expected one statement, found 0"),
+            ("COPY requests TO 'x'", "COPY is not allowed: the journal is only read"),
+            ("DROP VIEW requests", "DROP is not allowed"),
+            ("SET threads = 8", "SET is not allowed"),
+            ("ATTACH 'x'", "ATTACH is not allowed"),
+            ("SELECT * FROM read_csv('/etc/passwd')", "Cannot access file"),
+            ("SELECT * FROM read_text('/etc/passwd')", "Cannot access file"),
+            ("SELECT * FROM glob('/etc/*')", "Cannot access file"),
+            ("SELECT 1/0 + 'x'::INT", "Could not convert"),
+        ],
+    )
+    def test_what_it_does_not_take_ends_in_one_line(self, journal: Path, sql: str, said: str) -> None:
+        reader = JournalReader(journal)
+        with pytest.raises(QueryError) as caught:
+            list(reader.ask(sql))
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+        reader.close()
+
+    def test_times_are_utc_and_compare_with_now(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TZ", "America/New_York")
+        time.tzset()
+        try:
+            journal = write(tmp_path, [answered(0, time.time_ns()), answered(1, time.time_ns() - 2 * HOUR)])
+            reader = JournalReader(journal)
+            sql = "SELECT request_seq FROM requests WHERE end_time > now() - INTERVAL 1 HOUR"
+            assert list(reader.ask(sql)) == [(0,)]
+            ((zoned,),) = reader.ask('SELECT now() AS "a ""b"')
+            assert str(zoned).endswith("+00")
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
+    def test_only_the_hours_that_are_asked_for_are_read(self, tmp_path: Path) -> None:
+        journal = write(tmp_path, [answered(i, NOW + i * HOUR) for i in range(5)])
+        for path in segments.segment_paths(journal)[:3]:
+            parquet.convert(journal, path)
+        reader = JournalReader(journal, NOW + HOUR + 1)
+        assert list(reader.ask("SELECT count(*) FROM requests")) == [(4,)]
+
+    def test_a_journal_without_rows_has_its_columns(self, tmp_path: Path) -> None:
+        Journal(tmp_path, JournalConfig()).close()
+        answer = JournalReader(tmp_path).ask("SELECT * FROM requests")
+        assert {"ttft_ns", "feature_name", "cost_amount", "start_time"} <= set(answer.columns)
+        assert list(answer) == []
+
+    def test_what_an_older_version_did_not_write_is_null(self, tmp_path: Path) -> None:
+        journal = write(tmp_path, [answered(0, NOW)])
+        old = segments.parquet_path(journal, segments.Name("2025-11-23T11", 99))
+        segments.make_directory(old.parent)
+        with parquet.connect() as connection:
+            connection.execute(
+                f"COPY (SELECT 'main' AS instance, 7::BIGINT AS request_seq) TO '{old}' (FORMAT parquet)"
+            )
+        found = list(JournalReader(journal).ask("SELECT request_seq, ttft_ns FROM requests ORDER BY 1"))
+        assert found == [(0, 100 * MS), (7, None)]
+
+
+class TestCommands:
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        now = time.time_ns()
+        rows = [answered(i, now - i * MS, feature) for i, feature in enumerate(("search", "search", "chat"))]
+        write(tmp_path, [*rows, answered(9, now - HOUR - MS, "search", queue_ns=1)])
+        return tmp_path
+
+    def test_report_as_text_json_and_csv(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        command = ["report", "--data-dir", str(data), "--by", "feature_name,prompt_version", "--since", "1h"]
+        assert cli.main(command) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[2].split()[:3] == ["feature_name", "prompt_version", "requests"]
+        assert [line.split()[:3] for line in lines[3:6]] == [
+            ["search", "–", "2"],
+            ["chat", "–", "1"],
+            ["all", "3", "100"],
+        ]
+        assert lines[3].endswith("queue +5.00 ms (0.00 µs before)")
+        assert cli.main([*command, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["schema"] == "ringrouter.report/1"
+        assert said["groups"][0]["values"] == {"feature_name": "search", "prompt_version": None}
+        assert said["groups"][0]["changed_most"]["stage"] == "queue"
+        assert cli.main([*command, "--csv"]) == 0
+        records = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert [(each["feature_name"], each["n"], each["ttft_p50_ns"]) for each in records] == [
+            ("search", "2", "100000000"),
+            ("chat", "1", "100000000"),
+        ]
+
+    def test_query_as_text_json_and_csv(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        sql = """SELECT feature_name, count(*) AS n, sum(ttft_ns) AS t, any_value(tags) AS tags, NULL AS no
+            FROM requests GROUP BY 1 ORDER BY 1"""
+        assert cli.main(["query", "--data-dir", str(data), sql]) == 0
+        heads, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+        assert heads == ["feature_name", "n", "t", "tags", "no"]
+        assert (first[0], first[1], first[-1], second[0]) == ("chat", "1", "–", "search")
+        assert cli.main(["query", "--data-dir", str(data), "--json", sql]) == 0
+        objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert objects[1] == {
+            "schema": "ringrouter.query/1",
+            "feature_name": "search",
+            "n": 3,
+            "t": 300 * MS,
+            "tags": {"feature_name": "search"},
+            "no": None,
+        }
+        assert cli.main(["query", "--data-dir", str(data), "--csv", sql]) == 0
+        (record, *_) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert (record["n"], json.loads(record["tags"]), record["no"]) == ("1", {"feature_name": "chat"}, "")
+
+    def test_the_statement_can_come_by_standard_input(
+        self, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("SELECT count(*) AS n\nFROM requests;\n"))
+        assert cli.main(["query", "--data-dir", str(data), "--csv", "-"]) == 0
+        assert capsys.readouterr().out.split() == ["n", "4"]
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            (["--by", "Feature"], "--by Feature: expected names of tags"),
+            (["--by", "a,a"], "--by a,a: expected at most 4 names that differ"),
+            (["--by", "tags'"], "--by tags': expected names of tags"),
+            (["--since", "1y"], "--since 1y: expected a span such as 30m"),
+            (["--since", "2999-01-01"], "--since 2999-01-01: expected a span such as 30m"),
+            (["--by", "nothing"], "nothing: expected one of model"),
+            (["--where", "nothing=1"], "nothing: expected one of model"),
+        ],
+    )
+    def test_bad_input_ends_in_one_line(
+        self, data: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["report", "--data-dir", str(data), *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"ringrouter: {said}")
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize("command", [["report"], ["query", "SELECT 1"]])
+    def test_no_journal_is_said_in_one_line(
+        self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main([*command, "--data-dir", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error == (f"ringrouter: there is no journal in {tmp_path / 'journal'}: has 'ringrouter observe' run?\n")
+
+    def test_without_duckdb_it_says_what_to_install(
+        self, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "duckdb", None)
+        assert cli.main(["query", "--data-dir", str(data), "SELECT 1"]) == 2
+        assert capsys.readouterr().err == "ringrouter: DuckDB is not installed: pip install 'ringrouter[observer]'\n"
+
+    def test_spans_and_times(self) -> None:
+        assert since_wall_ns("30m", NOW) == NOW - HOUR // 2
+        assert since_wall_ns("1.5h", NOW) == NOW - 3 * HOUR // 2
+        assert since_wall_ns("2025-11-23T11:00:00+00:00", NOW) == NOW - HOUR
+        assert names_of("") == []
+        assert names_of("a,b_1") == ["a", "b_1"]
+
+
+def test_the_document_names_every_column() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "journal.md").read_text(encoding="utf-8")
+    table = text.partition("### Columns")[2].partition("\n## ")[0]
+    named = set(
+        re.findall(r"`([a-z0-9_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    )
+    with parquet.connect() as connection:
+        columns = {str(column[0]) for column in connection.execute(f"DESCRIBE {parquet.empty_table()}").fetchall()}
+    assert named == columns
