@@ -241,4 +241,4 @@ def test_a_block_that_one_of_them_causes_is_found(stage: Stage, host: ScriptedHo
             sleep(PLANTED_S)
             stage.router.signal(signal.SIGCONT)
 
-    assert planted in look_for_blocks(stage, host, 2, stand_still)
+    assert planted in look_for_blocks(stage, host, 1, stand_still)
