@@ -196,13 +196,13 @@ def test_kills_at_any_moment_double_no_row_and_lose_none(observed: Observed) -> 
     found: list[dict[str, Any]] = []
 
     def put_load() -> None:
-        found.append(run_load(observed.target, "mode=stream conc=16 n=20 ttft=10000 itl=5000 dur=4 warm=0"))
+        found.append(run_load(observed.target, "mode=stream conc=16 n=20 ttft=10000 itl=5000 dur=3 warm=0"))
         done.set()
 
     thread = threading.Thread(target=put_load)
     thread.start()
     kill_count = 0
-    while not done.wait(rng.uniform(0.2, 1.2)):
+    while not done.wait(rng.uniform(0.2, 1.0)):
         observed.observer.kill()
         kill_count += 1
         observed.start_observer()
@@ -267,32 +267,35 @@ def test_what_ran_when_a_router_was_killed_is_counted_as_aborted_and_the_next_on
     assert [source.state for source in state.sources] == ["alive"]
 
 
-def test_a_stop_writes_what_was_read(observed: Observed) -> None:
-    run = load(observed, "mode=stream conc=4 maxreq=40 n=4 itl=1000 dur=5 warm=0")
-    assert observed.observer.stop() == 0
-    (counts,) = observed.rows("select count(*) as n, count(cost_amount) as costs from requests")
-    assert counts["n"] == run["ok"]
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Observed]:
+    """A router and an observer for tests that leave them as they are."""
+    with MockHosts(["127.0.0.1:0"]) as hosts, shared_memory_directory() as directory:
+        setting = Observed(directory, hosts)
+        with setting.router, setting.observer:
+            setting.wait_found()
+            yield setting
 
 
 class TestStart:
-    def observe(self, observed: Observed, *options: str) -> str:
-        command = [*observed.observer.command, *options]
+    def observe(self, lasting: Observed, *options: str) -> str:
+        command = [*lasting.observer.command, *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
         return line
 
-    def test_a_second_observer_in_the_same_directory_is_refused(self, observed: Observed) -> None:
-        assert "another observer uses" in self.observe(observed, "--http", f"127.0.0.1:{free_port()}")
+    def test_a_second_observer_in_the_same_directory_is_refused(self, lasting: Observed) -> None:
+        assert "another observer uses" in self.observe(lasting, "--http", f"127.0.0.1:{free_port()}")
 
-    def test_an_address_in_use_is_named(self, observed: Observed) -> None:
-        other = observed.directory / "other"
-        assert f"observer.http = {observed.address}" in self.observe(observed, "--data-dir", str(other))
+    def test_an_address_in_use_is_named(self, lasting: Observed) -> None:
+        other = lasting.directory / "other"
+        assert f"observer.http = {lasting.address}" in self.observe(lasting, "--data-dir", str(other))
 
-    def test_a_directory_that_cannot_be_made_is_named(self, observed: Observed) -> None:
-        file = observed.directory / "file"
+    def test_a_directory_that_cannot_be_made_is_named(self, lasting: Observed) -> None:
+        file = lasting.directory / "file"
         file.write_text("")
-        assert str(file) in self.observe(observed, "--data-dir", str(file / "below"))
+        assert str(file) in self.observe(lasting, "--data-dir", str(file / "below"))
 
     def test_it_may_be_up_before_any_router(self, host: MockHosts) -> None:
         with shared_memory_directory() as directory:
@@ -317,7 +320,7 @@ def test_a_stranger_without_the_extra_is_told_what_to_install(tmp_path: Path) ->
     assert done.stderr == "ringrouter: observe needs numpy: pip install 'ringrouter[observer]'\n"
 
 
-def test_the_page_of_metrics_comes_through_under_load(observed: Observed) -> None:
+def test_prometheus_reads_what_was_counted_and_a_stop_writes_what_was_read(observed: Observed) -> None:
     run = load(observed, "mode=stream conc=4 maxreq=20 n=4 itl=1000 dur=5 warm=0")
     observed.wait_for(lambda state: state.observer.row_count == run["ok"], "all rows")
     of_all = {sample.name: sample.value for sample in samples(observed) if sample.labels.get("slice", "all") == "all"}
@@ -331,6 +334,11 @@ def test_the_page_of_metrics_comes_through_under_load(observed: Observed) -> Non
         return next(each.value for each in found if each.labels == wanted)
 
     wait_until(lambda: host_seconds("charged") > 0 and host_seconds("idle") > 0, "the host's time to be settled")
+    answered = load(observed, "mode=stream conc=4 maxreq=20 n=4 itl=1000 dur=5 warm=0")["ok"]
+    assert observed.observer.stop() == 0
+    (counts,) = observed.rows("select count(*) as n, count(cost_amount) as costs from requests")
+    assert counts["n"] == run["ok"] + answered
+    assert counts["costs"] >= answered, "their costs were waited for"
 
 
 def samples(observed: Observed) -> list[Sample]:
