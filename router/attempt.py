@@ -128,6 +128,10 @@ class Attempt:
             self.last_read_ns = now
 
     # ------------------------------------------------------------ the answer comes in
+    def read_ns(self) -> int:
+        """Return when the host's last bytes were read."""
+        return max(self.last_read_ns, self.request.tok_n)  # tokens store one time, not two
+
     def first_byte(self, now: int) -> None:
         """The host has begun to answer."""
         if not self.request.hfb:
@@ -177,7 +181,6 @@ class Attempt:
         """
         scanner = self.scanner
         assert scanner is not None
-        self.last_read_ns = now
         if not (self._relaying and scanner.aligned and (size := same_token(data, scanner.prefix, scanner.suffix))):
             self._take_read(data, now)
             return
@@ -190,13 +193,13 @@ class Attempt:
             request.bytes_out += size
             self._counting.write_event(scanner.code, now, data[-size - 2 : -2])
         written = monotonic_ns()
-        gap = now - request.last_content_ns
+        gap = now - request.tok_n
         index = request.event_index
         unsent = self._unsent(request) if egress.blocked else 0
         self._publish(now, request.seq, scanner.code | self._host_bits, index | size << 32, gap, unsent, 0)
         request.event_index = index + 1
         request.content_count += 1
-        request.last_content_ns = request.tok_n = now
+        request.tok_n = now
         scanner.misses = 0
         if not unsent:
             request.out_n = written
@@ -211,6 +214,7 @@ class Attempt:
         """Relay a read that is anything but one more token like the last."""
         scanner = self.scanner
         assert scanner is not None
+        self.last_read_ns = now
         try:
             out = scanner.feed(data)
         except (StreamError, ProtocolError) as error:
@@ -247,7 +251,7 @@ class Attempt:
         egress = request.egress
         unsent = self._unsent(request) if egress.blocked else 0
         index = request.event_index
-        last = request.last_content_ns
+        last = request.tok_n
         for code, size in events:
             gap = 0
             if _CONTENT_FIRST <= code & 0xFF <= _CONTENT_LAST:
@@ -270,7 +274,7 @@ class Attempt:
             return
         count = content - self._content_seen
         self._content_seen = content
-        request.last_content_ns = request.tok_n = now
+        request.tok_n = now
         request.content_count += count
         if not egress.blocked and not request.fold:
             request.out_n = written

@@ -165,7 +165,6 @@ class Request:
     done_ns: int = 0
     ttfc: int = 0
     ttfo: int = 0
-    last_content_ns: int = 0
     stall_max_ns: int = 0
     content_count: int = 0
     early_tokens: int = 0
@@ -208,7 +207,7 @@ class Request:
         self.shown_phase = None
         self.routed = self.conn_ns = self.sent_ns = self.hfb = 0
         self.tok1 = self.out1 = self.tok_n = self.out_n = self.ttfc = self.ttfo = 0
-        self.last_content_ns = self.stall_max_ns = 0
+        self.stall_max_ns = 0
         self.content_count = self.early_tokens = self.visible_tokens = 0
         self.choice_count = 0
         self.folded = False

@@ -154,7 +154,7 @@ class Watch:
         if request.phase == Phase.CONNECTING:
             return request.routed + model.connect_ns, ErrorKind.CONNECT_TIMEOUT
         if request.tok1:  # a host is silent too because we do not read it
-            return _FAR_NS if request.host_paused else attempt.last_read_ns + model.idle_ns, ErrorKind.IDLE_TIMEOUT
+            return _FAR_NS if request.host_paused else attempt.read_ns() + model.idle_ns, ErrorKind.IDLE_TIMEOUT
         if not (request.stream or request.fold):  # a whole answer comes when it is finished: only total_s bounds it
             return _FAR_NS, ErrorKind.FIRST_TOKEN_TIMEOUT
         return (request.sent_ns or request.conn_ns) + model.first_token_ns, ErrorKind.FIRST_TOKEN_TIMEOUT
@@ -178,7 +178,7 @@ class Watch:
         if not beat_ns or not request.stream or not request.comments:
             return _FAR_NS
         attempt: Attempt | None = request.attempt
-        last_read = attempt.last_read_ns if attempt is not None and request.tok1 else 0
+        last_read = attempt.read_ns() if attempt is not None and request.tok1 else 0
         last = max(request.body_ns, request.last_out_ns, last_read)
         if now < last + beat_ns:
             return last + beat_ns
