@@ -62,6 +62,7 @@ class Attempt:
         "_loop",
         "_publish",
         "_relaying",
+        "_token_bits",
         "connection",
         "drop_progress",
         "drop_usage",
@@ -80,6 +81,8 @@ class Attempt:
         self._loop = loop
         self._publish = loop.telemetry.publish_token
         self._host_bits = host.host_id << 16
+        self._token_bits = 0
+        """The third word of the record of one more token like the last."""
         self._held = b""
         self._keep_alive = True
         self._live = False
@@ -196,7 +199,7 @@ class Attempt:
         gap = now - request.tok_n
         index = request.event_index
         unsent = self._unsent(request) if egress.blocked else 0
-        self._publish(now, request.seq, scanner.code | self._host_bits, index | size << 32, gap, unsent, 0)
+        self._publish(now, request.seq, self._token_bits, index | size << 32, gap, unsent, 0)
         request.event_index = index + 1
         request.content_count += 1
         request.tok_n = now
@@ -268,6 +271,7 @@ class Attempt:
             index += 1
         events.clear()
         scanner.learn()
+        self._token_bits = scanner.code | bits
         request.event_index = index
         content = scanner.content_count
         if content == self._content_seen:
