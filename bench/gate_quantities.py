@@ -206,7 +206,10 @@ def cold_lines() -> Results:
             *("cold", directory, valgrind, "--tool=callgrind", "--dump-before=phase_begins", *caches),
             f"--callgrind-out-file={profile}",
         )
-        counts = [_misses(Path(f"{profile}.{1 + phase}")) for phase in range(COLD_ROUNDS * len(_COLD_PHASES))]
+        phase_count = COLD_ROUNDS * len(_COLD_PHASES)
+        if Path(f"{profile}.{phase_count + 1}").exists():
+            raise RuntimeError("a step wrote more than once: the phases cannot be told apart")
+        counts = [_misses(Path(f"{profile}.{1 + phase}")) for phase in range(phase_count)]
     found = {
         name: median(counts[at :: len(_COLD_PHASES)]) for at, name in enumerate(_COLD_PHASES) if name != "forgetting"
     }

@@ -25,6 +25,7 @@ from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.stamps import EARLY_WINDOW_NS
 from router.telemetry.records import Endpoint, Kind, Phase
+from router.telemetry.writer import pack_candidates
 
 if TYPE_CHECKING:
     from router.hosts.connection import HostConnection
@@ -292,6 +293,7 @@ class Attempt:
         request.tok1 = now
         self._early_end_ns = now + EARLY_WINDOW_NS
         if self._live:  # there will be no further attempt
+            pack_candidates(request)
             request.let_go()
         request.phase = _DECODE
         request.check_ns = 0  # another time-out holds from here on
@@ -369,6 +371,8 @@ class Attempt:
         assert scanner is not None
         if scanner.sentinel is None:
             out += scanner.finish()
+        if scanner.first_choices and not request.ttfc:
+            request.ttfc = now
         if self._counting is not None:
             self._counting.note(scanner.events, now)
         if scanner.error is not None and not self._live and not scanner.content_count:
@@ -382,8 +386,6 @@ class Attempt:
             self._end_without_finish(out, now)
             return
         if not self._live:
-            if scanner.first_choices and not request.ttfc:
-                request.ttfc = now
             self._held += out
             out = b""
             self._commit()

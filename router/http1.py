@@ -8,7 +8,7 @@ Format: RFC 9112.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import httptools
@@ -181,16 +181,18 @@ class HeadMemo:
     """Heads that were parsed before. Clients and hosts repeat themselves to the byte, but for a length and a date.
 
     What was accepted once is accepted again with other digits in ``content-length`` or another plain ``date``; a head
-    that differs in anything else is parsed.
+    that differs in anything else is parsed. ``unlike`` are headers (in lower case) whose values are new each time: to
+    remember a head with one of them would only drive out others.
     """
 
-    __slots__ = ("_known", "_parse")
+    __slots__ = ("_known", "_parse", "_unlike")
     _HEAD_BYTES_MAX: Final = 2048
     _COUNT_MAX: Final = 512
-    """At most 1 MiB of heads; then all are forgotten, since no client has so many."""
+    """At most 5 MB, with all that is kept with heads that long and all different; then all are forgotten."""
 
-    def __init__(self, parse: Callable[[bytes], Head]) -> None:
+    def __init__(self, parse: Callable[[bytes], Head], unlike: Sequence[bytes] = ()) -> None:
         self._parse = parse
+        self._unlike = unlike
         self._known: dict[bytes, Head] = {}
 
     def take(self, data: bytes, position: int, head_bytes_max: int) -> tuple[Head, int, int] | None:
@@ -208,7 +210,7 @@ class HeadMemo:
 
     def _learn(self, key: bytes, data: bytes) -> Head:
         head = self._parse(data)
-        if len(data) <= self._HEAD_BYTES_MAX:
+        if len(data) <= self._HEAD_BYTES_MAX and not any(name in head.headers for name in self._unlike):
             if len(self._known) >= self._COUNT_MAX:
                 self._known.clear()
             self._known[key] = head
@@ -240,7 +242,7 @@ def plain_split_head(data: bytes, position: int, head_bytes_max: int) -> tuple[b
 
 
 split_head: Final[Callable[[bytes, int, int], tuple[bytes, int, int] | None]] = (
-    plain_split_head if native.module is None else native.module.split_head
+    plain_split_head if native.steps is None else native.steps.split_head
 )
 """As :func:`plain_split_head`, in one call where there is native code."""
 

@@ -7,6 +7,7 @@ the same turn; a freed slot starts the next waiting request at once. Time-outs a
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
@@ -583,7 +584,12 @@ class Loop:
         while self._ended:
             request = self._ended.popleft()
             self._count(request)
-            self.telemetry.done(request)
+            try:
+                self.telemetry.done(request)
+            except Exception as error:
+                text = "a done record could not be written"
+                self.telemetry.errors.note(f"{text}; the log says where", request.done_ns)
+                asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
 
     def _count(self, request: Request) -> None:
         counters = self.counters

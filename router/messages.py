@@ -112,7 +112,7 @@ def plain_first_byte(data: Any) -> int:
     return view[0] if view else -1
 
 
-first_byte: Final[Callable[[Any], int]] = plain_first_byte if native.module is None else native.module.first_byte
+first_byte: Final[Callable[[Any], int]] = plain_first_byte if native.steps is None else native.steps.first_byte
 """As :func:`plain_first_byte`, in one step where there is native code."""
 
 

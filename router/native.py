@@ -1,7 +1,7 @@
-"""``router._scan``, the router's native code, or what stands in for it where it could not be compiled.
+"""The router's native code, or what stands in for it where it could not be compiled.
 
-Each of its functions has a twin in plain Python that comes to the same; which of the two this process has is decided
-here, once.
+Two modules: ``router._scan`` for reads of a stream, ``router._steps`` for steps of a request. Each of their functions
+has a twin in plain Python that comes to the same; which of the two this process has is decided here, once.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import os
 from typing import Any, Final
 
 
-def _find() -> Any:
+def _find(name: str) -> Any:
     if os.environ.get("RINGROUTER_SCANNER", "") == "plain":
         return None
     try:
-        return importlib.import_module("router._scan")
+        return importlib.import_module(name)
     except ImportError:
         return None
 
 
-module: Final = _find()
+scan: Final = _find("router._scan")
 """``None`` where it was not compiled, or where ``RINGROUTER_SCANNER=plain`` says so."""
-BACKEND: Final = "plain" if module is None else "c"
+steps: Final = _find("router._steps")
+"""Likewise."""
+BACKEND: Final = "plain" if scan is None or steps is None else "c"
 """``c`` or ``plain``."""

@@ -26,8 +26,6 @@ _EVENT_END: Final = re.compile(rb"\n\r?\n")
 """A carriage return in front belongs to the event either way; not to ask for it lets the search skip to line ends."""
 _LINE_END: Final = re.compile(rb"\n")
 _EVENT_END_BYTES_MAX: Final = 3
-_NO_TEMPLATE: Final = b"\0"
-"""Fits no event."""
 DONE: Final = b"[DONE]"
 ABSENT: Final = msgspec.Raw(b"")
 _NULL: Final = b"null"
@@ -96,7 +94,6 @@ class EventScanner:
         "code",
         "content_count",
         "error",
-        "event_count",
         "events",
         "finish_count",
         "first_choices",
@@ -119,13 +116,12 @@ class EventScanner:
         """The next read begins a chunk, and nothing of an event is held."""
         self._tail = b""
         self.code = 0
-        self.prefix = self.suffix = _NO_TEMPLATE
-        """What stands before and behind the text of the last usual token, in a read of its own."""
+        self.prefix = self.suffix = b""
+        """What stands before and behind the text of the last usual token, in a read of its own; empty: none was yet."""
         self.misses = 0
         """Consecutive events that the template did not fit."""
         self.events: list[tuple[int, int]] = []
         self.payloads: list[bytes] | None = None
-        self.event_count = 0
         self.content_count = 0
         self.finish_count = 0
         self.choice_count = 0
@@ -197,7 +193,6 @@ class EventScanner:
             return False
         code, keep = self._classify(event)
         self.events.append((code if keep else code | _FLAG_REMOVED, len(event)))
-        self.event_count += 1
         if code & 0xFF == _SENTINEL:
             self.sentinel = event
             return False

@@ -184,7 +184,6 @@ class ForeignScanner(EventScanner):
         if rest.strip():
             code, _ = self._classify(rest)
             self.events.append((code, len(rest)))
-            self.event_count += 1
         self.sentinel = rest or None
         return b""
 

@@ -15,9 +15,12 @@ SameToken = Callable[[bytes, bytes, bytes], int]
 def plain_same_token(data: bytes, prefix: bytes, suffix: bytes) -> int:
     """Return the payload's size if a read is one chunk with one event that differs from the template in its text only.
 
-    Most reads of most streams are exactly this; 0 for any other. ``suffix`` ends in the chunk's own end, so the payload
-    ends two bytes before the read does. ``data`` begins at the beginning of a chunk.
+    Most reads of most streams are exactly this; 0 for any other, and with an empty ``prefix``: no template yet.
+    ``suffix`` ends in the chunk's own end, so the payload ends two bytes before the read does. ``data`` begins at the
+    beginning of a chunk.
     """
+    if not prefix:
+        return 0
     line_end = data.find(b"\r\n", 0, CHUNK_LINE_SEARCH)
     start = line_end + 2
     size = len(data) - start - 2
@@ -34,7 +37,7 @@ def plain_same_token(data: bytes, prefix: bytes, suffix: bytes) -> int:
     return size
 
 
-scan: Final = cast("Scan | None", native.module and native.module.scan)
+scan: Final = cast("Scan | None", native.scan and native.scan.scan)
 """The native scan; ``None`` without native code: then the scanner itself does everything."""
-same_token: Final[SameToken] = plain_same_token if native.module is None else native.module.same_token
+same_token: Final[SameToken] = plain_same_token if native.scan is None else native.scan.same_token
 """As :func:`plain_same_token`, in one call where there is native code."""

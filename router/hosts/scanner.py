@@ -157,7 +157,6 @@ class StreamScanner(EventScanner):
     ) -> bytes:
         """Take over what the native scan has found in a read."""
         self.events += events
-        self.event_count += len(events)
         self.content_count += content_count
         if has_choices:
             self.first_choices = True
@@ -183,7 +182,7 @@ class StreamScanner(EventScanner):
         prefix_bytes, suffix_bytes = len(prefix), len(suffix)
         events, sizes = self.events, CHUNK_SIZES
         hits = 0
-        while position < size_of_data:
+        while prefix and position < size_of_data:
             line_end = data.find(b"\r\n", position, position + CHUNK_LINE_SEARCH)
             start = line_end + 2
             text = start + prefix_bytes
@@ -205,7 +204,6 @@ class StreamScanner(EventScanner):
             hits += 1
             position = end
         if hits:
-            self.event_count += hits
             self.content_count += hits
             self.misses = 0
         done = data[:position] if self._raw else self._bare(data, hits)

@@ -59,5 +59,5 @@ def plain_stage_times(*stages_ns: int) -> bytes:
 
 
 _STAGES: Final = (b"ingress", b"queue", b"route", b"connect", b"host")
-stage_times: Final[Callable[..., bytes]] = plain_stage_times if native.module is None else native.module.stage_times
+stage_times: Final[Callable[..., bytes]] = plain_stage_times if native.steps is None else native.steps.stage_times
 """As :func:`plain_stage_times`, in one step where there is native code: it stands before every first token."""

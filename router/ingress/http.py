@@ -23,7 +23,6 @@ from router.http1 import (
     LAST_CHUNK,
     ChunkedDecoder,
     Head,
-    HeadMemo,
     ProtocolError,
     chunk,
     declared_length,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from router.ingress.server import HttpServer
     from router.request import Request
 
-_request_heads: Final = HeadMemo(parse_request_head)
 _REQUESTS_PER_TURN: Final = 32
 """Requests that are answered at once and sent ahead by the thousand must not hold up the streams of others."""
 _JSON: Final = b"application/json"
@@ -209,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         limits = server.limits
         try:
-            taken = _request_heads.take(data, 0, limits.head_bytes)
+            taken = server.heads.take(data, 0, limits.head_bytes)
         except ProtocolError:
             return False  # refused on the usual way
         if taken is None:
@@ -223,7 +221,7 @@ class ClientConnection(asyncio.Protocol):
         route = head.route or server.route(head)
         self.request_id = route.request_id or server.next_id()
         if route.endpoint is not None:
-            server.take(self, route, route.endpoint, data[end:])
+            server.take(self, head, route.endpoint, data[end:])
         else:
             server.handle(self, head, data[end:])
         return True
@@ -244,7 +242,7 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(ErrorKind.HEAD_TOO_LARGE, f"the request head exceeds {limit} bytes (limits.head_bytes)")
             return False
         try:
-            head, length, end = _request_heads.take(buffer, 0, limit) or _parsed(buffer[: end + 4])
+            head, length, end = self._server.heads.take(buffer, 0, limit) or _parsed(buffer[: end + 4])
         except ProtocolError as error:
             self._refuse(ErrorKind.BAD_REQUEST, f"not an HTTP request: {error}")
             return False

@@ -19,15 +19,16 @@ _API: Final = {
 
 
 class Route:
-    """``path`` is without its query. ``endpoint`` is set for a request that any host can take, ``None`` for whatever
+    """Holds no head: each would keep the other alive until the garbage collector comes.
+
+    ``path`` is without its query. ``endpoint`` is set for a request that any host can take, ``None`` for whatever
     else the path and the method may mean. ``request_id`` is the client's own, empty if it gave none that is usable.
     """
 
-    __slots__ = ("endpoint", "head", "identities", "path", "request_id", "timing_asked", "trace_headers")
+    __slots__ = ("endpoint", "identities", "path", "request_id", "timing_asked", "trace_headers")
 
     def __init__(self, head: Head) -> None:
         headers = head.headers
-        self.head = head
         self.path = head.url.partition(b"?")[0]
         self.endpoint = _API.get(self.path) if head.method == b"POST" else None
         self.request_id = _usable(headers.get(b"x-request-id", b""))

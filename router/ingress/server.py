@@ -11,6 +11,7 @@ import msgspec
 
 from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
+from router.http1 import HeadMemo, parse_request_head
 from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
 from router.ingress.route import Route, takes_post
@@ -46,6 +47,8 @@ class HttpServer:
         self.ready: Callable[[], bool] = lambda: False
         self.other_connections: Callable[[], int] = lambda: 0
         """Those of other ingresses, which share ``limits.connections``."""
+        self.heads = HeadMemo(parse_request_head, unlike=(b"traceparent", b"x-request-id"))
+        """Of this router alone: what is kept with a head has ids of its records."""
         self.connections: set[ClientConnection] = set()
         self._config = config
         self._counters = loop.counters
@@ -139,11 +142,12 @@ class HttpServer:
         route = head.route = Route(head)
         return route
 
-    def take(self, connection: ClientConnection, route: Route, endpoint: Endpoint, body: bytes) -> None:
-        """Hand a request that any host can take to the loop."""
+    def take(self, connection: ClientConnection, head: Head, endpoint: Endpoint, body: bytes) -> None:
+        """Hand a request that any host can take to the loop; the head has its route."""
+        route: Route = head.route
         try:
             request = make_request(
-                self.loop, connection, endpoint, connection.request_id, body, route.head.headers,
+                self.loop, connection, endpoint, connection.request_id, body, head.headers,
                 connection.recv_ns, monotonic_ns(), streams_by_default=False,
             )  # fmt: skip
             request.timing_asked = route.timing_asked
@@ -152,13 +156,13 @@ class HttpServer:
             connection.request = request
             submit(self.loop, request, connection.number)
         except RequestError as error:
-            self._refuse(connection, route, error)
+            self._refuse(connection, head, error)
 
     def handle(self, connection: ClientConnection, head: Head, body: bytes) -> None:
         """Answer one request or hand it to the loop."""
         route = head.route or self.route(head)
         if route.endpoint is not None:
-            self.take(connection, route, route.endpoint, body)
+            self.take(connection, head, route.endpoint, body)
             return
         path = route.path
         try:
@@ -175,14 +179,13 @@ class HttpServer:
                 raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes GET, not {_show(head.method)}")
             page(connection, head.method == b"HEAD")
         except RequestError as error:
-            self._refuse(connection, route, error)
+            self._refuse(connection, head, error)
             return
         connection.end()
         self.answered(connection)
 
-    def _refuse(self, connection: ClientConnection, route: Route, error: RequestError) -> None:
+    def _refuse(self, connection: ClientConnection, head: Head, error: RequestError) -> None:
         refused = is_refusal(error)
-        head = route.head
         self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.REQUESTS_BAD)
         connection.request = None
         connection.error(
@@ -190,7 +193,7 @@ class HttpServer:
             error.message,
             error.param,
             retry_after_s=1 if refused else 0,
-            extra=self._allowed(route.path) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
+            extra=self._allowed(head.route.path) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
             head_only=head.method == b"HEAD",
             dialect=dialect_of(head.url.decode("latin-1")),
         )

@@ -116,7 +116,8 @@ def _read_fields(report: HostReport, given: dict[str, Any]) -> None:
     report.has_usage = any(name in given for name in (*_IN_NAMES, *_OUT_NAMES, "total_tokens"))
     # Anthropic counts what comes from the prompt cache, or goes there, apart from the rest of the prompt.
     cached = _count(given.get("cache_read_input_tokens"))
-    report.n_in = _first(given, _IN_NAMES) + cached + _count(given.get("cache_creation_input_tokens"))
+    n_in = _first(given, _IN_NAMES) + cached + _count(given.get("cache_creation_input_tokens"))
+    report.n_in = min(n_in, _COUNT_MAX)  # each is bounded, their sum is not
     report.n_out = _first(given, _OUT_NAMES)
     report.n_cached = cached or _detail(given, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
     out_details = ("completion_tokens_details", "output_tokens_details")

@@ -49,5 +49,5 @@ class PlainPacker:
 
 
 _LARGEST: Final = {"B": 0xFF, "H": 0xFFFF, "I": 0xFFFFFFFF, "Q": 0xFFFFFFFFFFFFFFFF}
-packer: Final[Callable[[int, Sequence[Field]], Packer]] = PlainPacker if native.module is None else native.module.Packer
+packer: Final[Callable[[int, Sequence[Field]], Packer]] = PlainPacker if native.steps is None else native.steps.Packer
 """Makes a packer of ``size`` bytes, the native one where there is native code; ``ValueError`` for a field outside."""

@@ -66,5 +66,5 @@ def plain_tcp_info(descriptor: int) -> bytes:
     return _INFO.pack(u[_RTT], u[_RTTVAR], min_rtt, u[_RETRANS], u[_TOTAL_RETRANS], u[_CWND], u[_UNACKED], 1)
 
 
-tcp_info: Final[Callable[[int], bytes]] = plain_tcp_info if native.module is None else native.module.tcp_info
+tcp_info: Final[Callable[[int], bytes]] = plain_tcp_info if native.steps is None else native.steps.tcp_info
 """As :func:`plain_tcp_info`, without ctypes where there is native code."""

@@ -217,8 +217,7 @@ class Telemetry:
                 report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
                 report.cache_n, report.prompt_n, report.predicted_n, report.source,
             )  # fmt: skip
-        if request.chosen >= 0:
-            request.packed_candidates = _packed_candidates(request)
+        pack_candidates(request)
         if request.failed_attempts:
             last = request.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :]
             request.packed_attempts = b"".join([rec.FAILED_ATTEMPT.pack(*attempt) for attempt in last])
@@ -237,9 +236,12 @@ _inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE)
 _done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE)
 
 
-def _packed_candidates(request: Request) -> bytes:
-    """Pack the candidates of a request's routing, the chosen one first."""
+def pack_candidates(request: Request) -> None:
+    """Pack the candidates of a request's routing, the chosen one first, and let them go: there may be many hosts."""
+    if not request.candidates or request.chosen < 0:
+        return
     values: list[float] = []
     for candidate in explain(request.candidates, request.chosen)[: rec.CANDIDATE_COUNT]:
         values += candidate
-    return rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
+    request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
+    request.candidates = ()

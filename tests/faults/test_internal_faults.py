@@ -24,6 +24,19 @@ def server_timing(request):
 
 
 heads.server_timing = server_timing
+
+import router.telemetry.writer as writer
+
+complete = writer.Telemetry._complete
+
+
+def planted(self, request):
+    if request.request_id == "unwritable":
+        raise ZeroDivisionError("planted")
+    complete(self, request)
+
+
+writer.Telemetry._complete = planted
 """
 
 
@@ -73,3 +86,12 @@ def test_others_go_on_meanwhile(stage: Stage, host: ScriptedHost) -> None:
         faulty.read_to_end()
     outcomes = {record["outcome"] for record in stage.finished(2)}
     assert outcomes == {"client_gone", "aborted"}
+
+
+def test_a_record_that_cannot_be_written_costs_no_other(stage: Stage) -> None:
+    for request_id in ("before", "unwritable", "after"):
+        client = stage.client()
+        client.chat(more=f"x-request-id: {request_id}")
+        assert client.answer().text == "one two three"
+    assert [record["request_id"] for record in stage.finished(2)] == ["before", "after"]
+    assert "a done record could not be written" in stage.router.log_text()

@@ -18,9 +18,12 @@ PROGRAM = """
 import importlib.util, random, sys, time
 from tests.captures import capture, stream_names
 from tests.support.stream_damage import damage
-spec = importlib.util.spec_from_file_location("router._scan", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"router.{name}", f"{sys.argv[1]}/{name}.so")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+module, steps = load("_scan"), load("_steps")
 rng = random.Random(int(sys.argv[3]))
 until = time.monotonic() + float(sys.argv[2])
 taken = rounds = 0
@@ -40,15 +43,15 @@ while time.monotonic() < until:
         module.same_token(piece, piece[:prefix], piece[suffix:])
     head = capture(rng.choice(stream_names())).head
     head = damage(head, rng) if rounds % 2 else head
-    module.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
-    module.stage_times(*(rng.choice((-1, 0, 1, 10**9, (1 << 63) - 1, rng.getrandbits(62))) for _ in range(5)))
-    module.first_byte(head[: rng.randrange(2)])
-    module.tcp_info(rng.choice((-1, 0, 1 << 20)))
+    steps.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
+    steps.stage_times(*(rng.choice((-1, 0, 1, 10**9, (1 << 63) - 1, rng.getrandbits(62))) for _ in range(5)))
+    steps.first_byte(head[: rng.randrange(2)])
+    steps.tcp_info(rng.choice((-1, 0, 1 << 20)))
     number, text = rng.choice("QIHBf"), f"{rng.randrange(1, 90)}s"
     fields = [("real", number, rng.randrange(60)), ("__doc__", text, rng.randrange(60))]
     source = rng.choice((rng.getrandbits(rng.randrange(90)), -3, 1.5, type("S", (), {"real": 1, "__doc__": head})()))
     try:
-        module.Packer(rng.randrange(1, 70), fields[: rng.randrange(3)]).pack(source)
+        steps.Packer(rng.randrange(1, 70), fields[: rng.randrange(3)]).pack(source)
     except (ValueError, OverflowError, TypeError):
         pass
 print(rounds, taken)
@@ -62,19 +65,12 @@ def test_no_byte_out_of_bounds(tmp_path: Path) -> None:
     runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     if not Path(runtime.stdout.strip()).is_absolute():
         pytest.skip("gcc has no address sanitizer here")
-    library = tmp_path / "_scan.so"
     flags = ["-std=c11", "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     include = f"-I{sysconfig.get_paths()['include']}"
-    command = [
-        compiler,
-        *flags,
-        "-DPy_LIMITED_API=0x030b0000",
-        include,
-        str(ROOT / "router" / "_scan.c"),
-        "-o",
-        str(library),
-    ]
-    subprocess.run(command, check=True)
+    for name in ("_scan", "_steps"):
+        source = ROOT / "router" / f"{name}.c"
+        output = tmp_path / f"{name}.so"
+        subprocess.run([compiler, *flags, "-DPy_LIMITED_API=0x030b0000", include, source, "-o", output], check=True)
     environment = os.environ | {
         "LD_PRELOAD": runtime.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps what it has until its end
@@ -83,7 +79,7 @@ def test_no_byte_out_of_bounds(tmp_path: Path) -> None:
     }
     seed = str(int.from_bytes(os.urandom(4), "big"))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(library), str(SECONDS), seed],
+        [sys.executable, "-c", PROGRAM, str(tmp_path), str(SECONDS), seed],
         env=environment,
         capture_output=True,
         text=True,

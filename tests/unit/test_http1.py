@@ -374,6 +374,13 @@ def test_a_head_that_is_no_head_is_refused(memo: HeadMemo) -> None:
         memo.take(b"nonsense\r\n\r\n", 0, WHOLE)
 
 
+def test_a_head_that_is_new_each_time_is_not_remembered() -> None:
+    known = HeadMemo(parse_request_head, unlike=(b"traceparent",))
+    head = POST.replace(b"X-Y", b"TraceParent")
+    assert known.take(head, 0, WHOLE) is not None
+    assert known._known == {}
+
+
 def test_the_memory_is_bounded(memo: HeadMemo) -> None:
     for number in range(2000):
         memo.take(POST.replace(b"z", b"%d" % number), 0, WHOLE)

@@ -1,0 +1,393 @@
+// Steps of a request's path: what else would take many of the interpreter's, each of them memory that a first token finds
+// cold. Every function has a twin in plain Python, which is the fallback and the judge of what is right:
+//
+//     split_head      router/http1.py                 a head without what varies between heads that are the same otherwise
+//     stage_times     router/ingress/heads.py         the value of server-timing
+//     first_byte      router/messages.py              of anything with a buffer
+//     tcp_info        router/telemetry/tcp.py         TCP_INFO as it stands in a record
+//     Packer          router/telemetry/packing.py     a record out of the attributes of one object
+
+#include "_native.h"
+
+#include <sys/socket.h>
+
+#include <linux/tcp.h>
+#include <netinet/in.h>
+
+// ---------------------------------------------------------------- heads
+
+enum { LENGTH_DIGITS_MAX = 15, DATE_BYTES_MAX = 40 };
+
+static bool is_digit(unsigned char byte)
+{
+    return byte >= '0' && byte <= '9';
+}
+
+static bool is_of_date(unsigned char byte)
+{
+    unsigned char lower = byte | 0x20;
+    return is_digit(byte) || (lower >= 'a' && lower <= 'z') || (byte != 0 && strchr(",: +-", byte) != NULL);
+}
+
+// Whether a header line has this name; `name` in lower case, with the colon.
+static bool has_name(text line, text end, const char *name, Py_ssize_t name_bytes)
+{
+    if (end - line < name_bytes)
+        return false;
+    for (Py_ssize_t i = 0; i < name_bytes; i++) {
+        unsigned char byte = line[i];
+        if (byte >= 'A' && byte <= 'Z')
+            byte |= 0x20;
+        if (byte != (unsigned char)name[i])
+            return false;
+    }
+    return true;
+}
+
+// The value of a line "name: value" behind its one space, if all of it is of the form; begin NULL if not.
+static span varying_value(text at, text line_end, Py_ssize_t bytes_max, bool (*fits)(unsigned char))
+{
+    span none = {NULL, NULL}, value = {at + 1, line_end};
+    if (at >= line_end || *at != ' ' || line_end - value.begin < 1 || line_end - value.begin > bytes_max)
+        return none;
+    for (text byte = value.begin; byte < line_end; byte++)
+        if (!fits(*byte))
+            return none;
+    return value;
+}
+
+PyDoc_STRVAR(split_head_doc,
+    "split_head(data, position, head_bytes_max)\n--\n\n"
+    "Return a head without the values of its content-length and date, the length (-1: none), and where it ends; or None.");
+
+// The twin of plain_split_head() in router/http1.py.
+static PyObject *split_head(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 3 || !PyBytes_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "split_head(data: bytes, position: int, head_bytes_max: int)");
+        return NULL;
+    }
+    Py_ssize_t position = PyLong_AsSsize_t(arguments[1]), bytes_max = PyLong_AsSsize_t(arguments[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t size = PyBytes_Size(arguments[0]);
+    if (position < 0 || position > size || bytes_max < 0)
+        Py_RETURN_NONE;
+    text begin = (text)PyBytes_AsString(arguments[0]) + position;
+    text limit = size - position > bytes_max ? begin + bytes_max : begin + (size - position);
+    span length = {NULL, NULL}, date = {NULL, NULL};
+    text line = begin, end = NULL;
+    while (end == NULL) {
+        text line_end = memchr(line, '\r', limit - line);
+        while (line_end != NULL && limit - line_end >= 2 && line_end[1] != '\n') // a CR that ends no line
+            line_end = memchr(line_end + 1, '\r', limit - line_end - 1);
+        if (line_end == NULL || limit - line_end < 2)
+            Py_RETURN_NONE;
+        if (line != begin && has_name(line, line_end, "content-length:", 15)) {
+            if (length.begin != NULL || (length = varying_value(line + 15, line_end, LENGTH_DIGITS_MAX, is_digit)).begin == NULL)
+                Py_RETURN_NONE;
+        } else if (line != begin && has_name(line, line_end, "date:", 5)) {
+            if (date.begin != NULL || (date = varying_value(line + 5, line_end, DATE_BYTES_MAX, is_of_date)).begin == NULL)
+                Py_RETURN_NONE;
+        }
+        if (limit - line_end >= 4 && line_end[2] == '\r' && line_end[3] == '\n')
+            end = line_end + 4;
+        line = line_end + 2;
+    }
+    long long declared = length.begin == NULL ? -1 : 0;
+    for (text digit = length.begin; digit != NULL && digit < length.end; digit++)
+        declared = declared * 10 + (*digit - '0');
+    span first = length, second = date;
+    if (date.begin != NULL && (length.begin == NULL || date.begin < length.begin))
+        first = date, second = length;
+    if (first.begin == NULL)
+        first.begin = first.end = end;
+    if (second.begin == NULL)
+        second.begin = second.end = end;
+    Py_ssize_t one = first.begin - begin, two = second.begin - first.end, three = end - second.end;
+    PyObject *key = PyBytes_FromStringAndSize(NULL, one + two + three);
+    if (key == NULL)
+        return NULL;
+    char *to = PyBytes_AsString(key);
+    memcpy(to, begin, one);
+    memcpy(to + one, first.end, two);
+    memcpy(to + one + two, second.end, three);
+    PyObject *values[] = {key, PyLong_FromLongLong(declared), PyLong_FromSsize_t(position + (Py_ssize_t)(end - begin))};
+    return tuple_of(values, 3);
+}
+
+// ---------------------------------------------------------------- times
+
+enum { STAGES = 5, STAGE_BYTES_MAX = 48 };
+
+PyDoc_STRVAR(stage_times_doc,
+    "stage_times(ingress_ns, queue_ns, route_ns, connect_ns, host_ns)\n--\n\n"
+    "Return the value of server-timing; a stage that did not happen is negative and left out.");
+
+// The twin of plain_stage_times() in router/ingress/heads.py.
+static PyObject *stage_times(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    static const char *const names[STAGES] = {"ingress;dur=", "queue;dur=", "route;dur=", "connect;dur=", "host;dur="};
+    (void)module;
+    char text_of[STAGES * STAGE_BYTES_MAX], *to = text_of;
+    if (count != STAGES) {
+        PyErr_SetString(PyExc_TypeError, "stage_times takes five times in nanoseconds");
+        return NULL;
+    }
+    for (int i = 0; i < STAGES; i++) {
+        long long ns = PyLong_AsLongLong(arguments[i]);
+        if (ns == -1 && PyErr_Occurred())
+            return NULL;
+        if (ns < 0)
+            continue;
+        unsigned long long us = ((unsigned long long)ns + 500) / 1000, whole = us / 1000;
+        if (to != text_of)
+            *to++ = ',', *to++ = ' ';
+        for (const char *byte = names[i]; *byte != 0; byte++)
+            *to++ = *byte;
+        char digits[24], *digit = digits + sizeof digits;
+        do {
+            *--digit = (char)('0' + whole % 10);
+            whole /= 10;
+        } while (whole != 0);
+        while (digit < digits + sizeof digits)
+            *to++ = *digit++;
+        *to++ = '.';
+        *to++ = (char)('0' + us / 100 % 10);
+        *to++ = (char)('0' + us / 10 % 10);
+        *to++ = (char)('0' + us % 10);
+    }
+    return PyBytes_FromStringAndSize(text_of, to - text_of);
+}
+
+// ---------------------------------------------------------------- TCP_INFO
+
+PyDoc_STRVAR(tcp_info_doc,
+    "tcp_info(descriptor)\n--\n\n"
+    "Return round-trip times and counts of a TCP connection as they stand in a record, empty where there is none.");
+
+// The twin of plain_tcp_info() in router/telemetry/tcp.py.
+static PyObject *tcp_info(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    int descriptor = (int)PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    struct tcp_info info = {0};
+    socklen_t size = sizeof info;
+    if (descriptor < 0 || getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &size) != 0
+        || size < offsetof(struct tcp_info, tcpi_total_retrans) + sizeof info.tcpi_total_retrans)
+        return PyBytes_FromStringAndSize(NULL, 0);
+    uint32_t min_rtt = size >= offsetof(struct tcp_info, tcpi_min_rtt) + sizeof info.tcpi_min_rtt ? info.tcpi_min_rtt : 0;
+    uint32_t values[] = {
+        info.tcpi_rtt, info.tcpi_rttvar, min_rtt == UINT32_MAX ? 0 : min_rtt, info.tcpi_retrans, info.tcpi_total_retrans,
+        info.tcpi_snd_cwnd, info.tcpi_unacked, 1,
+    };
+    return PyBytes_FromStringAndSize((const char *)values, sizeof values);
+}
+
+// ---------------------------------------------------------------- records
+
+// The twin of PlainPacker in router/telemetry/packing.py, where the codes are told.
+typedef struct {
+    PyObject *name;
+    char code;
+    Py_ssize_t offset, width;
+} field;
+
+typedef struct {
+    PyObject_HEAD
+    Py_ssize_t size, count;
+    field *fields;
+} Packer;
+
+static Py_ssize_t width_of(const char *code)
+{
+    if (code[0] >= '1' && code[0] <= '9') {
+        Py_ssize_t width = 0;
+        while (*code >= '0' && *code <= '9' && width < (1 << 20))
+            width = width * 10 + (*code++ - '0');
+        return code[0] == 's' && code[1] == 0 ? width : -1;
+    }
+    if (code[0] == 0 || code[1] != 0)
+        return -1;
+    return code[0] == 'Q' ? 8 : code[0] == 'I' || code[0] == 'f' ? 4 : code[0] == 'H' ? 2 : code[0] == 'B' ? 1 : -1;
+}
+
+static bool take_field(Packer *self, PyObject *given)
+{
+    field *to = self->fields + self->count;
+    PyObject *name;
+    const char *code;
+    if (!PyTuple_Check(given) || !PyArg_ParseTuple(given, "Usn;a field is (name, code, offset)", &name, &code, &to->offset)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "a field is (name, code, offset)");
+        return false;
+    }
+    to->width = width_of(code);
+    if (to->width < 0 || to->offset < 0 || to->offset > self->size - to->width) {
+        PyErr_Format(PyExc_ValueError, "field %U: code %s at %zd is none, or outside of %zd bytes", name, code, to->offset, self->size);
+        return false;
+    }
+    to->code = code[0] >= '1' && code[0] <= '9' ? 's' : code[0];
+    to->name = Py_NewRef(name);
+    PyUnicode_InternInPlace(&to->name);
+    self->count++;
+    return true;
+}
+
+static PyObject *packer_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    (void)names;
+    Py_ssize_t size;
+    PyObject *given;
+    if (!PyArg_ParseTuple(arguments, "nO:Packer", &size, &given))
+        return NULL;
+    PyObject *fields = PySequence_Tuple(given);
+    Packer *self = fields == NULL ? NULL : (Packer *)PyType_GenericNew(type, NULL, NULL);
+    if (self == NULL) {
+        Py_XDECREF(fields);
+        return NULL;
+    }
+    self->size = size;
+    self->fields = PyMem_Calloc(PyTuple_Size(fields) + 1, sizeof(field));
+    bool taken = self->fields != NULL;
+    if (!taken)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; taken && i < PyTuple_Size(fields); i++)
+        taken = take_field(self, PyTuple_GetItem(fields, i));
+    Py_DECREF(fields);
+    if (!taken)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void packer_dealloc(Packer *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        Py_DECREF(self->fields[i].name);
+    PyMem_Free(self->fields);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static bool store_number(const field *to, PyObject *value, unsigned char *record)
+{
+    uint64_t largest = to->width == 8 ? UINT64_MAX : (UINT64_C(1) << 8 * to->width) - 1;
+    int overflow;
+    long long signed_number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (signed_number == -1 && PyErr_Occurred())
+        return false;
+    if (overflow < 0 || signed_number < 0) {
+        if (overflow <= 0) {
+            PyErr_Format(PyExc_OverflowError, "%U: %S is below zero", to->name, value);
+            return false;
+        }
+    }
+    uint64_t number = (uint64_t)signed_number;
+    if (overflow > 0) {
+        number = PyLong_AsUnsignedLongLong(value);
+        if (number == UINT64_MAX && PyErr_Occurred())
+            PyErr_Clear(); // over 64 bits: the largest, as it stands there
+    }
+    if (number > largest)
+        number = largest;
+    for (Py_ssize_t i = 0; i < to->width; i++)
+        record[to->offset + i] = (unsigned char)(number >> 8 * i);
+    return true;
+}
+
+static bool store(const field *to, PyObject *value, unsigned char *record)
+{
+    if (to->code == 's') {
+        if (!PyBytes_Check(value)) {
+            PyErr_Format(PyExc_TypeError, "%U: bytes are wanted", to->name);
+            return false;
+        }
+        Py_ssize_t size = PyBytes_Size(value);
+        memcpy(record + to->offset, PyBytes_AsString(value), size < to->width ? size : to->width);
+        return true;
+    }
+    if (to->code != 'f')
+        return store_number(to, value, record);
+    double number = PyFloat_AsDouble(value);
+    if (number == -1.0 && PyErr_Occurred())
+        return false;
+    float narrow = (float)number;
+    memcpy(record + to->offset, &narrow, sizeof narrow);
+    return true;
+}
+
+PyDoc_STRVAR(packer_pack_doc, "pack(source)\n--\n\nReturn the record of an object; what no field covers is zero.");
+
+static PyObject *packer_pack(Packer *self, PyObject *source)
+{
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, self->size);
+    if (packed == NULL)
+        return NULL;
+    unsigned char *record = (unsigned char *)PyBytes_AsString(packed);
+    memset(record, 0, self->size);
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        PyObject *value = PyObject_GetAttr(source, self->fields[i].name);
+        bool stored = value != NULL && store(self->fields + i, value, record);
+        Py_XDECREF(value);
+        if (!stored) {
+            Py_DECREF(packed);
+            return NULL;
+        }
+    }
+    return packed;
+}
+
+static PyMethodDef packer_methods[] = {
+    {"pack", (PyCFunction)packer_pack, METH_O, packer_pack_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot packer_slots[] = {
+    {Py_tp_new, packer_new},
+    {Py_tp_dealloc, packer_dealloc},
+    {Py_tp_methods, packer_methods},
+    {Py_tp_doc, "Packer(size, fields)\n--\n\nPacks a record out of the attributes of one object."},
+    {0, NULL},
+};
+
+static PyType_Spec packer_spec = {"router._steps.Packer", sizeof(Packer), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, packer_slots};
+
+PyDoc_STRVAR(first_byte_doc, "first_byte(data)\n--\n\nReturn the first byte of anything with a buffer, -1 where it is empty.");
+
+// The twin of plain_first_byte() in router/messages.py.
+static PyObject *first_byte(PyObject *module, PyObject *data)
+{
+    (void)module;
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) != 0)
+        return NULL;
+    long first = view.len > 0 ? *(const unsigned char *)view.buf : -1;
+    PyBuffer_Release(&view);
+    return PyLong_FromLong(first);
+}
+
+static PyMethodDef methods[] = {
+    {"first_byte", first_byte, METH_O, first_byte_doc},
+    {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL, split_head_doc},
+    {"stage_times", (PyCFunction)(void (*)(void))stage_times, METH_FASTCALL, stage_times_doc},
+    {"tcp_info", tcp_info, METH_O, tcp_info_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "router._steps", .m_doc = "Steps of a request's path, each in one call.", .m_size = 0, .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__steps(void)
+{
+    PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&packer_spec);
+    if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Packer", type) != 0)
+        Py_CLEAR(module);
+    Py_XDECREF(type);
+    return module;
+}
