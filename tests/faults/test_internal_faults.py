@@ -10,6 +10,7 @@ import pytest
 from tests.faults.stage import QUIET, Stage, host_entry
 from tests.support import scripted_host as sh
 from tests.support.scripted_host import ScriptedHost
+from tests.support.waiting import wait_until
 
 PLANTED = """
 import router.ingress.heads as heads
@@ -95,4 +96,4 @@ def test_a_record_that_cannot_be_written_costs_no_other(stage: Stage) -> None:
         assert client.answer().text == "one two three"
     stage.unrecorded_count = 1
     assert [record["request_id"] for record in stage.finished(2)] == ["before", "after"]
-    assert "a done record could not be written" in stage.router.log_text()
+    wait_until(lambda: "a done record could not be written" in stage.router.log_text(), "a line in the log")
