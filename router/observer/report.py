@@ -12,6 +12,7 @@ beside it: the requests of this time and of the hour before that differ from it 
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,7 +27,9 @@ from router.observer.rows import STAGE_FIELDS
 VERSION: Final = "prompt_version"
 """The tag whose new values are compared with its other ones."""
 STAGE_SQL: Final = {
-    name: "egress_ns - CASE WHEN folded THEN coalesce(decode_ns, 0) ELSE 0 END" if name == "egress" else field
+    name: "greatest(egress_ns - CASE WHEN folded THEN coalesce(decode_ns, 0) ELSE 0 END, 0)"
+    if name == "egress"
+    else field
     for name, field in STAGE_FIELDS
 }
 """Each stage as an expression: the row's egress of a folded answer holds its decode, see ``catalogue.egress_ns``."""
@@ -132,15 +135,14 @@ def make_report(
         _check_names(reader, [*by, *(name for name, _ in where)])
         chosen = _Chosen(by, since_wall_ns, until_wall_ns, where)
         found = _records(reader, *_statement(chosen))
-        of_all_versions = _of_all_versions(reader, chosen) if VERSION in by else {}
         totals = [record for record in found if record["is_total"]]
         unknown = _unknown_costs(reader, chosen) if totals[0]["cost_unknown_count"] else []
     finally:
         reader.close()
+    grouped = [record for record in found if not record["is_total"]]
+    of_all_versions = _of_all_versions(grouped, by) if VERSION in by else {}
     groups = [
-        _group(record, by, of_all_versions.get(_without_version(record, by)))
-        for record in found
-        if not record["is_total"] and record["n"]
+        _group(record, by, of_all_versions.get(_without_version(record, by))) for record in grouped if record["n"]
     ]
     return Report(
         since_wall_ns=since_wall_ns,
@@ -217,16 +219,15 @@ def _statement(chosen: _Chosen) -> tuple[str, list[Any]]:
     return sql, parameters
 
 
-def _of_all_versions(reader: JournalReader, chosen: _Chosen) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+def _of_all_versions(groups: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], Counter[str]]:
     """Return count and stages of the good answers of both spans, by the values of ``by`` without the version."""
-    table, parameters = chosen.table()
-    keys = [key for name, key in zip(chosen.by, chosen.keys, strict=True) if name != VERSION]
-    sums = [f"coalesce(sum({stage}), 0) AS all_{name}" for name, stage in STAGE_SQL.items()]
-    sql = f"""
-        {table} SELECT {"".join(f"{key}, " for key in keys)} count(*) AS all_count, {", ".join(sums)}
-        FROM chosen WHERE is_ok GROUP BY {", ".join(keys) or "()"}
-    """  # noqa: S608 - names are checked, values are parameters
-    return {tuple(record[key] for key in keys): record for record in _records(reader, sql, parameters)}
+    found: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+    for record in groups:
+        of_all = found[_without_version(record, by)]
+        of_all["count"] += record["ok_count"] + record["before_ok_count"]
+        for name in STAGE_SQL:
+            of_all[name] += record[f"now_{name}"] + record[f"before_{name}"]
+    return found
 
 
 def _without_version(record: Mapping[str, Any], by: Sequence[str]) -> tuple[Any, ...]:
@@ -278,7 +279,7 @@ def _aggregates() -> list[str]:
     return [f"{expression} AS {name}" for name, expression in plain.items()]
 
 
-def _group(record: Mapping[str, Any], by: Sequence[str], of_all_versions: Mapping[str, Any] | None = None) -> Group:
+def _group(record: Mapping[str, Any], by: Sequence[str], of_all_versions: Mapping[str, int] | None = None) -> Group:
     names = {field.name for field in msgspec.structs.fields(Group)} & record.keys()
     cost, ok_count = record["cost"], record["cost_ok_count"]
     return Group(
@@ -303,17 +304,17 @@ def _longest_stage(record: Mapping[str, Any]) -> StageMean | None:
     return StageMean(stage, mean_ns) if mean_ns else None
 
 
-def _changed_most(record: Mapping[str, Any], of_all_versions: Mapping[str, Any] | None) -> StageChange | None:
+def _changed_most(record: Mapping[str, Any], of_all_versions: Mapping[str, int] | None) -> StageChange | None:
     ok_count, before_count = record["ok_count"], record["before_ok_count"]
     if not ok_count:
         return None
     now = _means(record, "now", ok_count)
     if before_count:
         return _largest_change(now, _means(record, "before", before_count), THE_HOUR_BEFORE)
-    other_count = of_all_versions["all_count"] - ok_count if of_all_versions is not None else 0
+    other_count = of_all_versions["count"] - ok_count if of_all_versions is not None else 0
     if of_all_versions is None or not other_count:
         return None
-    others = {name: (of_all_versions[f"all_{name}"] - record[f"now_{name}"]) / other_count for name in STAGE_SQL}
+    others = {name: (of_all_versions[name] - record[f"now_{name}"]) / other_count for name in STAGE_SQL}
     return _largest_change(now, others, OTHER_VERSIONS)
 
 
