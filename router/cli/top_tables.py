@@ -57,7 +57,7 @@ def _bad_requests(sources: Sequence[Source]) -> Iterator[str]:
     """Say how many requests could not be understood: they are of no window, and most are in no other number."""
     count = sum(source.bad_request_count or 0 for source in sources)
     if count:
-        yield f"and since the router's start {count:,} bad requests"
+        yield f"bad requests since the router's start: {count:,}"
 
 
 def _warnings(state: State) -> Iterator[str]:

@@ -83,7 +83,7 @@ class TestTables:
         assert "bad" not in line
         sources = [source(bad_request_count=1200), source(bad_request_count=34)]
         (line,) = top_tables.headline(state(sources=sources))
-        assert line.endswith("and since the router's start 1,234 bad requests")
+        assert line.endswith("bad requests since the router's start: 1,234")
         assert "99.5 % ok, 0.5 % host_error" in line
 
     def test_an_overflowed_table_says_so(self) -> None:
