@@ -170,7 +170,7 @@ def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
     where.add_argument("--url", metavar="ADDRESS", help="the observer's host:port or unix:/path (127.0.0.1:8401)")
     top.add_argument("--by", default="", metavar="TAG", help="slice by this tag, e.g. feature_name")
-    top.add_argument("--window", type=_seconds, metavar="SECONDS", help="10, 60, 600 or 3600 (60)")
+    top.add_argument("--window", type=_window, metavar="SECONDS", help="10, 60, 600 or 3600 (60)")
     how = top.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="print the page once and end")
     how.add_argument("--json", action="store_true", help="print it once for programs")
@@ -274,6 +274,16 @@ def _name_and_value(text: str) -> tuple[str, str]:
     if not equals or not _TAG_NAME.fullmatch(name):
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE with a name of a-z, 0-9 and _")
     return name, value
+
+
+def _window(text: str) -> float:
+    from router.observer.state import WINDOWS_S  # noqa: PLC0415 - the other commands start without
+
+    shown = [f"{window_s:g}" for window_s in WINDOWS_S]
+    try:
+        return WINDOWS_S[WINDOWS_S.index(float(text))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(shown)}") from None
 
 
 def _seconds(text: str) -> float:

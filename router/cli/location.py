@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import stat
 from pathlib import Path
 from typing import Final
 
 from ringbuffer import Missing, RingError, find_current
 from router import config
+from router.errors import ConfigError
 
 DEFAULT_INSTANCE: Final = "main"
 
@@ -66,6 +68,18 @@ def observer_address(args: argparse.Namespace) -> str:
         config.split_address(address, "--url")
         return address
     return settings_of(args).observer.http
+
+
+def check_run_dir(path: Path) -> None:
+    """Raise :class:`ConfigError` for a place where no router can have its rings; one that is not there yet may come."""
+    try:
+        is_directory = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"run directory {path}: {error.strerror}") from None
+    if not is_directory:
+        raise ConfigError(f"run directory {path}: not a directory")
 
 
 def journal_dir(args: argparse.Namespace) -> Path:

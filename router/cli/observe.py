@@ -14,7 +14,7 @@ import msgspec
 
 from router import config
 from router.cli import fail
-from router.cli.location import settings_of
+from router.cli.location import check_run_dir, settings_of
 from router.errors import ConfigError
 
 NICENESS: Final = 10
@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Observe every router below the run directory until told to stop."""
     try:
         settings = _with_options(settings_of(args), args)
+        run_dir = args.run_dir or config.rings_dir(settings)
+        check_run_dir(run_dir)
     except ConfigError as error:
         return fail(error)
     os.nice(NICENESS)
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         from router.observer import process  # noqa: PLC0415 - what it needs is an extra
     except ModuleNotFoundError as error:
         return fail(f"observe needs {error.name}: pip install 'ringrouter[observer]'")
-    return process.serve(settings, args.run_dir or config.rings_dir(settings))
+    return process.serve(settings, run_dir)
 
 
 def _with_options(settings: config.Config, args: argparse.Namespace) -> config.Config:

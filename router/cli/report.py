@@ -18,30 +18,40 @@ import msgspec
 from router.cli import EXIT_OK, fail
 from router.cli.location import journal_dir
 from router.cli.query import printable
-from router.cli.top_tables import Table, money, text_rows
+from router.cli.top_tables import Table, money, text_rows, words
 from router.errors import ConfigError
 from router.observer.query import QueryError
-from router.observer.report import Group, Report, StageChange, make_report
+from router.observer.report import OTHER_VERSIONS, Group, Report, StageChange, StageMean, UnknownCost, make_report
 from router.observer.segments import JOURNAL
 from router.telemetry.units import ABSENT, duration, rate
 
 SCHEMA: Final = "ringrouter.report/1"
 BY_MAX: Final = 4
 """Tags at once: beyond that a row stands for next to no requests."""
+UNKNOWN_MAX: Final = 5
+"""Reasons and hosts of unknown costs that are told as text; --json has all."""
+_REASONS: Final = {
+    "no_price": "neither hosts.cost_per_hour nor observer.prices covers it",
+    "no_usage": "a price per token, but the host told no usage",
+    "gap": "nobody knows what ran beside it",
+}
+_NOT_SETTLED: Final = "written before it was known"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _UNIT_NS: Final = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
-_COLUMNS: Final = (
+COLUMNS: Final = (
     ("requests", ">"),
     ("TTFT p50", ">"),
     ("p95", ">"),
     ("TPOT p50", ">"),
-    ("early tokens/s", ">"),
+    ("early events/s", ">"),
     ("E2E p95", ">"),
     ("errors", ">"),
     ("left", ">"),
     ("cost/response", ">"),
     ("wasted", ">"),
+    ("first seen", "<"),
+    ("longest stage", "<"),
     ("changed most", "<"),
 )
 
@@ -98,13 +108,21 @@ def as_text(report: Report) -> list[str]:
         return lines
     rows = [_cells(group, report) for group in report.groups]
     rows.append([*(["all"] + [""] * len(report.by))[: len(report.by)], *_cells(report.total, report)])
-    heads = [*((name, "<") for name in report.by), *_COLUMNS]
+    heads = [*((name, "<") for name in report.by), *COLUMNS]
     lines += ["", *text_rows(Table("", heads, rows))]
     if len(report.groups) < report.group_count:
         lines.append(f"... and {report.group_count - len(report.groups):,} smaller groups")
     if report.total.cost_unknown_count:
         lines += ["", f"the cost of {report.total.cost_unknown_count:,} requests is not known and not in these numbers"]
+        lines += [f"  {_why_unknown(each)}" for each in report.unknown_costs[:UNKNOWN_MAX]]
     return lines
+
+
+def _why_unknown(unknown: UnknownCost) -> str:
+    """Write ``12 at gpu0: its host has no cost_per_hour and its model no price (no_price)``."""
+    reason = _REASONS.get(unknown.missing, "for another reason")
+    said = f"{reason} ({unknown.missing})" if unknown.missing else _NOT_SETTLED
+    return f"{unknown.n:,} at {printable(unknown.host) or 'no host'}: {said}"
 
 
 def _cells(group: Group, report: Report) -> list[str]:
@@ -121,6 +139,8 @@ def _cells(group: Group, report: Report) -> list[str]:
         _share(group.client_gone_count / group.n),
         f"{money(group.cost_per_response)}{currency}",
         ABSENT if group.waste_share is None else _share(group.waste_share),
+        _first_seen(group, report),
+        _longest(group.longest_stage),
         _change(group.changed_most),
     ]
 
@@ -134,15 +154,27 @@ def _errors(group: Group) -> str:
     return f"{share} {group.most_frequent_error}" if group.most_frequent_error else share
 
 
+def _first_seen(group: Group, report: Report) -> str:
+    """Write when a group began; ``before`` when it was there in the hour before."""
+    if group.first_wall_ns < report.since_wall_ns:
+        return "before"
+    return datetime.fromtimestamp(group.first_wall_ns / 1e9).strftime("%m-%d %H:%M:%S")
+
+
+def _longest(stage: StageMean | None) -> str:
+    return ABSENT if stage is None else f"{words(stage.stage)} {duration(stage.mean_ns)}"
+
+
 def _change(change: StageChange | None) -> str:
-    """Write a change as ``queue +410 ms (12.3 ms before)``."""
+    """Write a change as ``queue +410 ms (12.3 ms before)``, or ``(12.3 ms in other versions)``."""
     if change is None:
         return ABSENT
     difference = change.mean_ns - change.before_mean_ns
     if not difference:
-        return "nothing"
+        return "nothing (as in other versions)" if change.against == OTHER_VERSIONS else "nothing"
     sign = "+" if difference > 0 else "−"
-    return f"{change.stage} {sign}{duration(abs(difference))} ({duration(change.before_mean_ns)} before)"
+    against = "in other versions" if change.against == OTHER_VERSIONS else "before"
+    return f"{words(change.stage)} {sign}{duration(abs(difference))} ({duration(change.before_mean_ns)} {against})"
 
 
 def _write_csv(report: Report) -> None:
@@ -154,6 +186,8 @@ def _write_csv(report: Report) -> None:
 
 def _flat(group: Group) -> dict[str, Any]:
     record: dict[str, Any] = msgspec.to_builtins(group)
-    change = record.pop("changed_most") or dict.fromkeys(("stage", "mean_ns", "before_mean_ns"))
     values: dict[str, Any] = record.pop("values")
-    return values | record | {f"changed_most_{name}": value for name, value in change.items()}
+    for of, kind in (("longest_stage", StageMean), ("changed_most", StageChange)):
+        part = record.pop(of) or dict.fromkeys(kind.__struct_fields__)
+        record |= {f"{of}_{name}": value for name, value in part.items()}
+    return values | record

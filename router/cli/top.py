@@ -1,6 +1,6 @@
 """``ringrouter top``: what the observer knows, live in a terminal; ``--once`` prints it and ends.
 
-Exit codes: 1 when no observer answers at the start, 2 usage.
+Exit codes: 1 when no observer answers at the start, 2 usage, or a tag that the observer does not slice by.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from router.cli.location import observer_address
 from router.cli.top_tables import as_text
 from router.errors import ConfigError
 from router.observer import client
-from router.observer.client import ObserverError
+from router.observer.client import ObserverError, RefusedError
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         address = observer_address(args)
         first = client.state(address, window_s=args.window, by=args.by)
-    except ConfigError as error:
+    except (ConfigError, RefusedError) as error:
         return fail(error)
     except ObserverError as error:
         fail(error)

@@ -15,10 +15,9 @@ from textual.widgets import Footer, Static
 from router.cli.top_tables import Table, covered, headline, printable, tables, text_rows
 from router.observer import client
 from router.observer.client import ObserverError
-from router.observer.state import State
+from router.observer.state import WINDOWS_S, State
 
 EVERY_S: Final = 1.0
-WINDOWS_S: Final = (10.0, 60.0, 600.0, 3600.0)
 WIDE_COLUMNS: Final = 168
 """From here on metrics and stages stand side by side."""
 

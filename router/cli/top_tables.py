@@ -32,6 +32,7 @@ def headline(state: State) -> list[str]:
                 f"{rate(traffic.tokens_in_per_s)} tokens/s in, {rate(traffic.tokens_out_per_s)} out",
                 f"{traffic.running_count:,} running, {traffic.waiting_count:,} waiting",
                 *_money(state),
+                *_bad_requests(state.sources),
             ]
         )
     ]
@@ -50,6 +51,13 @@ def _money(state: State) -> Iterator[str]:
         yield f"{state.traffic.goodput:.1%} good"
     if state.traffic.cost is not None and state.covered_s:
         yield f"{money(state.traffic.cost / state.covered_s * 60)} {state.currency}/min"
+
+
+def _bad_requests(sources: Sequence[Source]) -> Iterator[str]:
+    """Say how many requests could not be understood: they are of no window, and most are in no other number."""
+    count = sum(source.bad_request_count or 0 for source in sources)
+    if count:
+        yield f"bad requests since the router's start: {count:,}"
 
 
 def _warnings(state: State) -> Iterator[str]:
@@ -92,8 +100,8 @@ def covered(state: State) -> str:
 # ---------------------------------------------------------------- the tables
 _QUANTILE_COLUMNS: Final = (("n", ">"), ("mean", ">"), ("p50", ">"), ("p95", ">"), ("p99", ">"))
 _SLICE_COLUMNS: Final = (
-    *(("value", "<"), ("n", ">"), ("failed", ">"), ("TTFT p50", ">"), ("TTFT p95", ">"), ("TPOT p50", ">")),
-    *(("first 2 s", ">"), ("E2E p95", ">"), ("cost each", ">"), ("longest stage", "<")),
+    *(("value", "<"), ("n", ">"), ("failed", ">"), ("left", ">"), ("TTFT p50", ">"), ("TTFT p95", ">")),
+    *(("TPOT p50", ">"), ("early events", ">"), ("E2E p95", ">"), ("cost/response", ">"), ("longest stage", "<")),
 )
 _SLOW_COLUMNS: Final = (
     *(("ended", "<"), ("E2E", ">"), ("TTFT", ">"), ("most of it", "<"), ("model", "<"), ("host", "<")),
@@ -110,7 +118,7 @@ def _metrics(metrics: Sequence[Quantiles]) -> Table:
 def _stages(stages: Sequence[Quantiles]) -> Table:
     total_ns = sum(stage.mean or 0.0 for stage in stages)
     columns = (("stage", "<"), *_QUANTILE_COLUMNS, ("share of the mean", "<"))
-    rows = [[_words(stage.name), *_quantiles(stage), _bar(stage.mean or 0.0, total_ns)] for stage in stages]
+    rows = [[words(stage.name), *_quantiles(stage), _bar(stage.mean or 0.0, total_ns)] for stage in stages]
     return Table("stages", columns, rows)
 
 
@@ -136,7 +144,7 @@ def _bar(part: float, total: float) -> str:
 
 def _hosts(hosts: Sequence[Host]) -> Table:
     columns = (
-        *(("host", "<"), ("running", ">"), ("n", ">"), ("failed", ">"), ("tokens/s", ">")),
+        *(("host", "<"), ("running", ">"), ("n", ">"), ("failed", ">"), ("left", ">"), ("tokens/s", ">")),
         *(("TTFT p50", ">"), ("TTFT p95", ">"), ("TPOT p50", ">"), ("cost", ">")),
     )
     return Table("hosts", columns, [_host(host) for host in hosts])
@@ -147,7 +155,8 @@ def _host(host: Host) -> list[str]:
         host.name or "(none)",
         f"{host.running_count:,}",
         f"{host.request_count:,}",
-        _failed(host.failed_count, host.request_count),
+        _part(host.failed_count, host.request_count),
+        _part(host.left_count, host.request_count),
         rate(host.tokens_out_per_s),
         duration(host.ttft_p50_ns),
         duration(host.ttft_p95_ns),
@@ -160,14 +169,15 @@ def _slice(row: Slice) -> list[str]:
     return [
         row.value or "(not given)",
         f"{row.request_count:,}",
-        _failed(row.failed_count, row.request_count),
+        _part(row.failed_count, row.request_count),
+        _part(row.left_count, row.request_count),
         duration(row.ttft_p50_ns),
         duration(row.ttft_p95_ns),
         duration(row.tpot_p50_ns),
         f"{rate(row.early_tps_p50)}/s" if row.early_tps_p50 is not None else ABSENT,
         duration(row.e2e_p95_ns),
-        money(row.cost_per_request),
-        _words(row.longest_stage),
+        money(row.cost_per_response),
+        words(row.longest_stage),
     ]
 
 
@@ -176,7 +186,7 @@ def _slow(row: SlowRequest) -> list[str]:
         datetime.fromtimestamp(row.ended_wall_ns / 1e9).strftime("%H:%M:%S"),
         duration(row.e2e_ns),
         duration(row.ttft_ns),
-        f"{_words(row.longest_stage)} {duration(row.longest_stage_ns)}" if row.longest_stage else "",
+        f"{words(row.longest_stage)} {duration(row.longest_stage_ns)}" if row.longest_stage else "",
         row.model or ABSENT,
         row.host or ABSENT,
         f"{row.tokens_out:,}",
@@ -191,12 +201,13 @@ def _source(row: Source) -> list[str]:
     return [row.instance, row.state, *(f"{count:,}" for count in counts)]
 
 
-def _words(stage: str) -> str:
+def words(stage: str) -> str:
+    """Write the name of a stage as words."""
     return stage.replace("_", " ")
 
 
-def _failed(failed: int, total: int) -> str:
-    return share(failed, total) if failed else ABSENT
+def _part(part: int, total: int) -> str:
+    return share(part, total) if part else ABSENT
 
 
 def share(part: int, total: int) -> str:

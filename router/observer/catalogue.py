@@ -1,6 +1,6 @@
 """Every metric of a request: its name, unit, meaning, how it is read off a row, and under which names it is exported.
 
-Inside the observer all values are whole numbers: nanoseconds, tokens, thousandths of a token per second, billionths of
+Inside the observer all values are whole numbers: nanoseconds, tokens, thousandths of an event per second, billionths of
 money. :class:`Unit` says what one of them is when it leaves. Definitions: docs/metrics.md.
 
 Who is counted in a metric is part of its meaning. Latency is that of answers that were given: a request that failed is
@@ -37,7 +37,8 @@ class Unit(NamedTuple):
 
 NS: Final = Unit("ns", 1e-9, "seconds")
 TOKENS: Final = Unit("tokens", 1, "")
-PACE: Final = Unit("tokens/s", 1e-3, "")
+EVENTS: Final = Unit("events", 1, "")
+PACE: Final = Unit("events/s", 1e-3, "")
 REQUESTS: Final = Unit("requests", 1, "")
 MONEY: Final = Unit("money", 1e-9, "")
 WORD: Final = Unit("word", 1, "")
@@ -148,14 +149,22 @@ def _streamed(field: str) -> Read:
 
 
 def _early_tps(row: RequestRow) -> int | None:
-    return round(row.early_tps * 1000) if row.early_tps is not None and row.outcome == "ok" else None
+    is_shown = row.stream and row.outcome == "ok"
+    return round(row.early_tps * 1000) if is_shown and row.early_tps is not None else None
+
+
+def egress_ns(row: RequestRow) -> int | None:
+    """Return the time in ``egress`` that is the router's: of a folded answer the row's own holds the host's decoding.
+
+    Its first token goes out with its last (``out1 = outN``). :data:`router.observer.report.STAGE_SQL` says the same.
+    """
+    if row.egress_ns is None:
+        return None
+    return max(0, row.egress_ns - (row.decode_ns or 0)) if row.folded else row.egress_ns
 
 
 def _egress(row: RequestRow) -> int | None:
-    """Of a folded answer, whose first token goes out with its last, the host's decoding is not egress."""
-    if row.egress_ns is None or row.outcome != "ok":
-        return None
-    return row.egress_ns - (row.decode_ns or 0) if row.folded else row.egress_ns
+    return egress_ns(row) if row.outcome == "ok" else None
 
 
 def _stage(name: str, field: str) -> Read:
@@ -181,6 +190,10 @@ def _waste(row: RequestRow) -> int | None:
     return None if row.cost is None or row.cost.waste_amount is None else round(row.cost.waste_amount / MONEY.worth)
 
 
+def _priced(row: RequestRow) -> int | None:
+    return None if _amount(row) is None else _outcome(row)
+
+
 def _host_time(row: RequestRow) -> int | None:
     return None if row.cost is None else row.cost.host_ns
 
@@ -203,6 +216,7 @@ OUTCOME_WORDS: Final = _lowered(list(Outcome))
 ERROR_WORDS: Final = _lowered(list(ErrorKind))
 COST_WORDS: Final = ("", "occupancy", "tokens", "mixed", "no_price", "no_usage", "gap")
 """How a cost was found, or why there is none."""
+_outcome: Final = _word("outcome", OUTCOME_WORDS)
 _GONE: Final = frozenset({"client_gone", "client_stalled"})
 
 
@@ -291,7 +305,7 @@ def _latencies(ttft: tuple[int, ...], tpot: tuple[int, ...], duration: tuple[int
     row, gap = Source.ROW, Source.GAP
     gaps = _bounds(NS, FINER_S, OTEL_DURATION_S[:10])
     stage = _bounds(NS, STAGE_S)
-    pace, visible = _bounds(PACE, _PACE_PER_S), _bounds(TOKENS, _VISIBLE)
+    pace, visible = _bounds(PACE, _PACE_PER_S), _bounds(EVENTS, _VISIBLE)
     server = "gen_ai.server."
     return [
         Metric("ttft", NS, "Time to the first token, of streams", row, _streamed("ttft_ns"), ttft, "ttft",
@@ -307,9 +321,9 @@ def _latencies(ttft: tuple[int, ...], tpot: tuple[int, ...], duration: tuple[int
                otel=(OTel("gen_ai.client.operation.time_per_output_chunk", is_of_host=True),)),
         Metric("stall_max", NS, "Longest gap between two content events of a request", row, _answered("stall_max_ns"),
                gaps, "stall_max"),
-        Metric("early_tps", PACE, "Tokens per second in the two seconds after the first token", row, _early_tps,
-               pace, "early_tokens_per_second", is_headline=True),
-        Metric("visible_2s", TOKENS, "Tokens with the client two seconds after its request, of streams", row,
+        Metric("early_tps", PACE, "Content events per second in the two seconds after the first token, of streams",
+               row, _early_tps, pace, "early_tokens_per_second", is_headline=True),
+        Metric("visible_2s", EVENTS, "Content events with the client two seconds after its request, of streams", row,
                _streamed("visible_2s"), visible, "visible_2s_tokens"),
         Metric("router_overhead", NS, "The router's own share of the time to the first token", row,
                _answered("router_overhead_ns"), stage, "router_overhead"),
@@ -384,7 +398,7 @@ def _counts(limits: Sequence[Limits]) -> list[Metric]:
                _bounds(REQUESTS, range(4)), "retries"),
         Metric("stalls", REQUESTS, "Gaps above one second in an answer", row, _every("stall_count"),
                _bounds(REQUESTS, (0, 1, 2, 5, 10)), "stalls"),
-        _worded("outcome", "requests", "Requests that ended, by outcome", row, _word("outcome", OUTCOME_WORDS),
+        _worded("outcome", "requests", "Requests that ended, by outcome", row, _outcome,
                 _labelled("outcome", OUTCOME_WORDS)),
         _worded("error", "request_errors", "Requests that ended, by kind of error", row, _word("error", ERROR_WORDS),
                 _labelled("error", ERROR_WORDS)),
@@ -403,6 +417,8 @@ def _costs() -> list[Metric]:
         Metric("host_time", NS, "A request's share of its hosts' time", source, _host_time, stage, "host_time"),
         _worded("cost_basis", "request_costs", "Requests by how their cost was found, or why it was not", source,
                 _cost_word, _labelled("basis", COST_WORDS)),
+        _worded("priced", "priced_requests", "Requests whose cost is known, by outcome", source, _priced,
+                _labelled("outcome", OUTCOME_WORDS)),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -13,10 +14,16 @@ from router.observer.state import SCHEMA, State
 
 TIMEOUT_S: Final = 5.0
 BODY_BYTES_MAX: Final = 16 << 20
+ERROR_BYTES_MAX: Final = 1000
+"""Of an error that is shown: enough for the names of all slices."""
 
 
 class ObserverError(Exception):
     """The observer does not answer, or not as one; the message says where and why, in one line."""
+
+
+class RefusedError(ObserverError):
+    """The observer does not know what it was asked for: a window or a tag that it does not have."""
 
 
 def state(address: str, *, window_s: float | None = None, by: str = "") -> State:
@@ -35,18 +42,18 @@ def state(address: str, *, window_s: float | None = None, by: str = "") -> State
 def state_path(window_s: float | None, by: str) -> str:
     """Return the path of ``/state.json`` with its options."""
     options = [f"window={window_s:g}"] if window_s is not None else []
-    options += [f"by={by}"] if by else []
+    options += [f"by={quote(by, safe=',', errors='replace')}"] if by else []
     return "/state.json" + ("?" + "&".join(options) if options else "")
 
 
 def get(address: str, path: str) -> bytes:
-    """Return the body of a 200 answer; raises :class:`ObserverError`."""
+    """Return the body of a 200 answer; raises :class:`ObserverError`, for a 400 :class:`RefusedError`."""
     connection = _connection(address)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read(BODY_BYTES_MAX)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # UnicodeError: no name of a host
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ObserverError(
             f"no observer answers at {shown(address)} ({reason}); `ringrouter observe` starts one"
@@ -54,8 +61,9 @@ def get(address: str, path: str) -> bytes:
     finally:
         connection.close()
     if response.status != http.client.OK:
-        text = body[:200].decode("utf-8", "replace").strip()
-        raise ObserverError(f"{shown(address)} answers {response.status} to {path}: {text}")
+        text = body[:ERROR_BYTES_MAX].decode("utf-8", "replace").strip()
+        kind = RefusedError if response.status == http.client.BAD_REQUEST else ObserverError
+        raise kind(f"{shown(address)} answers {response.status} to {path}: {text}")
     return body
 
 

@@ -11,6 +11,8 @@ from typing import Final
 import msgspec
 
 SCHEMA: Final = "ringrouter.state/1"
+WINDOWS_S: Final = (10.0, 60.0, 600.0, 3600.0)
+"""What ``?window=`` takes: a length for each that the observer keeps apart, and an hour of them."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +20,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quantiles(_Part, frozen=True):
-    """Percentiles of ``n`` values of one metric, in ``unit``: ``ns``, ``tokens``, ``tokens/s`` or ``requests``."""
+    """Percentiles of ``n`` values of one metric, in ``unit``: ``ns``, ``events``, ``events/s`` or ``requests``."""
 
     name: str
     unit: str
@@ -54,11 +56,14 @@ class Host(_Part, frozen=True):
     running_count: int
     request_count: int
     failed_count: int
+    """Neither answered nor left by their client."""
     tokens_out_per_s: float
     ttft_p50_ns: float | None
     ttft_p95_ns: float | None
     tpot_p50_ns: float | None
     cost: float | None = None
+    left_count: int = 0
+    """Left by their client."""
 
 
 class Slice(_Part, frozen=True):
@@ -67,14 +72,20 @@ class Slice(_Part, frozen=True):
     value: str
     request_count: int
     failed_count: int
+    """Neither answered nor left by their client."""
     ttft_p50_ns: float | None
     ttft_p95_ns: float | None
     tpot_p50_ns: float | None
     early_tps_p50: float | None
+    """Content events per second, of streams."""
     e2e_p95_ns: float | None
-    cost_per_request: float | None
+    cost_per_response: float | None
+    """What all its requests cost, of those whose cost is known, over the good answers among these."""
     longest_stage: str
-    """The stage before the first token with the largest mean; empty when there is none."""
+    """The stage with the largest mean over its answers, ``decode`` too; empty when there is none. Of a folded answer
+    the host's decoding is ``decode`` and not ``egress``."""
+    left_count: int = 0
+    """Left by their client."""
 
 
 class SliceTable(_Part, frozen=True):
@@ -113,6 +124,9 @@ class Source(_Part, frozen=True):
     waiting_count: int
     lag_records: int
     """Records written and not read yet, all rings together."""
+    bad_request_count: int | None = None
+    """Requests since the router's start that could not be understood, and are in no other number of this answer, and
+    those that ended with the outcome ``bad_request``; ``None`` when the observer does not tell."""
 
 
 class Health(_Part, frozen=True):

@@ -24,12 +24,12 @@ METRICS: Final = (
 )
 """What :meth:`View.metrics` returns, in this order."""
 STAGES: Final = tuple(name for name, _ in STAGE_FIELDS)
-_STAGES_TO_FIRST_TOKEN: Final = STAGES[: STAGES.index("egress") + 1]
 _STAGE_METRICS: Final = tuple(f"stage.{name}" for name in STAGES)
 _HOST_METRICS: Final = ("outcome", "ttft", "tpot", "tokens_out", "cost")
-_SLICE_METRICS: Final = ("outcome", "ttft", "tpot", "early_tps", "e2e")
-_SLICE_MEANS: Final = ("cost", *(f"stage.{name}" for name in _STAGES_TO_FIRST_TOKEN))
+_SLICE_METRICS: Final = ("outcome", "ttft", "tpot", "early_tps", "e2e", "priced")
+_SLICE_MEANS: Final = ("cost", *_STAGE_METRICS)
 _OK: Final = OUTCOME_WORDS.index("ok")
+_LEFT: Final = OUTCOME_WORDS.index("client_gone")
 _UNKNOWN_COSTS: Final = frozenset(COST_WORDS.index(word) for word in ("no_price", "no_usage", "gap"))
 
 
@@ -121,6 +121,7 @@ class View:
             running_count=running_count,
             request_count=of["outcome"].n,
             failed_count=_failed(of["outcome"]),
+            left_count=_left(of["outcome"]),
             tokens_out_per_s=self._per_s(of["tokens_out"].total),
             ttft_p50_ns=of["ttft"].quantile(0.5),
             ttft_p95_ns=of["ttft"].quantile(0.95),
@@ -130,16 +131,18 @@ class View:
 
     def slices(self, by: str) -> SliceTable | None:
         """Return the slices of an entry, the busiest first; ``None`` when there is no such entry."""
-        if self._aggregate.slicer.entry(by) is None:
+        entry = self._aggregate.slicer.entry(by)
+        if entry is None:
             return None
         placed = self._slices(by)
         ids = [each.id for each in placed]
         means = self._aggregate.means(_SLICE_MEANS, ids, self._begin_ns, self._end_ns)
-        found = zip(placed, self._of_slices(placed, _SLICE_METRICS), means, strict=True)
+        found = list(zip(placed, self._of_slices(placed, _SLICE_METRICS), means, strict=True))
         rows = [_slice(each, of, cost, stage_ns) for each, of, (cost, *stage_ns) in found if of["outcome"].n]
-        is_overflowed = any(OTHER_VALUE in each.values for each in placed)
+        # A client may send the word itself: it says something only where requests had to be folded.
+        is_other_busy = any(OTHER_VALUE in each.values and of["outcome"].n for each, of, _ in found)
         busiest = sorted(rows, key=lambda row: -row.request_count)
-        return SliceTable(by=by, rows=busiest, is_overflowed=is_overflowed)
+        return SliceTable(by=by, rows=busiest, is_overflowed=bool(entry.folded_count) and is_other_busy)
 
     def _slices(self, by: str) -> list[Placed]:
         entry = self._aggregate.slicer.entry(by)
@@ -161,8 +164,8 @@ class View:
 
 
 def _longest(stage_ns: Sequence[float | None]) -> str:
-    """Return the name of the longest stage before the first token; empty when there is none."""
-    longest_ns, name = max(zip((ns or 0.0 for ns in stage_ns), _STAGES_TO_FIRST_TOKEN, strict=True))
+    """Return the name of the longest stage; empty when there is none."""
+    longest_ns, name = max(zip((ns or 0.0 for ns in stage_ns), STAGES, strict=True))
     return name if longest_ns else ""
 
 
@@ -172,12 +175,13 @@ def _slice(placed: Placed, of: Mapping[str, Histogram], cost: float | None, stag
         value=shown(placed.values),
         request_count=of["outcome"].n,
         failed_count=_failed(of["outcome"]),
+        left_count=_left(of["outcome"]),
         ttft_p50_ns=of["ttft"].quantile(0.5),
         ttft_p95_ns=of["ttft"].quantile(0.95),
         tpot_p50_ns=of["tpot"].quantile(0.5),
         early_tps_p50=None if pace is None else pace * PACE.worth,
         e2e_p95_ns=of["e2e"].quantile(0.95),
-        cost_per_request=None if cost is None else cost * MONEY.worth,
+        cost_per_response=_cost_per_response(cost, of["priced"]),
         longest_stage=_longest(stage_ns),
     )
 
@@ -193,7 +197,17 @@ def _by_bucket(histogram: Histogram) -> dict[int, int]:
 
 
 def _failed(outcomes: Histogram) -> int:
-    return outcomes.n - _by_bucket(outcomes).get(_OK, 0)
+    return outcomes.n - _by_bucket(outcomes).get(_OK, 0) - _left(outcomes)
+
+
+def _left(outcomes: Histogram) -> int:
+    return _by_bucket(outcomes).get(_LEFT, 0)
+
+
+def _cost_per_response(mean: float | None, priced: Histogram) -> float | None:
+    """Return what the priced requests cost over the answers among them, from their mean and their outcomes."""
+    answer_count = _by_bucket(priced).get(_OK, 0)
+    return mean * priced.n / answer_count * MONEY.worth if mean is not None and answer_count else None
 
 
 def _money(histogram: Histogram) -> float | None:

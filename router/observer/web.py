@@ -17,10 +17,8 @@ from aiohttp import web
 from router import config
 from router.errors import ConfigError
 from router.ingress.unix_path import make_free
-from router.observer.state import State
+from router.observer.state import WINDOWS_S, State
 
-WINDOWS_S: Final = (10.0, 60.0, 600.0, 3600.0)
-"""What ``?window=`` takes: a length for each that the observer keeps apart, and an hour of them."""
 DEFAULT_WINDOW_S: Final = 60.0
 _CLOSE_S: Final = 1.0
 

@@ -184,7 +184,30 @@ class TestCosts:
         assert found.traffic(0, 0).request_count == 3, "a request is not counted again with its cost"
         table = found.slices("feature_name")
         assert table is not None
-        assert table.rows[0].cost_per_request == 0.375
+        assert table.rows[0].cost_per_response == 0.375
+
+    def test_cost_per_response_is_what_all_cost_over_the_good_answers(self) -> None:
+        rows = [request(cost=self.cost(0.5)), request(cost=self.cost(0.25)), request(cost=self.cost(None, "gap"))]
+        rows += [failed(cost=self.cost(0.75)), *[failed(outcome="rejected", cost=self.cost(0.0))] * 3]
+        made = aggregate(*rows)
+        made.add_costs(rows, NOW)
+        table = view(made).slices("feature_name")
+        assert table is not None
+        assert table.rows[0].cost_per_response == pytest.approx(1.5 / 2), "as `ringrouter report` has it"
+        priced = view(made).histograms(["priced"])["priced"]
+        assert dict(zip(priced.buckets.tolist(), priced.counts.tolist(), strict=True)) == {
+            metrics.OUTCOME_WORDS.index("ok"): 2,
+            metrics.OUTCOME_WORDS.index("host_error"): 1,
+            metrics.OUTCOME_WORDS.index("rejected"): 3,
+        }
+
+    def test_without_a_good_answer_there_is_no_cost_per_response(self) -> None:
+        rows = [failed(cost=self.cost(0.75))]
+        made = aggregate(*rows)
+        made.add_costs(rows, NOW)
+        table = view(made).slices("feature_name")
+        assert table is not None
+        assert table.rows[0].cost_per_response is None
 
     def test_a_cost_counts_under_the_slices_of_its_request(self) -> None:
         made = aggregate(request(cost=self.cost(1.0)))
@@ -216,7 +239,7 @@ class TestViews:
     def test_percentiles_are_in_their_units(self) -> None:
         found = {each.name: each for each in view(aggregate(request())).metrics()}
         assert (found["ttft"].unit, found["ttft"].n, found["ttft"].p95) == ("ns", 1, 100 * MS)
-        assert (found["early_tps"].unit, found["early_tps"].p50) == ("tokens/s", 99.5)
+        assert (found["early_tps"].unit, found["early_tps"].p50) == ("events/s", 99.5)
         assert found["ttfo"].p50 is None
 
     def test_stages_come_in_the_order_of_the_path(self) -> None:
@@ -238,6 +261,50 @@ class TestViews:
         ]  # fmt: skip
         assert not table.is_overflowed
         assert view(aggregate()).slices("nothing") is None
+
+    def test_a_slice_may_spend_its_time_in_decoding(self) -> None:
+        rows = [request(host_first_byte_ns=90 * MS, decode_ns=400 * MS, tail_ns=1 * MS)] * 2
+        table = view(aggregate(*rows)).slices("feature_name")
+        assert table is not None
+        assert table.rows[0].longest_stage == "decode"
+
+    def test_a_folded_slices_decoding_is_not_its_egress(self) -> None:
+        rows = [request(stream=False, folded=True, egress_ns=905 * MS, decode_ns=890 * MS, tail_ns=15 * MS)]
+        table = view(aggregate(*rows)).slices("feature_name")
+        assert table is not None
+        assert table.rows[0].longest_stage == "decode"
+
+    def test_who_was_left_by_the_client_did_not_fail(self) -> None:
+        rows = [request(), failed(), failed(outcome="client_stalled"), *[failed(outcome="client_gone")] * 3]
+        made = view(aggregate(*rows))
+        table = made.slices("feature_name")
+        assert table is not None
+        for each in (*table.rows, *made.hosts({})):
+            assert (each.request_count, each.failed_count, each.left_count) == (6, 2, 3)
+
+    def test_the_early_pace_of_a_slice_is_that_of_streams(self) -> None:
+        rows = [request(early_tps=50.0), *[request(stream=False, folded=True, early_tps=900.0)] * 5]
+        table = view(aggregate(*rows)).slices("feature_name")
+        assert table is not None
+        assert table.rows[0].early_tps_p50 == pytest.approx(50.0, rel=0.005)
+
+    def test_what_counts_events_says_so(self) -> None:
+        units = {each.name: each.unit for each in view(aggregate(request())).metrics()}
+        assert (units["early_tps"], units["visible_2s"]) == ("events/s", "events")
+
+    def test_a_client_that_sends_the_word_for_the_rest_overflows_nothing(self) -> None:
+        made = aggregate(request(tags={"feature_name": OTHER_VALUE}), request())
+        table = view(made).slices("feature_name")
+        assert table is not None
+        assert not table.is_overflowed
+
+    def test_an_overflow_is_over_when_its_window_is(self) -> None:
+        many = [request(tags={"feature_name": f"f{i}"}, end_wall_ns=NOW - 50 * SECOND) for i in range(20)]
+        made = aggregate(
+            *many, request(tags={"feature_name": "f0"}), slices=Slices(tags=["feature_name"], values_max=8)
+        )
+        found = {window_s: view(made, window_s).slices("feature_name") for window_s in (10, 60)}
+        assert {window_s: table and table.is_overflowed for window_s, table in found.items()} == {10: False, 60: True}
 
     def test_overflow_shows(self) -> None:
         rows = [request(tags={"feature_name": f"f{i}"}) for i in range(20)]

@@ -176,9 +176,9 @@ def test_who_is_slow_where_and_at_what_cost_is_answered_from_the_terminal(observ
     assert fast.ttft_p50_ns is not None
     assert slow.ttft_p50_ns > 50e6 > fast.ttft_p50_ns, "since which prompt version"
     assert slow.longest_stage == "host_first_byte", "in which stage"
-    assert slow.cost_per_request is not None
-    assert fast.cost_per_request is not None
-    assert slow.cost_per_request > 2 * fast.cost_per_request, "at what cost"
+    assert slow.cost_per_response is not None
+    assert fast.cost_per_response is not None
+    assert slow.cost_per_response > 2 * fast.cost_per_response, "at what cost"
     shown = "\n".join(observed.run("top", "--once", "--url", observed.address, "--by", "feature_name"))
     assert "search" in shown
     assert "chat" in shown

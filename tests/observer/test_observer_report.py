@@ -10,9 +10,11 @@ import random
 import re
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from router import cli
@@ -21,7 +23,7 @@ from router.config import JournalConfig
 from router.observer import parquet, segments
 from router.observer.journal import Journal
 from router.observer.query import JournalReader, QueryError
-from router.observer.report import BEFORE_NS, make_report
+from router.observer.report import BEFORE_NS, StageChange, StageMean, UnknownCost, make_report
 from router.observer.rows import RequestRow, RowCost
 from tests.support.request_rows import row
 
@@ -102,6 +104,74 @@ class TestReport:
             assert change is not None
             assert (change.stage, change.mean_ns, change.before_mean_ns) == ("queue", 431 * MS, 20 * MS)
             assert (group.n, group.before_ok_count) == (4, 3)
+
+    def test_a_folded_answers_slower_decoding_is_a_change_of_decode(self, tmp_path: Path) -> None:
+        folded = {"stream": False, "folded": True}
+        before = answered(0, SINCE - 1, egress_ns=61 * MS, decode_ns=60 * MS, **folded)
+        now = answered(1, SINCE, egress_ns=826 * MS, decode_ns=820 * MS, **folded)
+        total = make_report(write(tmp_path, [before, now]), (), SINCE, NOW).total
+        assert total.changed_most == StageChange("decode", 820 * MS, 60 * MS, "before")
+        assert total.longest_stage == StageMean("decode", 820 * MS)
+
+    def test_a_new_version_is_compared_with_the_other_ones_of_its_feature(self, tmp_path: Path) -> None:
+        def of(seq: int, end_wall_ns: int, feature: str, version: str, queue_ms: int) -> RequestRow:
+            tags = {"feature_name": feature, "prompt_version": version}
+            return answered(seq, end_wall_ns, tags=tags, queue_ns=queue_ms * MS)
+
+        rows = [of(0, SINCE - 9, "search", "v1", 10), of(1, SINCE + 1, "search", "v1", 30)]
+        rows += [of(2, SINCE + 5, "search", "v2", 420), of(3, SINCE + 6, "search", "v2", 440)]
+        rows += [of(4, SINCE + 2, "chat", "v1", 7000), of(5, SINCE + 3, "chat", "v1", 7000)]
+        rows.append(msgspec.structs.replace(of(6, SINCE + 7, "search", "v1", 9000), outcome="timeout"))
+        report = make_report(write(tmp_path, rows), ("feature_name", "prompt_version"), SINCE, NOW)
+        changes = {tuple(group.values.values()): group.changed_most for group in report.groups}
+        assert changes == {
+            ("search", "v1"): StageChange("queue", 30 * MS, 10 * MS, "before"),
+            ("search", "v2"): StageChange("queue", 430 * MS, 20 * MS, "other versions"),
+            ("chat", "v1"): None,
+        }
+        assert "queue +410 ms (20.0 ms in other versions)" in "\n".join(as_text(report))
+        alone = make_report(tmp_path / "journal", ("prompt_version",), SINCE, NOW, [("feature_name", "search")])
+        assert {group.values["prompt_version"]: group.changed_most for group in alone.groups} == {
+            version: changes["search", version] for version in ("v1", "v2")
+        }
+        assert all(
+            group.changed_most is None
+            for group in make_report(tmp_path / "journal", ("feature_name",), SINCE, NOW).groups
+            if group.values["feature_name"] == "chat"
+        )
+
+    def test_every_group_tells_its_longest_stage_and_since_when_it_is_there(self, tmp_path: Path) -> None:
+        rows = [answered(0, SINCE - 5, "chat"), answered(1, SINCE + 5, "chat", queue_ns=900 * MS)]
+        rows += [answered(2 + i, SINCE + 7 * 10**9 + i) for i in range(3)]
+        report = make_report(write(tmp_path, rows), ("feature_name",), SINCE, NOW)
+        search, chat = report.groups
+        assert search.longest_stage == StageMean("decode", 800 * MS)
+        assert chat.longest_stage == StageMean("queue", 900 * MS)
+        assert (search.first_wall_ns, chat.first_wall_ns) == (SINCE + 7 * 10**9, SINCE - 5)
+        heads, first, second, *_ = as_text(report)[2:]
+        at, behind = heads.index("first seen"), heads.index("longest stage")
+        began = datetime.fromtimestamp(SINCE / 1e9 + 7).strftime("%m-%d %H:%M:%S")
+        assert [line[at:behind].strip() for line in (first, second)] == [began, "before"]
+        assert first[behind:].startswith("decode 800 ms")
+
+    def test_why_costs_are_not_known_and_where_is_told(self, tmp_path: Path) -> None:
+        def unknown(seq: int, missing: str, host: str, end_wall_ns: int = SINCE) -> RequestRow:
+            return answered(seq, end_wall_ns, host=host, cost=RowCost(None, None, None, None, "EUR", "", missing))
+
+        rows = [unknown(0, "no_price", "gpu1"), unknown(1, "no_price", "gpu1"), unknown(2, "gap", "gpu0")]
+        rows += [answered(3, SINCE, cost=None), answered(4, SINCE), unknown(5, "gap", "gpu9", SINCE - 1)]
+        report = make_report(write(tmp_path, rows), (), SINCE, NOW)
+        assert report.unknown_costs == [
+            UnknownCost("no_price", "gpu1", 2),
+            UnknownCost("", "", 1),
+            UnknownCost("gap", "gpu0", 1),
+        ]
+        assert as_text(report)[-4:] == [
+            "the cost of 4 requests is not known and not in these numbers",
+            "  2 at gpu1: neither hosts.cost_per_hour nor observer.prices covers it (no_price)",
+            "  1 at no host: written before it was known",
+            "  1 at gpu0: nobody knows what ran beside it (gap)",
+        ]
 
     def test_without_an_hour_before_nothing_has_changed(self, tmp_path: Path) -> None:
         report = make_report(write(tmp_path, [answered(0, SINCE)]), (), SINCE, NOW)
@@ -238,12 +308,15 @@ class TestCommands:
         assert said["schema"] == "ringrouter.report/1"
         assert said["groups"][0]["values"] == {"feature_name": "search", "prompt_version": None}
         assert said["groups"][0]["changed_most"]["stage"] == "queue"
+        assert said["groups"][0]["longest_stage"] == {"stage": "decode", "mean_ns": 800 * MS}
         assert cli.main([*command, "--csv"]) == 0
         records = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
         assert [(each["feature_name"], each["n"], each["ttft_p50_ns"]) for each in records] == [
             ("search", "2", "100000000"),
             ("chat", "1", "100000000"),
         ]
+        assert [each["longest_stage_stage"] for each in records] == ["decode", "decode"]
+        assert [each["changed_most_against"] for each in records] == ["before", ""]
 
     def test_query_as_text_json_and_csv(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         sql = """SELECT feature_name, count(*) AS n, sum(ttft_ns) AS t, any_value(tags) AS tags, NULL AS no

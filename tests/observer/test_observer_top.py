@@ -14,6 +14,7 @@ import pytest
 
 from router import cli
 from router.cli import top_tables
+from router.cli.report import COLUMNS
 from router.cli.top_page import Page
 from router.observer import client
 from router.observer.client import ObserverError
@@ -68,9 +69,22 @@ class TestTables:
     def test_a_slice_tells_its_pace_and_its_cost(self) -> None:
         search, _ = cells(state(), "by feature_name")
         assert search == [
-            *("search", "300", "0.3 %", "18.0 ms", "40.0 ms", "5.00 ms", "190/s", "950 ms", "0.0025"),
+            *("search", "300", "0.3 %", "–", "18.0 ms", "40.0 ms", "5.00 ms", "190/s", "950 ms", "0.0025"),
             "host first token",
         ]
+
+    def test_the_page_and_the_report_call_the_cost_the_same(self) -> None:
+        (table,) = [table for table in top_tables.tables(state()) if table.title.startswith("by ")]
+        assert ("cost/response", ">") in table.columns
+        assert ("cost/response", ">") in COLUMNS
+
+    def test_bad_requests_are_counted_apart(self) -> None:
+        (line,) = top_tables.headline(state(sources=[source(), source(bad_request_count=0)]))
+        assert "bad" not in line
+        sources = [source(bad_request_count=1200), source(bad_request_count=34)]
+        (line,) = top_tables.headline(state(sources=sources))
+        assert line.endswith("bad requests since the router's start: 1,234")
+        assert "99.5 % ok, 0.5 % host_error" in line
 
     def test_an_overflowed_table_says_so(self) -> None:
         tables = top_tables.tables(state(slices=slices("plan", "a", is_overflowed=True)))
@@ -137,6 +151,16 @@ class TestCommand:
         assert cli.main(["top", "--once", "--url", "nowhere"]) == 2
         assert '--url = "nowhere": expected host:port' in capsys.readouterr().err
 
+    @pytest.mark.parametrize("window", ["5", "60.5", "nan", "x", "-60"])
+    def test_a_window_that_no_observer_keeps_is_refused_at_once(
+        self, window: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["top", "--once", "--window", window])
+        assert caught.value.code == 2
+        assert f"--window: '{window}': expected one of 10, 60, 600, 3600" in capsys.readouterr().err
+        assert self.asked == []
+
     def test_the_live_page_needs_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["top"]) == 2
         assert "--once" in capsys.readouterr().err
@@ -147,6 +171,36 @@ def test_without_an_observer_it_ends_in_one_line(capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "ringrouter observe" in said
+
+
+@pytest.mark.parametrize("address", ["[::1", f"{'x' * 70}.example:80"], ids=["bracket", "long"])
+def test_an_address_that_is_none_ends_in_one_line(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["top", "--once", "--url", address]) in {1, 2}
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+class TestObserve:
+    """``observe`` does not begin where there can be no rings."""
+
+    @pytest.fixture(autouse=True)
+    def _serve(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.served: list[Path] = []
+        monkeypatch.setattr("os.nice", lambda _: 0)
+        monkeypatch.setattr("router.observer.process.serve", lambda _, run_dir: self.served.append(run_dir) or 0)
+
+    @pytest.mark.parametrize("place", ["file", "file/below"])
+    def test_a_run_directory_that_is_none_is_refused(
+        self, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        assert cli.main(["observe", "--run-dir", str(tmp_path / place)]) == 2
+        said = capsys.readouterr().err
+        assert said.lower() == f"ringrouter: run directory {tmp_path / place}: not a directory\n".lower()
+        assert self.served == []
+
+    def test_one_that_is_not_there_yet_may_come(self, tmp_path: Path) -> None:
+        assert cli.main(["observe", "--run-dir", str(tmp_path / "later")]) == 0
+        assert self.served == [tmp_path / "later"]
 
 
 def test_printing_once_needs_nothing_of_the_extra() -> None:

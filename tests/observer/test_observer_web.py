@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from router import cli
 from router.errors import ConfigError
 from router.observer import client
-from router.observer.client import ObserverError
+from router.observer.client import ObserverError, RefusedError
 from router.observer.state import SCHEMA, State
 from router.observer.web import Condition, WebServer
 from tests.support.observer_states import slices, state
@@ -144,6 +145,29 @@ def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no socket"):
         with_server(lambda *_: None, f"unix:{path}")
     assert path.read_text() == "words"
+
+
+@pytest.mark.parametrize("by", ["café", "a b", "a&window=7", "x\r\nhost: evil", "\udce9", "feature name"])
+def test_a_tag_that_the_observer_does_not_have_is_refused_in_one_line_whatever_it_is(by: str) -> None:
+    def check(address: str, _: Answers) -> None:
+        with pytest.raises(RefusedError) as caught:
+            client.state(address, by=by)
+        assert "expected one of feature_name; device_type; feature_name,device_type" in str(caught.value)
+        assert "answers 400 to /state.json?by=" in str(caught.value)
+        assert "window" not in str(caught.value).partition(": by=")[0].replace("window%3D", "")
+
+    with_server(check)
+
+
+def test_to_ask_for_an_unknown_tag_is_a_wrong_use_of_top(capsys: pytest.CaptureFixture[str]) -> None:
+    def check(address: str, _: Answers) -> None:
+        assert cli.main(["top", "--once", "--url", address, "--by", "café"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("ringrouter: http://127.0.0.1:")
+        assert "by=café: expected one of" in said
+        assert said.count("\n") == 1
+
+    with_server(check)
 
 
 class TestClient:

@@ -97,7 +97,7 @@ def _slice(value: str) -> Slice:
         tpot_p50_ns=5 * MS,
         early_tps_p50=190.0,
         e2e_p95_ns=950 * MS,
-        cost_per_request=0.0025,
+        cost_per_response=0.0025,
         longest_stage="host_first_token",
     )
 
