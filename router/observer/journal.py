@@ -91,6 +91,20 @@ class Journal:
         converted = (path for _, path in self._converted)
         return dict(segments.keys_in(path for path in (*self._left_over, *converted) if path.exists()))
 
+    def sealed(self, instance: str, generation: int, done_seq: int) -> dict[RowKey, int]:
+        """Return the rows of a router's life that are in Parquet files, each with its ``done_seq``: those from
+        ``done_seq`` on, those that have none, and in any case the last one.
+
+        For a life whose position is not known. What cannot be read is left out and told in the log: then rows may be
+        written again.
+        """
+        paths = segments.parquet_paths(self.directory)
+        try:
+            return parquet.keys_in(paths, instance, generation, done_seq)
+        except Exception as error:  # DuckDB's own, which are of no use here: observing goes on
+            _log.warning("sealed_rows_cannot_be_read", directory=str(self.directory), error=str(error))
+            return {}
+
     def append(self, rows: Sequence[RequestRow], now_ns: int | None = None) -> None:
         """Write rows behind those before them; what the disk does not take waits. ``now_ns`` is ``CLOCK_MONOTONIC``."""
         now_ns = time.monotonic_ns() if now_ns is None else now_ns

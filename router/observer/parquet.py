@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from router.observer import columns
+from router.observer.rows import RowKey
 from router.observer.segments import make_directory, name_of, parquet_path, sync_directory
 
 if TYPE_CHECKING:
@@ -55,6 +56,36 @@ def connect() -> duckdb.DuckDBPyConnection:
     import duckdb  # noqa: PLC0415 - 60 MB of code that most commands do without
 
     return duckdb.connect(":memory:", config={"threads": 1, "memory_limit": MEMORY_LIMIT})
+
+
+def keys_in(paths: Sequence[Path], instance: str, generation: int, done_seq: int) -> dict[RowKey, int]:
+    """Return the keys of a life's rows in Parquet files, each with its ``done_seq``: those from ``done_seq`` on, those
+    without one, and the last. Files that cannot be read are left out; otherwise DuckDB's own errors.
+    """
+    if not paths:
+        return {}
+    with connect() as connection:
+        whole = [path for path in paths if damage_of(connection, path) is None]
+        if not whole:
+            return {}
+        found = connection.execute(
+            f"WITH own AS (SELECT request_seq, done_seq FROM ({parquet_table(whole)}) "  # noqa: S608 - own names
+            "WHERE instance = ? AND generation = ?) SELECT request_seq, done_seq FROM own "
+            "WHERE done_seq < 0 OR done_seq >= least(?, (SELECT max(done_seq) FROM own))",
+            [instance, generation, done_seq],
+        ).fetchall()
+    return {(instance, generation, int(request_seq)): int(row_seq) for request_seq, row_seq in found}
+
+
+def damage_of(connection: duckdb.DuckDBPyConnection, path: Path) -> str | None:
+    """Return in one line why a Parquet file cannot be opened; ``None`` when it can."""
+    import duckdb  # noqa: PLC0415 - it is there when this is called
+
+    try:
+        connection.execute(f"DESCRIBE {parquet_table([path])}")
+    except duckdb.Error as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def convert(directory: Path, segment: Path) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ from router.errors import ErrorKind
 from router.observer.batch import Batch, Loss
 from router.observer.follow import LOOK_EVERY_NS, Follower
 from router.observer.life import ROUTER_DIED
-from router.observer.positions import FILE, FollowError
+from router.observer.positions import FILE, GONE_MAX, FollowError, Position, Positions
 from router.observer.rows import NO_DONE_SEQ, RequestRow, RowKey
 from router.telemetry import records as rec
 from router.telemetry.records import Kind
@@ -443,6 +444,65 @@ class TestResuming:
         second.poll()
         assert [row.key for row in second.rows] == [row.key for row in first.rows[3:]]
         second.follower.close()
+
+    def test_what_ran_before_the_position_is_told_apart(
+        self, run_dir: Path, router: ToldRouter, tmp_path: Path
+    ) -> None:
+        first = Observer(run_dir, tmp_path)
+        for i in range(5):
+            answer(router, [5, 6], T0 + i * MS)
+        first.poll()
+        first.follower.commit(first.rows[:2])
+        first.follower._positions.close()
+        second = Observer(run_dir, tmp_path, durable={row.key: row.done_seq for row in first.rows[2:4]})
+        second.poll()
+        assert [row.done_seq for row in second.rows] == [4]
+        assert [row.done_seq for row in second.follower.take_known()] == [0, 1, 2, 3]
+        assert second.follower.take_known() == [], "each once"
+        second.follower.close()
+
+    def test_what_was_lost_since_the_journal_put_rows_away_is_counted(self, run_dir: Path, tmp_path: Path) -> None:
+        router = ToldRouter(run_dir / "main", done_slots=16)
+        for i in range(40):
+            answer(router, [5, 6], T0 + i * MS)
+        generation = int(router.directory.name)
+        asked: list[tuple[str, int, int]] = []
+
+        def sealed(*what: Any) -> dict[RowKey, int]:
+            asked.append(what)
+            return {("main", generation, 9): 9}
+
+        observer = Observer(run_dir, tmp_path, sealed=sealed)
+        observer.poll()
+        assert asked == [("main", generation, 24)]
+        assert (len(observer.rows), observer.lost_count("requests")) == (16, 14)
+        observer.follower.close()
+        router.die()
+
+    def test_a_router_that_began_later_is_not_looked_for_in_the_journal(self, run_dir: Path, tmp_path: Path) -> None:
+        def sealed(*_: object) -> dict[RowKey, int]:
+            raise AssertionError("it takes a moment")
+
+        observer = Observer(run_dir, tmp_path, sealed=sealed)
+        observer.poll()
+        router = ToldRouter(run_dir / "main")
+        answer(router, [5, 6])
+        observer.poll()
+        assert len(observer.rows) == 1
+        observer.follower.close()
+        router.die()
+
+    def test_positions_of_what_is_not_there_are_kept_up_to_a_bound(self, tmp_path: Path) -> None:
+        positions = Positions(tmp_path)
+        for generation in range(GONE_MAX + 5):
+            positions.put(Position("main", generation, "boot", 1, 1))
+        positions.forget_gone({("main", 0)})
+        positions.save()
+        positions.close()
+        again = Positions(tmp_path)
+        kept = [generation for generation in range(GONE_MAX + 5) if again.get("main", generation) is not None]
+        assert kept == [0, *range(5, GONE_MAX + 5)]
+        again.close()
 
     def test_what_was_lost_while_nobody_read_is_counted_exactly(self, run_dir: Path, tmp_path: Path) -> None:
         router = ToldRouter(run_dir / "main", done_slots=16)
