@@ -321,6 +321,28 @@ class TestCommands:
             ("chat", "1", "100000000"),
         ]
 
+    @pytest.mark.parametrize("command", ["report", "query"])
+    def test_what_a_client_chose_does_nothing_in_a_spreadsheet_or_terminal(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        features = ["=cmd|'/c calc'!A1", "+1", "-1", "@sum(a1)", "red\x1b[31m\x00", 'a\r\nb, "c"', "café = 1"]
+        now = time.time_ns()
+        write(tmp_path, [answered(i, now - (i + 1) * MS, feature) for i, feature in enumerate(features)])
+        more = ["--by", "feature_name"]
+        if command == "query":
+            more = ["SELECT feature_name, -1 AS n, [feature_name] AS list FROM requests ORDER BY request_seq"]
+        assert cli.main([command, "--data-dir", str(tmp_path), "--csv", *more]) == 0
+        out = capsys.readouterr().out
+        assert "\r" not in out
+        assert out.count("\n") == 1 + len(features)
+        assert "\x1b" not in out
+        assert "\x00" not in out
+        records = list(csv.DictReader(io.StringIO(out)))
+        assert {record["feature_name"] for record in records} == {
+            *("'=cmd|'/c calc'!A1", "'+1", "'-1", "'@sum(a1)", "red?[31m?", 'a??b, "c"', "café = 1"),
+        }
+        assert records[0]["n"] in {"-1", "1"}, "a number is a number"
+
     def test_query_as_text_json_and_csv(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         sql = """SELECT feature_name, count(*) AS n, sum(ttft_ns) AS t, any_value(tags) AS tags, NULL AS no
             FROM requests GROUP BY 1 ORDER BY 1"""
