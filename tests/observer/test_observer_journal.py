@@ -82,6 +82,15 @@ class TestWriting:
         assert [path.name[:13] for path in segments.segment_paths(tmp_path)] == ["2025-11-23T11", "2025-11-23T12"]
         journal.close()
 
+    def test_a_row_that_cannot_be_written_is_given_up_and_no_other(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path, POLICY)
+        made = [*rows(1), *rows(1, first=1, model="half \ud800"), *rows(1, first=2)]
+        journal.append(made)
+        assert journal.tick(time.monotonic_ns(), NOON) == made, "the position may pass it"
+        assert (journal.row_count, journal.dropped_count) == (2, 1)
+        assert seqs(tmp_path) == [0, 2]
+        journal.close()
+
     def test_an_error_message_of_a_host_is_not_kept(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path, POLICY)
         journal.append(rows(1, message="the prompt 'my secret' is too long"))
@@ -333,6 +342,27 @@ class TestDisk:
         run_until(lambda: bool(sealed(tmp_path)) and not journal.problem, journal, NOON + 2 * HOUR)
         assert seqs(tmp_path) == [0, 1, 2]
         journal.close()
+
+    @pytest.mark.parametrize("damage", [b"", b"PA", b"PAR1 cut", None])
+    def test_a_damaged_file_is_a_problem_until_it_is_moved_away(self, tmp_path: Path, damage: bytes | None) -> None:
+        journal = Journal(tmp_path, POLICY)
+        journal.append([*rows(1), *rows(1, first=1, end_wall_ns=NOON + HOUR)])
+        journal.close()
+        for segment in segments.segment_paths(tmp_path):
+            parquet.convert(tmp_path, segment)
+        path = sealed(tmp_path)[0]
+        if damage is None:
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_bytes(damage)
+        again = Journal(tmp_path, POLICY)
+        again.tick(10 * S, NOON)
+        assert again.problem == f"{path} is damaged: no question reads it, move it away"
+        path.rename(tmp_path / "elsewhere")
+        again.tick(10 * S + journal_module.RETAIN_EVERY_NS, NOON)
+        assert again.problem == ""
+        again.close()
 
 
 class TestRetention:
