@@ -84,6 +84,7 @@ class Follower:
         self._followed = self._positions.instances
         """Instances that were followed before: of a new generation nothing may be missed."""
         self._looked_ns: int | None = None
+        self._fault: Exception | None = None
         self._ended_event_count = 0
         self.problems: dict[str, str] = {}
         """Why a router cannot be read, one line each, by instance."""
@@ -105,7 +106,10 @@ class Follower:
         return sum(life.lag_records for life in self._lives.values())
 
     def poll(self, now_ns: int) -> Batch:
-        """Return what has finished since the last poll in all routers together; ``now_ns`` is ``CLOCK_MONOTONIC``."""
+        """Return what has finished since the last poll in all routers together; ``now_ns`` is ``CLOCK_MONOTONIC``.
+
+        A router at which reading failed is in :meth:`raise_fault`.
+        """
         if self._looked_ns is None or now_ns - self._looked_ns >= LOOK_EVERY_NS:
             self._looked_ns = now_ns
             self._look()
@@ -113,11 +117,21 @@ class Follower:
         losses: list[Loss] = []
         for life in self._readable():
             is_gone = self._is_gone(life)
-            more, lost = life.poll(now_ns, writer_is_gone=is_gone)
+            try:
+                more, lost = life.poll(now_ns, writer_is_gone=is_gone)
+            except Exception as error:  # whatever it is, the other routers' rows are not to wait for it
+                self._fault = self._fault or error
+                continue
             finished += more
             losses += lost
         self._count(finished, losses)
         return _batch(finished, losses) if finished or losses else EMPTY
+
+    def raise_fault(self) -> None:
+        """Raise, once, what reading a router raised."""
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
 
     def take_known(self) -> list[RequestRow]:
         """Return, once, the rows that the journal has already and that were met in the rings since the last call.

@@ -6,6 +6,7 @@ records before its done record, so whatever ``tokens.ring`` says of a request is
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -114,6 +115,11 @@ class Life:
         self._assembler = Assembler()
         self._buffer = bytearray(TOKENS_PER_READ * rec.TOKENS_SLOT_BYTES)
         self._words: Words = np.frombuffer(self._buffer, np.uint64).reshape(-1, WORDS_PER_EVENT)
+        self._records: deque[tuple[int, dict[str, Any]]] = deque()
+        """Done records that were read and are no rows yet."""
+        self._finished: list[Finished] = []
+        self._losses: list[Loss] = []
+        """What was not returned yet."""
         self._uncommitted: dict[RowKey, tuple[int, int]] = {}
         self._sweep_ns = 0
         self._sweeps_due = 0
@@ -124,18 +130,23 @@ class Life:
     def poll(self, now_ns: int, *, writer_is_gone: bool) -> tuple[list[Finished], list[Loss]]:
         """Return what has finished since the last look. ``writer_is_gone`` must have been found out before this call.
 
-        Then this is all there will ever be: once the rings are empty, the requests that were in flight follow, as
+        When it raises, what was read before comes with the next call, and the record at fault no more. Without a writer
+        this is all there will ever be: once the rings are empty, the requests that were in flight follow, as
         aborted, and the life is over.
         """
-        losses: list[Loss] = []
-        records = self._read_done(now_ns, losses, is_last=writer_is_gone)
+        losses, finished = self._losses, self._finished
+        self._records += self._read_done(now_ns, losses, is_last=writer_is_gone)
         self._read_tokens(now_ns, losses, is_last=writer_is_gone)
-        finished = [each for seq, record in records if (each := self._finish(seq, record)) is not None]
+        while self._records:
+            each = self._finish(*self._records.popleft())
+            if each is not None:
+                finished.append(each)
         if self._sweeps_due and now_ns - self._sweep_ns >= _SWEEP_EVERY_NS:
             self._sweep(now_ns)
         if writer_is_gone and self._done.lag == 0 and self._tokens.lag == 0:
             finished += self._abort(now_ns, losses)
             self.is_over = True
+        self._losses, self._finished = [], []
         return finished, losses
 
     def take_known(self) -> list[RequestRow]:
@@ -209,6 +220,8 @@ class Life:
         if row.key in self._durable:
             self._known.append(row)
             return None
+        if row.key in self._uncommitted:  # the abort that it is part of was begun before
+            return None
         self._uncommitted[row.key] = row.done_seq, pace.first_token_seq
         return Finished(row, pace.gaps)
 
@@ -276,6 +289,8 @@ class Life:
     def position(self) -> Position:
         """Return where to read on when this process is no more."""
         done_seq, token_seq = self._done.position, self._tokens.position
+        if self._records:
+            done_seq = self._records[0][0]
         for row_seq, first_token_seq in self._uncommitted.values():
             if row_seq != NO_DONE_SEQ:
                 done_seq = min(done_seq, row_seq)

@@ -68,6 +68,7 @@ class Pipeline:
         sightings = self._in_flight.look(now_ns)  # before the rows, so that what is in neither has a row to come
         batch = self.follower.poll(now_ns)
         with Steps() as steps:
+            steps.take(self.follower.raise_fault)
             steps.take(self.aggregate.add, batch.rows, batch.pace, wall_ns)
             steps.take(self.slowest.add, batch.rows, now_ns)
             steps.take(self.cost.add, batch.rows, sightings, now_ns, self.follower.take_known())

@@ -21,11 +21,12 @@ from ringbuffer import RingError
 from ringbuffer.layout import Kind as SegmentKind
 from ringbuffer.segment import attach
 from router.errors import ErrorKind
+from router.observer import life
 from router.observer.batch import Batch, Loss
 from router.observer.follow import LOOK_EVERY_NS, Follower
 from router.observer.life import ROUTER_DIED
 from router.observer.positions import FILE, GONE_MAX, FollowError, Position, Positions
-from router.observer.rows import NO_DONE_SEQ, RequestRow, RowKey
+from router.observer.rows import NO_DONE_SEQ, Origin, RequestRow, RowKey
 from router.telemetry import records as rec
 from router.telemetry.records import Kind
 from tests.support.told_requests import MS, ToldRequest, ToldRouter
@@ -191,6 +192,35 @@ class TestMany:
             ("second", [1 * MS]),
             ("main", [3 * MS]),
         ]
+        other.die()
+
+    def test_a_record_that_cannot_be_understood_takes_no_other_with_it(
+        self, run_dir: Path, router: ToldRouter, observer: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = ToldRouter(run_dir / "second")
+        for i in range(3):
+            answer(router, [5, 6], T0 + i * MS)
+            answer(other, [5, 6], T0 + i * MS)
+        real = life.row_of
+
+        def row_of(record: dict[str, Any], origin: Origin, done_seq: int, *rest: Any) -> RequestRow:
+            if (origin.instance, done_seq) == ("main", 1):
+                raise ValueError("odd record")
+            return real(record, origin, done_seq, *rest)
+
+        monkeypatch.setattr(life, "row_of", row_of)
+        observer.poll()
+        assert [row.instance for row in observer.rows] == ["second"] * 3
+        with pytest.raises(ValueError, match="odd record"):
+            observer.follower.raise_fault()
+        observer.follower.raise_fault()
+        observer.follower.commit(observer.rows)
+        assert observer.follower._lives["main", int(router.directory.name)].position().done_seq == 0
+        observer.poll()
+        observer.follower.raise_fault()
+        assert [row.done_seq for row in observer.rows if row.instance == "main"] == [0, 2]
+        observer.follower.commit(observer.rows)
+        assert observer.follower._lives["main", int(router.directory.name)].position().done_seq == 3
         other.die()
 
     def test_only_named_instances_are_followed(self, run_dir: Path, router: ToldRouter, tmp_path: Path) -> None:
