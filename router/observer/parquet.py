@@ -83,19 +83,29 @@ def keys_in(paths: Sequence[Path], instance: str, generation: int, done_seq: int
     """Return the keys of a life's rows in Parquet files, each with its ``done_seq``: those from ``done_seq`` on, those
     without one, and the last. Files that cannot be read are left out; otherwise DuckDB's own errors.
     """
-    if not paths:
+    whole = [path for path in paths if is_whole(path)]
+    if not whole:
         return {}
+    import duckdb  # noqa: PLC0415 - it wrote them
+
     with connect() as connection:
-        whole = [path for path in paths if damage_of(connection, path) is None]
-        if not whole:
-            return {}
-        found = connection.execute(
-            f"WITH own AS (SELECT request_seq, done_seq FROM ({parquet_table(whole)}) "  # noqa: S608 - own names
-            "WHERE instance = ? AND generation = ?) SELECT request_seq, done_seq FROM own "
-            "WHERE done_seq < 0 OR done_seq >= least(?, (SELECT max(done_seq) FROM own))",
-            [instance, generation, done_seq],
-        ).fetchall()
-    return {(instance, generation, int(request_seq)): int(row_seq) for request_seq, row_seq in found}
+        try:
+            found = _numbers_in(connection, whole, instance, generation, done_seq)
+        except duckdb.Error:
+            readable = [path for path in whole if damage_of(connection, path, whole=True) is None]
+            found = _numbers_in(connection, readable, instance, generation, done_seq) if readable else []
+    return {(instance, generation, request_seq): row_seq for request_seq, row_seq in found}
+
+
+def _numbers_in(
+    connection: duckdb.DuckDBPyConnection, paths: Sequence[Path], instance: str, generation: int, done_seq: int
+) -> list[tuple[int, int]]:
+    return connection.execute(
+        f"WITH own AS (SELECT request_seq, done_seq FROM ({parquet_table(paths)}) "  # noqa: S608 - own names
+        "WHERE instance = ? AND generation = ?) SELECT request_seq, done_seq FROM own "
+        "WHERE done_seq < 0 OR done_seq >= least(?, (SELECT max(done_seq) FROM own))",
+        [instance, generation, done_seq],
+    ).fetchall()
 
 
 def damage_of(connection: duckdb.DuckDBPyConnection, path: Path, *, whole: bool = False) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from router.config import JournalConfig
@@ -203,6 +204,27 @@ class TestAfterAKill:
         journal.append(rows(2, first=7))
         journal.close()
         assert Journal(tmp_path, POLICY).durable() == {("main", 1, 7): 7, ("main", 1, 8): 8}
+
+    @pytest.mark.parametrize("damage", [None, b"", b"PAR1" * 100])
+    def test_rows_in_parquet_files_are_told_from_a_place_on_or_at_least_the_last(
+        self, tmp_path: Path, damage: bytes | None
+    ) -> None:
+        journal = Journal(tmp_path, POLICY)
+        assert journal.sealed("main", 1, 0) == {}
+        journal.append([*rows(6), *rows(1, first=3, generation=2), *rows(1, first=9, instance="other")])
+        journal.append([msgspec.structs.replace(row(request_seq=7, end_wall_ns=NOON), done_seq=-1)])
+        journal.close()
+        (segment,) = segments.segment_paths(tmp_path)
+        parquet.convert(tmp_path, segment)
+        if damage is not None:
+            (path,) = sealed(tmp_path)
+            path.with_name("2025-11-23T12-000099.parquet").write_bytes(damage)
+        again = Journal(tmp_path, POLICY)
+        aborted = {("main", 1, 7): -1}
+        assert again.sealed("main", 1, 4) == {("main", 1, 4): 4, ("main", 1, 5): 5, **aborted}
+        assert again.sealed("main", 1, 100) == {("main", 1, 5): 5, **aborted}, "what was lost since is known by it"
+        assert again.sealed("main", 3, 0) == {}
+        again.close()
 
     def test_a_conversion_that_was_interrupted_is_done_again(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path, POLICY)
