@@ -25,9 +25,12 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(settings: Config) -> Iterator[str]:
     """Yield lines that say where the router would listen, which hosts it would use and which models it would serve."""
-    endpoints = [config.zeromq_endpoint(settings, endpoint) for endpoint in settings.listen.zeromq]
+    rings = config.rings_dir(settings)
+    endpoints = [config.zeromq_endpoint(settings, each, directory=rings) for each in settings.listen.zeromq]
     yield from _labelled("listens at", [*(_listen_address(address) for address in settings.listen.http), *endpoints])
-    yield from _labelled("rings in", [str(config.run_dir(settings) / settings.listen.instance)])
+    yield from _labelled("rings in", [str(rings / settings.listen.instance)])
+    if rings != config.run_dir(settings):
+        yield from _labelled("", [f"for {config.run_dir(settings)} is not on a tmpfs"])
     yield from _labelled(
         "observer", [f"{_listen_address(settings.observer.http)}, data in {config.data_dir(settings)}"]
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Iterable
 from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
@@ -28,6 +29,8 @@ TEXT_ROWS_MAX: Final = 1000
 no end.
 """
 _INT_MAX: Final = 1 << 63
+_FORMULA: Final = ("=", "+", "-", "@")
+"""What a spreadsheet begins a formula with."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,9 +52,8 @@ def _show_json(answer: Answer) -> None:
 
 
 def _show_csv(answer: Answer) -> None:
-    writer = csv.writer(sys.stdout)
-    writer.writerow(answer.columns)
-    writer.writerows(map(_csv_cell, values) for values in answer)
+    write_csv([answer.columns])
+    write_csv(answer)
 
 
 def _show_text(answer: Answer) -> None:
@@ -76,8 +78,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def write_csv(records: Iterable[Iterable[Any]]) -> None:
+    """Write records to standard output, each a line that ends in a line feed alone, as other programs here end theirs.
+
+    Clients choose the values of tags: a text that a spreadsheet would take for a formula begins with ``'``, and what
+    steers a terminal is ``?``. ``--json`` has every text as it was.
+    """
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerows(map(_csv_cell, record) for record in records)
+
+
 def _csv_cell(value: Any) -> Any:
-    return msgspec.json.encode(value, enc_hook=str).decode() if isinstance(value, dict | list) else value
+    if isinstance(value, dict | list):
+        value = msgspec.json.encode(value, enc_hook=str).decode()
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _text(value: Any) -> str:

@@ -6,9 +6,7 @@ Exit codes: 0 ok, 2 usage, configuration, no journal.
 from __future__ import annotations
 
 import argparse
-import csv
 import re
-import sys
 import time
 from datetime import datetime
 from typing import Any, Final
@@ -17,7 +15,7 @@ import msgspec
 
 from router.cli import EXIT_OK, fail
 from router.cli.location import journal_dir
-from router.cli.query import printable
+from router.cli.query import printable, write_csv
 from router.cli.top_tables import Table, money, text_rows, words
 from router.errors import ConfigError
 from router.observer.query import QueryError
@@ -179,9 +177,8 @@ def _change(change: StageChange | None) -> str:
 
 def _write_csv(report: Report) -> None:
     """Write one line for each group, or without groups one for all; durations in nanoseconds."""
-    writer = csv.writer(sys.stdout)
-    writer.writerow([*report.by, *_flat(report.total)])
-    writer.writerows(list(_flat(group).values()) for group in (report.groups if report.by else [report.total]))
+    write_csv([[*report.by, *_flat(report.total)]])
+    write_csv(_flat(group).values() for group in (report.groups if report.by else [report.total]))
 
 
 def _flat(group: Group) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from router.observer.in_flight import Sighting
 from router.observer.occupancy import HostClocks, Occupancy, Stay
 from router.observer.prices import Prices, TokenCounts, tokens_amount
-from router.observer.rows import RequestRow, RowAttempt, RowCost
+from router.observer.rows import RequestRow, RowAttempt, RowCost, RowKey
 from router.observer.sharing import HostTime
 
 PENDING_ROWS_MAX: Final = 65_536
@@ -45,39 +45,71 @@ class CostMeter:
         """``hosts``: the names of all hosts, so that their idle time counts before they are used first."""
         self._prices = prices
         self._clocks = HostClocks(hosts)
-        self._pending: deque[tuple[RequestRow, Occupancy]] = deque()
+        self._pending: deque[tuple[RequestRow, Occupancy | None]] = deque()
+        self._settled: list[RequestRow] = []
+        """Rows that are about to be returned."""
 
     @property
     def pending_count(self) -> int:
         """Rows that wait for their cost."""
-        return len(self._pending)
+        return len(self._pending) + len(self._settled)
 
     def host_times(self) -> dict[str, HostTime]:
         """Return where each host's time went so far: charged, idle, or not known."""
         return self._clocks.times()
 
-    def add(self, rows: Sequence[RequestRow], sightings: Sequence[Sighting], now_ns: int) -> None:
-        """Take the rows of a batch, and the sightings that were made before it was read."""
+    def add(
+        self,
+        rows: Sequence[RequestRow],
+        sightings: Sequence[Sighting],
+        now_ns: int,
+        known: Sequence[RequestRow] = (),
+    ) -> None:
+        """Take the rows of a batch, and the sightings that were made before it was read.
+
+        ``known`` are rows that have their cost already: they tell what ran beside the others, as when an observer goes
+        on where one before it ended. Whatever is raised, no row of ``rows`` is lost: it goes on without a cost.
+        """
         # The clocks find losses by the numbers of the records; ends can differ from their order by microseconds.
-        in_ring_order = sorted(rows, key=lambda row: (row.instance, row.generation, row.done_seq))
-        taken = {row.key: self._clocks.take(row) for row in in_ring_order}
-        self._pending.extend((row, taken[row.key]) for row in rows)
+        in_ring_order = sorted((*known, *rows), key=lambda row: (row.instance, row.generation, row.done_seq))
+        taken: dict[RowKey, Occupancy] = {}
+        try:
+            for row in in_ring_order:
+                taken[row.key] = self._clocks.take(row)
+        finally:
+            self._pending.extend((row, taken.get(row.key)) for row in rows)
         self._clocks.see(sightings, now_ns)
 
     def settled(self, now_ns: int) -> list[RequestRow]:
-        """Return the rows whose cost is known now, or never will be, with it."""
+        """Return the rows whose cost is known now, or never will be, with it.
+
+        When working one out raises, that row has none, and it and those before it are returned by the next call.
+        """
         self._clocks.advance(now_ns)
-        pending, out = self._pending, []
-        while pending and (pending[0][1].is_settled() or len(pending) > PENDING_ROWS_MAX):
-            row, occupancy = pending.popleft()
-            out.append(row.with_cost(row_cost(row, occupancy, self._prices)))
-        return out
+        pending = self._pending
+        while pending and (_is_settled(pending[0][1]) or len(pending) > PENDING_ROWS_MAX):
+            self._settle_next()
+        return self._take_settled()
 
     def flush(self) -> list[RequestRow]:
         """Return all rows that still wait, with what is known of their cost: the observer ends."""
-        out = [row.with_cost(row_cost(row, occupancy, self._prices)) for row, occupancy in self._pending]
-        self._pending.clear()
-        return out
+        while self._pending:
+            self._settle_next()
+        return self._take_settled()
+
+    def _settle_next(self) -> None:
+        row, occupancy = self._pending.popleft()
+        self._settled.append(row)  # first without: a fault must not lose it
+        if occupancy is not None:
+            self._settled[-1] = row.with_cost(row_cost(row, occupancy, self._prices))
+
+    def _take_settled(self) -> list[RequestRow]:
+        settled, self._settled = self._settled, []
+        return settled
+
+
+def _is_settled(occupancy: Occupancy | None) -> bool:
+    return occupancy is None or occupancy.is_settled()
 
 
 def row_cost(row: RequestRow, occupancy: Occupancy, prices: Prices) -> RowCost:

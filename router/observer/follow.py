@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,7 +26,7 @@ import numpy as np
 
 from ringbuffer import Missing, RingError, find_current, writer_state
 from router.observer.batch import EMPTY, NO_PACE, Batch, Loss, PaceArrays
-from router.observer.life import Finished, HostLoads, Life
+from router.observer.life import Finished, HostLoads, Life, Sealed, nothing_sealed
 from router.observer.positions import FollowError, Positions
 from router.observer.rows import RequestRow, RowKey
 
@@ -56,7 +57,8 @@ class Follower:
 
     ``state_dir`` keeps the position. ``instances`` are the names to follow, ``None`` for all, also those to come.
     ``durable`` are the rows that the journal has behind the position, each key with its ``done_seq``; it
-    is looked at when a router is first read. Raises FollowError and OSError as
+    is looked at when a router is first read. ``sealed`` is asked for more of them of a router whose position is not
+    known, unless it was started after this was made. Raises FollowError and OSError as
     :class:`router.observer.positions.Positions`.
     """
 
@@ -66,10 +68,13 @@ class Follower:
         state_dir: Path,
         instances: Sequence[str] | None = None,
         durable: Mapping[RowKey, int] = _NONE_DURABLE,
+        sealed: Sealed = nothing_sealed,
     ) -> None:
         self._run_dir = run_dir
         self._instances = instances
         self._durable = durable
+        self._sealed = sealed
+        self._begun_ns = time.monotonic_ns()
         self._positions = Positions(state_dir)
         self._lives: dict[_LifeKey, Life] = {}
         self._unreadable: set[_LifeKey] = set()
@@ -79,6 +84,7 @@ class Follower:
         self._followed = self._positions.instances
         """Instances that were followed before: of a new generation nothing may be missed."""
         self._looked_ns: int | None = None
+        self._fault: Exception | None = None
         self._ended_event_count = 0
         self.problems: dict[str, str] = {}
         """Why a router cannot be read, one line each, by instance."""
@@ -100,7 +106,10 @@ class Follower:
         return sum(life.lag_records for life in self._lives.values())
 
     def poll(self, now_ns: int) -> Batch:
-        """Return what has finished since the last poll in all routers together; ``now_ns`` is ``CLOCK_MONOTONIC``."""
+        """Return what has finished since the last poll in all routers together; ``now_ns`` is ``CLOCK_MONOTONIC``.
+
+        A router at which reading failed is in :meth:`raise_fault`.
+        """
         if self._looked_ns is None or now_ns - self._looked_ns >= LOOK_EVERY_NS:
             self._looked_ns = now_ns
             self._look()
@@ -108,11 +117,28 @@ class Follower:
         losses: list[Loss] = []
         for life in self._readable():
             is_gone = self._is_gone(life)
-            more, lost = life.poll(now_ns, writer_is_gone=is_gone)
+            try:
+                more, lost = life.poll(now_ns, writer_is_gone=is_gone)
+            except Exception as error:  # whatever it is, the other routers' rows are not to wait for it
+                self._fault = self._fault or error
+                continue
             finished += more
             losses += lost
         self._count(finished, losses)
         return _batch(finished, losses) if finished or losses else EMPTY
+
+    def raise_fault(self) -> None:
+        """Raise, once, what reading a router raised."""
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def take_known(self) -> list[RequestRow]:
+        """Return, once, the rows that the journal has already and that were met in the rings since the last call.
+
+        Whoever works out what ran beside what needs them; they are not to be counted or written again.
+        """
+        return [row for life in self._sorted_lives() for row in life.take_known()]
 
     def commit(self, rows: Iterable[RequestRow]) -> None:
         """Let the position pass these rows: they are durable. Raises OSError when it cannot be saved."""
@@ -176,7 +202,7 @@ class Follower:
         for instance in self._current:
             self._states[instance] = _state(self._run_dir / instance, self._states.get(instance, "alive"))
         self._retire()
-        self._positions.keep_only(present | set(self._lives))
+        self._positions.forget_gone(present | set(self._lives))
 
     def _instance_directories(self) -> list[Path]:
         try:
@@ -192,7 +218,9 @@ class Follower:
             return
         try:
             from_start = instance in self._followed
-            self._lives[key] = Life(directory, instance, position, self._durable, from_start=from_start)
+            # Nothing of a router that began after us can be put away; asking would take a moment each time.
+            sealed = self._sealed if key[1] < self._begun_ns else nothing_sealed
+            self._lives[key] = Life(directory, instance, position, self._durable, sealed, from_start=from_start)
             self._followed.add(instance)
         except (RingError, OSError) as error:
             self.problems[instance] = str(error)

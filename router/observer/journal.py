@@ -43,6 +43,9 @@ follower whose position was not saved to know its rows."""
 RETAIN_EVERY_NS: Final = 600_000_000_000
 """Between two looks for what is too old or too much; sealing a segment brings one too."""
 
+_DAMAGED_TOLD: Final = 10
+"""Damaged files that the log names."""
+
 _log = structlog.get_logger("journal")
 
 
@@ -75,13 +78,13 @@ class Journal:
         self.row_count = 0
         """Rows written."""
         self.dropped_count = 0
-        """Rows given up because the disk took none for too long."""
-        self._write_problem = self._conversion_problem = ""
+        """Rows given up because the disk took none for too long, or because they cannot be written."""
+        self._write_problem = self._conversion_problem = self._damage = ""
 
     @property
     def problem(self) -> str:
         """What is wrong with the disk now, in one line; empty when nothing is."""
-        return self._write_problem or self._conversion_problem
+        return self._write_problem or self._conversion_problem or self._damage
 
     def durable(self) -> dict[RowKey, int]:
         """Return the rows that an observer before this one left in segments, each with its ``done_seq``.
@@ -90,6 +93,20 @@ class Journal:
         """
         converted = (path for _, path in self._converted)
         return dict(segments.keys_in(path for path in (*self._left_over, *converted) if path.exists()))
+
+    def sealed(self, instance: str, generation: int, done_seq: int) -> dict[RowKey, int]:
+        """Return the rows of a router's life that are in Parquet files, each with its ``done_seq``: those from
+        ``done_seq`` on, those that have none, and in any case the last one.
+
+        For a life whose position is not known. What cannot be read is left out and told in the log: then rows may be
+        written again.
+        """
+        paths = segments.parquet_paths(self.directory)
+        try:
+            return parquet.keys_in(paths, instance, generation, done_seq)
+        except Exception as error:  # DuckDB's own, which are of no use here: observing goes on
+            _log.warning("sealed_rows_cannot_be_read", directory=str(self.directory), error=str(error))
+            return {}
 
     def append(self, rows: Sequence[RequestRow], now_ns: int | None = None) -> None:
         """Write rows behind those before them; what the disk does not take waits. ``now_ns`` is ``CLOCK_MONOTONIC``."""
@@ -132,16 +149,18 @@ class Journal:
         if not self._backlog or now_ns < self._retry_ns:
             return
         for hour, rows in segments.by_hour(self._backlog).items():
+            lines = _encoded(rows)
             try:
-                self._segment(hour).append(b"".join(map(encode_line, rows)))
+                self._segment(hour).append(b"".join(lines))
             except OSError as error:
                 self._fail(error, now_ns)
                 written = {id(row) for row in self._written}
                 self._backlog = deque(row for row in self._backlog if id(row) not in written)
                 return
             self._written_ns = self._written_ns or now_ns
-            self._written += rows
-            self.row_count += len(rows)
+            self._written += rows  # also what cannot be written: the position may pass it
+            self.row_count += len(lines)
+            self.dropped_count += len(rows) - len(lines)
         self._backlog.clear()
         self._recovered()
 
@@ -187,6 +206,16 @@ class Journal:
         if is_due and self._conversion is None:  # whose directory must not be removed under it
             self._retain_ns = now_ns
             retain(self.directory, self._policy, wall_ns)
+            self._look_at_files()
+
+    def _look_at_files(self) -> None:
+        """Notice Parquet files that cannot be read; questions leave them out."""
+        damaged = [path for path in segments.parquet_paths(self.directory) if not parquet.is_whole(path)]
+        more = f" and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
+        damage = f"{damaged[0]} is damaged{more}: no question reads it, move it away" if damaged else ""
+        if damage and damage != self._damage:
+            _log.error("damaged_files", files=[str(path) for path in damaged[:_DAMAGED_TOLD]])
+        self._damage = damage
 
     # ------------------------------------------------------------ sealing
     def _seal_due(self, wall_ns: int) -> None:
@@ -226,6 +255,17 @@ class Journal:
         if problem != self._conversion_problem:
             self._conversion_problem = problem
             _log.error("segment_not_converted", error=str(error))
+
+
+def _encoded(rows: Sequence[RequestRow]) -> list[bytes]:
+    """Return the lines of rows, without those that JSON cannot hold: they would be in the way of all behind them."""
+    lines = []
+    for row in rows:
+        try:
+            lines.append(encode_line(row))
+        except ValueError as error:  # half a character
+            _log.error("row_not_written", instance=row.instance, request_seq=row.request_seq, error=str(error))
+    return lines
 
 
 def _recover(directory: Path) -> tuple[list[Path], list[Path]]:

@@ -6,7 +6,8 @@ records before its done record, so whatever ``tokens.ring`` says of a request is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from ringbuffer import BroadcastReader, CountersReader, RingError, TableReader
-from router.observer.assemble import NO_TOKEN_SEQ, WORDS_PER_EVENT, Assembler, Gaps, Words
+from router.observer.assemble import NO_TOKEN_SEQ, WORDS_PER_EVENT, Assembler, Gaps, Pace, Words
 from router.observer.batch import Loss, Lost
 from router.observer.positions import Position
 from router.observer.rows import NO_DONE_SEQ, Origin, RequestRow, RowKey, row_of
@@ -40,6 +41,18 @@ _SWEEPS_AFTER_LOSS: Final = 3
 """The first may come too early to see what was lost; the other two find the same request twice, as is required."""
 
 
+EARLIER_RECORDS: Final = 1024
+"""Done records before the position that are read for what ran beside the ones behind it: as many as one look takes."""
+
+Sealed = Callable[[str, int, int], Mapping[RowKey, int]]
+"""Tells the rows of a life that the journal has put away, as :meth:`router.observer.journal.Journal.sealed`."""
+
+
+def nothing_sealed(_instance: str, _generation: int, _done_seq: int) -> Mapping[RowKey, int]:
+    """Tell that a journal has put away no rows."""
+    return {}
+
+
 class Finished(NamedTuple):
     """A row and the gaps between its tokens."""
 
@@ -59,7 +72,8 @@ class Life:
 
     Raises :class:`ringbuffer.RingError` when its segments cannot be read. Without a position, the oldest record there
     is comes first; ``from_start`` says that those before it count as lost. ``durable``: the rows that the journal has
-    although the position may not say so, each with its ``done_seq``.
+    although the position may not say so, each with its ``done_seq``; ``sealed`` is asked for more of them when there is
+    no position.
     """
 
     def __init__(
@@ -68,6 +82,7 @@ class Life:
         instance: str,
         position: Position | None,
         durable: Mapping[RowKey, int],
+        sealed: Sealed = nothing_sealed,
         *,
         from_start: bool = False,
     ) -> None:
@@ -83,38 +98,71 @@ class Life:
         self._inflight = TableReader.attach(directory / "inflight.tab", record_schema=rec.RECORD_SCHEMA)
         self._counters = CountersReader.attach(directory / "counters")
         boot_id = self._inflight.header.boot_id.hex
-        if position is None or position.boot_id != boot_id:
-            position = Position(instance, self.generation, boot_id, 0, 0) if from_start else None
+        done_seq = token_seq = 0 if from_start else None
+        if position is not None and position.boot_id == boot_id:
+            done_seq, token_seq = position.done_seq, position.token_seq
+        else:
+            oldest_seq = _oldest_seq(directory / "done.ring")
+            put_away = sealed(instance, self.generation, oldest_seq)
+            self._durable |= put_away
+            if put_away:  # then it was followed before: what was overwritten since counts as lost, and no more
+                done_seq, token_seq = min(oldest_seq, max(put_away.values()) + 1), None
         self._boot_id = boot_id
-        self._done = _attach(directory, "done", position.done_seq if position else None)
-        self._tokens = _attach(directory, "tokens", position.token_seq if position else None)
+        self._done = _attach(directory, "done", done_seq)
+        self._tokens = _attach(directory, "tokens", token_seq)
         self._done_expected, self._tokens_expected = self._done.position, self._tokens.position
         self._done_last_ns = self._tokens_last_ns = 0
         self._assembler = Assembler()
         self._buffer = bytearray(TOKENS_PER_READ * rec.TOKENS_SLOT_BYTES)
         self._words: Words = np.frombuffer(self._buffer, np.uint64).reshape(-1, WORDS_PER_EVENT)
+        self._records: deque[tuple[int, dict[str, Any]]] = deque()
+        """Done records that were read and are no rows yet."""
+        self._finished: list[Finished] = []
+        self._losses: list[Loss] = []
+        """What was not returned yet."""
         self._uncommitted: dict[RowKey, tuple[int, int]] = {}
         self._sweep_ns = 0
         self._sweeps_due = 0
         self._origin = Origin(instance, self.generation, self._names, self._done.header.wall_ns)
+        self._known = self._read_earlier()
 
     # ------------------------------------------------------------ reading
     def poll(self, now_ns: int, *, writer_is_gone: bool) -> tuple[list[Finished], list[Loss]]:
         """Return what has finished since the last look. ``writer_is_gone`` must have been found out before this call.
 
-        Then this is all there will ever be: once the rings are empty, the requests that were in flight follow, as
+        When it raises, what was read before comes with the next call, and the record at fault no more. Without a writer
+        this is all there will ever be: once the rings are empty, the requests that were in flight follow, as
         aborted, and the life is over.
         """
-        losses: list[Loss] = []
-        records = self._read_done(now_ns, losses, is_last=writer_is_gone)
+        losses, finished = self._losses, self._finished
+        self._records += self._read_done(now_ns, losses, is_last=writer_is_gone)
         self._read_tokens(now_ns, losses, is_last=writer_is_gone)
-        finished = [each for seq, record in records if (each := self._finish(seq, record)) is not None]
+        while self._records:
+            each = self._finish(*self._records.popleft())
+            if each is not None:
+                finished.append(each)
         if self._sweeps_due and now_ns - self._sweep_ns >= _SWEEP_EVERY_NS:
             self._sweep(now_ns)
         if writer_is_gone and self._done.lag == 0 and self._tokens.lag == 0:
             finished += self._abort(now_ns, losses)
             self.is_over = True
+        self._losses, self._finished = [], []
         return finished, losses
+
+    def take_known(self) -> list[RequestRow]:
+        """Return, once, the rows that are durable already and were met on the way: for what ran beside the others."""
+        known, self._known = self._known, []
+        return known
+
+    def _read_earlier(self) -> list[RequestRow]:
+        """Read the records right before the position that the ring still has."""
+        count = min(EARLIER_RECORDS, self._done.position)
+        if not count:
+            return []
+        records = BroadcastReader(self._done.segment, self._done.position - count, None).poll(count)
+        return [
+            row_of(rec.decode_done(payload), self._origin, seq) for seq, payload in records if seq < self._done.position
+        ]
 
     def _read_done(self, now_ns: int, losses: list[Loss], *, is_last: bool) -> list[tuple[int, dict[str, Any]]]:
         records = []
@@ -166,11 +214,16 @@ class Life:
 
     def _finish(self, seq: int, record: dict[str, Any]) -> Finished | None:
         pace = self._assembler.take(record["request_seq"], record["n_events"], record["n_content"])
-        key = self.instance, self.generation, record["request_seq"]
-        if key in self._durable:
+        return self._handed_out(row_of(record, self._origin, seq, pace.summary), pace)
+
+    def _handed_out(self, row: RequestRow, pace: Pace) -> Finished | None:
+        if row.key in self._durable:
+            self._known.append(row)
             return None
-        self._uncommitted[key] = seq, pace.first_token_seq
-        return Finished(row_of(record, self._origin, seq, pace.summary), pace.gaps)
+        if row.key in self._uncommitted:  # the abort that it is part of was begun before
+            return None
+        self._uncommitted[row.key] = row.done_seq, pace.first_token_seq
+        return Finished(row, pace.gaps)
 
     def _loss(self, what: Lost, record_count: int, first_seq: int, begin_ns: int, end_ns: int) -> Loss:
         self._sweeps_due = _SWEEPS_AFTER_LOSS
@@ -204,9 +257,6 @@ class Life:
 
     def _aborted(self, record: dict[str, Any]) -> Finished | None:
         request_seq = record["request_seq"]
-        key = self.instance, self.generation, request_seq
-        if key in self._durable:
-            return None
         seen = self._assembler.open_pace(request_seq)
         stamps = list(record["stamps"])
         stamps[_TOK1] = stamps[_TOK1] or seen.tok1_mono_ns
@@ -223,9 +273,8 @@ class Life:
             "message": _DIED_LATE if seen.has_ended else _DIED,
         }
         pace = self._assembler.take(request_seq, seen.n_events, seen.n_content)
-        self._uncommitted[key] = NO_DONE_SEQ, pace.first_token_seq
-        row = row_of(record, self._origin, NO_DONE_SEQ, pace.summary)
-        return Finished(msgspec.structs.replace(row, error=ROUTER_DIED), pace.gaps)
+        row = msgspec.structs.replace(row_of(record, self._origin, NO_DONE_SEQ, pace.summary), error=ROUTER_DIED)
+        return self._handed_out(row, pace)
 
     # ------------------------------------------------------------ what is durable
     def commit(self, key: RowKey) -> None:
@@ -240,6 +289,8 @@ class Life:
     def position(self) -> Position:
         """Return where to read on when this process is no more."""
         done_seq, token_seq = self._done.position, self._tokens.position
+        if self._records:
+            done_seq = self._records[0][0]
         for row_seq, first_token_seq in self._uncommitted.values():
             if row_seq != NO_DONE_SEQ:
                 done_seq = min(done_seq, row_seq)
@@ -292,6 +343,15 @@ def _runs(numbers: range, without: Collection[int]) -> list[range]:
         begin = number + 1
     runs.append(range(begin, numbers.stop))
     return [run for run in runs if run]
+
+
+def _oldest_seq(path: Path) -> int:
+    """Return the sequence of the oldest record that a ring has."""
+    reader = _attach_at(path, None, None)
+    try:
+        return reader.position
+    finally:
+        reader.close()
 
 
 def _attach(directory: Path, ring: str, position: int | None) -> BroadcastReader:

@@ -6,9 +6,9 @@ in the rings stays before it, so that a killed observer reads it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 from router.config import Config, data_dir
 from router.observer.aggregate import Aggregate
@@ -45,8 +45,9 @@ class Pipeline:
         self.slowest = Slowest()
         self.cost = CostMeter(prices_of(config), [host.name for host in config.hosts])
         durable: dict[RowKey, int] = {}
+        self.journal: Journal | None = None
         # It takes the lock of the directory, so it comes before the journal is touched.
-        self.follower = Follower(run_dir, self.data_dir, observer.instances or None, durable)
+        self.follower = Follower(run_dir, self.data_dir, observer.instances or None, durable, self._sealed)
         self.journal = Journal(self.data_dir / JOURNAL, observer.journal) if observer.journal.enabled else None
         if self.journal is not None:
             durable.update(self.journal.durable())
@@ -54,18 +55,27 @@ class Pipeline:
         self._position_problem = ""
         self._ticked_ns = 0
 
+    def _sealed(self, instance: str, generation: int, done_seq: int) -> Mapping[RowKey, int]:
+        return {} if self.journal is None else self.journal.sealed(instance, generation, done_seq)
+
     # ------------------------------------------------------------ one step
     def turn(self, now_ns: int, wall_ns: int) -> None:
-        """Read what is new and take everything one step on. ``now_ns`` is monotonic, ``wall_ns`` since 1970."""
+        """Read what is new and take everything one step on. ``now_ns`` is monotonic, ``wall_ns`` since 1970.
+
+        A step that raises takes none of the later ones with it, for the rows of this turn are nowhere else; what it
+        raised is raised at the end.
+        """
         sightings = self._in_flight.look(now_ns)  # before the rows, so that what is in neither has a row to come
         batch = self.follower.poll(now_ns)
-        self.aggregate.add(batch.rows, batch.pace, wall_ns)
-        self.slowest.add(batch.rows, now_ns)
-        self.cost.add(batch.rows, sightings, now_ns)
-        self._settle(now_ns, wall_ns)
-        if now_ns - self._ticked_ns >= _TICK_NS:
-            self._ticked_ns = now_ns
-            self.aggregate.tick(wall_ns)
+        with Steps() as steps:
+            steps.take(self.follower.raise_fault)
+            steps.take(self.aggregate.add, batch.rows, batch.pace, wall_ns)
+            steps.take(self.slowest.add, batch.rows, now_ns)
+            steps.take(self.cost.add, batch.rows, sightings, now_ns, self.follower.take_known())
+            steps.take(self._settle, now_ns, wall_ns)
+            if now_ns - self._ticked_ns >= _TICK_NS:
+                self._ticked_ns = now_ns
+                steps.take(self.aggregate.tick, wall_ns)
 
     def settle(self, now_ns: int, wall_ns: int) -> None:
         """Take on what has been read, and read no more rows."""
@@ -74,7 +84,11 @@ class Pipeline:
 
     def _settle(self, now_ns: int, wall_ns: int) -> None:
         settled = self.cost.settled(now_ns)
-        self.aggregate.add_costs(settled, wall_ns)
+        with Steps() as steps:
+            steps.take(self.aggregate.add_costs, settled, wall_ns)
+            steps.take(self._write, settled, now_ns, wall_ns)
+
+    def _write(self, settled: Sequence[RequestRow], now_ns: int, wall_ns: int) -> None:
         if self.journal is not None:
             self.journal.append(settled, now_ns)
             settled = self.journal.tick(now_ns, wall_ns)
@@ -89,14 +103,14 @@ class Pipeline:
 
     def close(self, wall_ns: int) -> None:
         """Write what there is, with what is known of its cost, and let another observer go on."""
-        rows = self.cost.flush()
-        self.aggregate.add_costs(rows, wall_ns)
+        rows = durable = self.cost.flush()
         if self.journal is not None:
             self.journal.append(rows)
-            rows = self.journal.close()
-        self._commit(rows)
+            durable = self.journal.close()
+        self._commit(durable)
         self.follower.close()
         self._in_flight.close()
+        self.aggregate.add_costs(rows, wall_ns)
 
     # ------------------------------------------------------------ how it fares
     @property
@@ -151,6 +165,32 @@ class Pipeline:
                 ("gap", time.gap_ns),
             ):
                 yield Reading(PREFIX + "host_seconds", "counter", meaning, (("host", host), ("use", use)), ns / 1e9)
+
+
+class Steps:
+    """Takes steps one after the other, also those behind one that raises, and raises the first error at the end; errors
+    of later steps are its notes.
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[Exception] = []
+
+    def take(self, step: Callable[..., None], *args: Any) -> None:
+        """Take a step, and keep what it raises."""
+        try:
+            step(*args)
+        except Exception as error:  # whatever it is, the next step is to be taken
+            self._errors.append(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._errors:
+            first, *later = self._errors
+            for error in later:
+                first.add_note(f"after it: {error!r}")
+            raise first
 
 
 def _counter(name: str, meaning: str, value: float) -> Reading:

@@ -18,6 +18,9 @@ import msgspec
 SCHEMA: Final = "ringrouter.follow/1"
 FILE: Final = "follow.json"
 LOCK_FILE: Final = "follow.lock"
+GONE_MAX: Final = 256
+"""Positions that are kept of generations that are not there: a run directory that was named wrongly, or cannot be read
+just now, must not make the observer forget where it was."""
 
 
 class FollowError(Exception):
@@ -77,12 +80,12 @@ class Positions:
         self._is_saved = self._is_saved and self._positions.get(key) == position
         self._positions[key] = position
 
-    def keep_only(self, present: Collection[tuple[str, int]]) -> None:
-        """Forget the generations that are no longer there."""
-        gone = self._positions.keys() - set(present)
-        for key in gone:
+    def forget_gone(self, present: Collection[tuple[str, int]]) -> None:
+        """Forget the generations that are no longer there, but for the :data:`GONE_MAX` that came last."""
+        gone = [key for key in self._positions if key not in present]
+        for key in gone[:-GONE_MAX]:
             del self._positions[key]
-        self._is_saved = self._is_saved and not gone
+            self._is_saved = False
 
     def save(self) -> None:
         """Replace the file if anything is new; whoever reads it sees the old one or the new one."""

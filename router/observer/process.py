@@ -223,6 +223,7 @@ def _source(view: RouterView) -> Source:
         running_count=sum(view.loads.running_by_host.values()),
         waiting_count=view.loads.waiting_count,
         lag_records=view.lag_records,
+        bad_request_count=view.counters.get("requests_bad"),
     )
 
 

@@ -116,8 +116,8 @@ def _own_readings(aggregate: Aggregate, now_ns: int) -> Iterator[Reading]:
             yield Reading(folded, "counter", meaning, (("entry", name),), entry.folded_count)
     yield Reading(PREFIX + "observed_requests", "counter", "Finished requests read", (), aggregate.row_count)
     yield Reading(
-        PREFIX + "window_cells", "gauge", "Cells of the windowed histograms, 12 bytes each", (),
-        aggregate.windows.cell_count,
+        PREFIX + "window_bytes", "gauge", "Memory of the windowed histograms", (),
+        aggregate.windows.byte_count,
     )  # fmt: skip
     oldest_ns = aggregate.windows.oldest_ns
     yield Reading(

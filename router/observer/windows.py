@@ -6,7 +6,7 @@ All histograms of a window stand in one table, sorted by a key that names series
     series      slice id << 6 | metric       → count, sum, least, largest
 
 so that a slice without requests takes no room, folding windows is adding the counts of equal keys, and reading one
-histogram is a binary search. Memory is bounded by :data:`CELLS_MAX`, whatever arrives: above it windows are folded
+histogram is a binary search. Memory is bounded by :data:`BYTES_MAX`, whatever arrives: above it windows are folded
 before their time, the oldest first, and at last the oldest hours are dropped.
 """
 
@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from router.observer.hist import BUCKET_BITS, EMPTY, VALUE_MAX, Histogram, Ints, buckets_of
 from router.observer.samples import METRIC_BITS, Samples, Sums, entries_of, starts_of, sums_of
 
-CELLS_MAX: Final = 8_000_000
-"""Cells of all windows together: about 100 MB. Under the slices by default 20 requests a second make some 20,000 in ten
-seconds, 2,000 some 250,000."""
+BYTES_MAX: Final = 256 << 20
+"""Of all windows together: 12 for each cell and 40 for each series, of which a slice has one for every metric."""
 SPARED_COUNT: Final = 30
 """Windows of each length that are folded early only when nothing else helps: five minutes of 10 s."""
 _DENSE_FACTOR: Final = 4
@@ -153,9 +152,9 @@ class Window:
         self._tables: list[Table] = []
 
     @property
-    def cell_count(self) -> int:
-        """Cells that take memory now."""
-        return sum(table.cell_keys.size for table in self._tables)
+    def byte_count(self) -> int:
+        """Memory that the tables take now."""
+        return sum(column.nbytes for table in self._tables for column in table)
 
     def add(self, table: Table) -> None:
         """Add counts. Small tables are merged into equal ones, so that each cell is moved seldom."""
@@ -172,17 +171,17 @@ class Window:
 class Windows:
     """The windows of all tiers. Times are nanoseconds since 1970, UTC."""
 
-    def __init__(self, tiers: Sequence[Tier] = TIERS, cells_max: int = CELLS_MAX) -> None:
+    def __init__(self, tiers: Sequence[Tier] = TIERS, bytes_max: int = BYTES_MAX) -> None:
         self._tiers = tiers
-        self._cells_max = cells_max
+        self._bytes_max = bytes_max
         self._windows: list[dict[int, Window]] = [{} for _ in tiers]
         self.late_count = 0
         """Values that belonged to a time for which no window is kept."""
 
     @property
-    def cell_count(self) -> int:
-        """Cells of all windows."""
-        return sum(window.cell_count for windows in self._windows for window in windows.values())
+    def byte_count(self) -> int:
+        """Memory that the tables of all windows take."""
+        return sum(window.byte_count for windows in self._windows for window in windows.values())
 
     @property
     def oldest_ns(self) -> int | None:
@@ -216,7 +215,7 @@ class Windows:
         for index, tier in enumerate(self._tiers):
             for start_ns in [start for start in self._windows[index] if now_ns - start >= tier.keep_ns]:
                 self._fold(index, start_ns)
-        while self.cell_count > self._cells_max and self._fold_earliest():
+        while self.byte_count > self._bytes_max and self._fold_earliest():
             pass
 
     def _fold_earliest(self) -> bool:

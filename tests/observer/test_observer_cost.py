@@ -185,6 +185,16 @@ class TestGaps:
         assert found[100].missing == "gap"
         assert found[101].host_ns == S
 
+    def test_rows_that_are_known_already_tell_what_ran_beside_the_others(self) -> None:
+        meter = CostMeter(PRICES)
+        now = START + 9 * S
+        before = finished(4, attempt("gpu", START, START + S))
+        beside = finished(5, attempt("gpu", START + 2 * S, START + 4 * S))
+        own = finished(6, attempt("gpu", START + 2 * S, START + 4 * S))
+        meter.add([own], [look(now, 7)], now, [before, beside])
+        assert {seq: cost.host_ns for seq, cost in costs(meter, now).items()} == {6: S}
+        assert meter.pending_count == 0
+
     def test_rows_that_never_come_hold_nothing_up_for_ever(self) -> None:
         meter = CostMeter(PRICES)
         seen = START + 2 * S

@@ -214,9 +214,11 @@ def test_kills_at_any_moment_double_no_row_and_lose_none(observed: Observed) -> 
     observed.wait_written(run["ok"])
     (counts,) = observed.rows(
         "select count(*) as n, count(distinct (instance, generation, request_seq)) as different, "
-        "sum(n_out) as tokens, sum(case when lossy then 1 else 0 end) as lossy from requests"
+        "sum(n_out) as tokens, sum(case when lossy then 1 else 0 end) as lossy, "
+        "count(*) filter (cost_missing = 'gap') as of_unknown_cost from requests"
     )
     assert counts["n"] == counts["different"] == run["ok"]
+    assert counts["of_unknown_cost"] == 0, "nothing was lost, so each share of the hosts' time is known"
     assert counts["tokens"] == run["tokens_all"]
     assert counts["lossy"] == 0
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,11 +21,12 @@ from ringbuffer import RingError
 from ringbuffer.layout import Kind as SegmentKind
 from ringbuffer.segment import attach
 from router.errors import ErrorKind
+from router.observer import life
 from router.observer.batch import Batch, Loss
 from router.observer.follow import LOOK_EVERY_NS, Follower
 from router.observer.life import ROUTER_DIED
-from router.observer.positions import FILE, FollowError
-from router.observer.rows import NO_DONE_SEQ, RequestRow, RowKey
+from router.observer.positions import FILE, GONE_MAX, FollowError, Position, Positions
+from router.observer.rows import NO_DONE_SEQ, Origin, RequestRow, RowKey
 from router.telemetry import records as rec
 from router.telemetry.records import Kind
 from tests.support.told_requests import MS, ToldRequest, ToldRouter
@@ -190,6 +192,35 @@ class TestMany:
             ("second", [1 * MS]),
             ("main", [3 * MS]),
         ]
+        other.die()
+
+    def test_a_record_that_cannot_be_understood_takes_no_other_with_it(
+        self, run_dir: Path, router: ToldRouter, observer: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = ToldRouter(run_dir / "second")
+        for i in range(3):
+            answer(router, [5, 6], T0 + i * MS)
+            answer(other, [5, 6], T0 + i * MS)
+        real = life.row_of
+
+        def row_of(record: dict[str, Any], origin: Origin, done_seq: int, *rest: Any) -> RequestRow:
+            if (origin.instance, done_seq) == ("main", 1):
+                raise ValueError("odd record")
+            return real(record, origin, done_seq, *rest)
+
+        monkeypatch.setattr(life, "row_of", row_of)
+        observer.poll()
+        assert [row.instance for row in observer.rows] == ["second"] * 3
+        with pytest.raises(ValueError, match="odd record"):
+            observer.follower.raise_fault()
+        observer.follower.raise_fault()
+        observer.follower.commit(observer.rows)
+        assert observer.follower._lives["main", int(router.directory.name)].position().done_seq == 0
+        observer.poll()
+        observer.follower.raise_fault()
+        assert [row.done_seq for row in observer.rows if row.instance == "main"] == [0, 2]
+        observer.follower.commit(observer.rows)
+        assert observer.follower._lives["main", int(router.directory.name)].position().done_seq == 3
         other.die()
 
     def test_only_named_instances_are_followed(self, run_dir: Path, router: ToldRouter, tmp_path: Path) -> None:
@@ -443,6 +474,65 @@ class TestResuming:
         second.poll()
         assert [row.key for row in second.rows] == [row.key for row in first.rows[3:]]
         second.follower.close()
+
+    def test_what_ran_before_the_position_is_told_apart(
+        self, run_dir: Path, router: ToldRouter, tmp_path: Path
+    ) -> None:
+        first = Observer(run_dir, tmp_path)
+        for i in range(5):
+            answer(router, [5, 6], T0 + i * MS)
+        first.poll()
+        first.follower.commit(first.rows[:2])
+        first.follower._positions.close()
+        second = Observer(run_dir, tmp_path, durable={row.key: row.done_seq for row in first.rows[2:4]})
+        second.poll()
+        assert [row.done_seq for row in second.rows] == [4]
+        assert [row.done_seq for row in second.follower.take_known()] == [0, 1, 2, 3]
+        assert second.follower.take_known() == [], "each once"
+        second.follower.close()
+
+    def test_what_was_lost_since_the_journal_put_rows_away_is_counted(self, run_dir: Path, tmp_path: Path) -> None:
+        router = ToldRouter(run_dir / "main", done_slots=16)
+        for i in range(40):
+            answer(router, [5, 6], T0 + i * MS)
+        generation = int(router.directory.name)
+        asked: list[tuple[str, int, int]] = []
+
+        def sealed(*what: Any) -> dict[RowKey, int]:
+            asked.append(what)
+            return {("main", generation, 9): 9}
+
+        observer = Observer(run_dir, tmp_path, sealed=sealed)
+        observer.poll()
+        assert asked == [("main", generation, 24)]
+        assert (len(observer.rows), observer.lost_count("requests")) == (16, 14)
+        observer.follower.close()
+        router.die()
+
+    def test_a_router_that_began_later_is_not_looked_for_in_the_journal(self, run_dir: Path, tmp_path: Path) -> None:
+        def sealed(*_: object) -> dict[RowKey, int]:
+            raise AssertionError("it takes a moment")
+
+        observer = Observer(run_dir, tmp_path, sealed=sealed)
+        observer.poll()
+        router = ToldRouter(run_dir / "main")
+        answer(router, [5, 6])
+        observer.poll()
+        assert len(observer.rows) == 1
+        observer.follower.close()
+        router.die()
+
+    def test_positions_of_what_is_not_there_are_kept_up_to_a_bound(self, tmp_path: Path) -> None:
+        positions = Positions(tmp_path)
+        for generation in range(GONE_MAX + 5):
+            positions.put(Position("main", generation, "boot", 1, 1))
+        positions.forget_gone({("main", 0)})
+        positions.save()
+        positions.close()
+        again = Positions(tmp_path)
+        kept = [generation for generation in range(GONE_MAX + 5) if again.get("main", generation) is not None]
+        assert kept == [0, *range(5, GONE_MAX + 5)]
+        again.close()
 
     def test_what_was_lost_while_nobody_read_is_counted_exactly(self, run_dir: Path, tmp_path: Path) -> None:
         router = ToldRouter(run_dir / "main", done_slots=16)

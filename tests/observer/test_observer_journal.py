@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from router.config import JournalConfig
@@ -80,6 +81,15 @@ class TestWriting:
         journal = Journal(tmp_path, POLICY)
         journal.append([*rows(2, end_wall_ns=NOON - S), *rows(2, first=2)])
         assert [path.name[:13] for path in segments.segment_paths(tmp_path)] == ["2025-11-23T11", "2025-11-23T12"]
+        journal.close()
+
+    def test_a_row_that_cannot_be_written_is_given_up_and_no_other(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path, POLICY)
+        made = [*rows(1), *rows(1, first=1, model="half \ud800"), *rows(1, first=2)]
+        journal.append(made)
+        assert journal.tick(time.monotonic_ns(), NOON) == made, "the position may pass it"
+        assert (journal.row_count, journal.dropped_count) == (2, 1)
+        assert seqs(tmp_path) == [0, 2]
         journal.close()
 
     def test_an_error_message_of_a_host_is_not_kept(self, tmp_path: Path) -> None:
@@ -194,6 +204,27 @@ class TestAfterAKill:
         journal.append(rows(2, first=7))
         journal.close()
         assert Journal(tmp_path, POLICY).durable() == {("main", 1, 7): 7, ("main", 1, 8): 8}
+
+    @pytest.mark.parametrize("damage", [None, b"", b"PAR1" * 100])
+    def test_rows_in_parquet_files_are_told_from_a_place_on_or_at_least_the_last(
+        self, tmp_path: Path, damage: bytes | None
+    ) -> None:
+        journal = Journal(tmp_path, POLICY)
+        assert journal.sealed("main", 1, 0) == {}
+        journal.append([*rows(6), *rows(1, first=3, generation=2), *rows(1, first=9, instance="other")])
+        journal.append([msgspec.structs.replace(row(request_seq=7, end_wall_ns=NOON), done_seq=-1)])
+        journal.close()
+        (segment,) = segments.segment_paths(tmp_path)
+        parquet.convert(tmp_path, segment)
+        if damage is not None:
+            (path,) = sealed(tmp_path)
+            path.with_name("2025-11-23T12-000099.parquet").write_bytes(damage)
+        again = Journal(tmp_path, POLICY)
+        aborted = {("main", 1, 7): -1}
+        assert again.sealed("main", 1, 4) == {("main", 1, 4): 4, ("main", 1, 5): 5, **aborted}
+        assert again.sealed("main", 1, 100) == {("main", 1, 5): 5, **aborted}, "what was lost since is known by it"
+        assert again.sealed("main", 3, 0) == {}
+        again.close()
 
     def test_a_conversion_that_was_interrupted_is_done_again(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path, POLICY)
@@ -333,6 +364,27 @@ class TestDisk:
         run_until(lambda: bool(sealed(tmp_path)) and not journal.problem, journal, NOON + 2 * HOUR)
         assert seqs(tmp_path) == [0, 1, 2]
         journal.close()
+
+    @pytest.mark.parametrize("damage", [b"", b"PA", b"PAR1 cut", None])
+    def test_a_damaged_file_is_a_problem_until_it_is_moved_away(self, tmp_path: Path, damage: bytes | None) -> None:
+        journal = Journal(tmp_path, POLICY)
+        journal.append([*rows(1), *rows(1, first=1, end_wall_ns=NOON + HOUR)])
+        journal.close()
+        for segment in segments.segment_paths(tmp_path):
+            parquet.convert(tmp_path, segment)
+        path = sealed(tmp_path)[0]
+        if damage is None:
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_bytes(damage)
+        again = Journal(tmp_path, POLICY)
+        again.tick(10 * S, NOON)
+        assert again.problem == f"{path} is damaged: no question reads it, move it away"
+        path.rename(tmp_path / "elsewhere")
+        again.tick(10 * S + journal_module.RETAIN_EVERY_NS, NOON)
+        assert again.problem == ""
+        again.close()
 
 
 class TestRetention:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import re
 import time
 from collections.abc import Iterator
@@ -14,17 +15,25 @@ import pytest
 
 from router import config
 from router.config import Config
-from router.observer import process
+from router.observer import cost, parquet, process, segments
 from router.observer.follow import LOOK_EVERY_NS
-from router.observer.pipeline import Pipeline
+from router.observer.pipeline import Pipeline, Steps
+from router.observer.positions import FILE
 from router.observer.process import Observer
 from router.observer.query import JournalReader
+from router.observer.rows import RequestRow, RowCost
 from router.observer.segments import JOURNAL
 from tests.support.told_requests import MS, ToldRouter
 from tests.support.waiting import shared_memory_directory
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "observer.md"
 SETTLE_NS = 3_000_000_000
+PRICED = """
+[[hosts]]
+name = "gpu-0"
+url = "http://127.0.0.1:1"
+cost_per_hour = 1.0
+"""
 
 
 @pytest.fixture
@@ -47,9 +56,9 @@ def settings(directory: Path, more: str = "") -> Config:
 class Turning:
     """A pipeline whose clock is set by hand: behind now, where the told requests are."""
 
-    def __init__(self, directory: Path, more: str = "") -> None:
+    def __init__(self, directory: Path, more: str = "", begin_ns: int | None = None) -> None:
         self.pipeline = Pipeline(settings(directory, more), directory / "run", time.time_ns())
-        self.now_ns = time.monotonic_ns()
+        self.now_ns = begin_ns or time.monotonic_ns()
         self.turn()
 
     def turn(self, after_ns: int = LOOK_EVERY_NS) -> None:
@@ -62,9 +71,9 @@ class Turning:
             self.turn(SETTLE_NS // 4)
 
 
-def answer(router: ToldRouter, **given: Any) -> None:
+def answer(router: ToldRouter, begin_ns: int | None = None, **given: Any) -> None:
     """Let a request be answered with four tokens 10 ms apart, ending now."""
-    t_ns = time.monotonic_ns() - 100 * MS
+    t_ns = begin_ns or time.monotonic_ns() - 100 * MS
     request = router.ask(t_ns)
     request.dispatch(t_ns + 1 * MS)
     for number in range(4):
@@ -107,6 +116,89 @@ class TestPipeline:
         assert second.pipeline.follower.row_count == 1, "the first request is not read again"
         second.pipeline.close(time.time_ns())
         assert [seq for seq, *_ in rows(directory)] == [0, 1]
+
+    @pytest.mark.parametrize("how", ["another run directory", "the position is removed", "another instance"])
+    def test_rows_that_went_to_parquet_are_not_written_again_without_the_position(
+        self, directory: Path, router: ToldRouter, how: str
+    ) -> None:
+        first = Turning(directory)
+        for _ in range(3):
+            answer(router)
+        first.turn()
+        first.pipeline.close(time.time_ns())
+        journal = directory / "data" / JOURNAL
+        for segment in segments.segment_paths(journal):
+            parquet.convert(journal, segment)
+            segment.unlink()
+        if how == "another run directory":
+            wrong = Pipeline(settings(directory), directory / "nothing", time.time_ns())
+            wrong.turn(time.monotonic_ns(), time.time_ns())
+            wrong.close(time.time_ns())
+        elif how == "another instance":
+            Turning(directory, 'instances = ["other"]').pipeline.close(time.time_ns())
+        else:
+            (directory / "data" / FILE).unlink()
+        answer(router)
+        second = Turning(directory)
+        second.settle()
+        assert second.pipeline.follower.row_count == 1
+        assert second.pipeline.follower.lost_request_count == 0
+        second.pipeline.close(time.time_ns())
+        assert [seq for seq, *_ in rows(directory)] == [0, 1, 2, 3]
+
+    def test_a_request_after_a_restart_has_its_cost(self, directory: Path, router: ToldRouter) -> None:
+        first = Turning(directory, PRICED)
+        for _ in range(3):
+            answer(router, first.now_ns)
+        first.settle()
+        first.pipeline.close(time.time_ns())
+        second = Turning(directory, PRICED, first.now_ns)
+        answer(router, second.now_ns)  # beside an idle router
+        second.settle()
+        second.pipeline.close(time.time_ns())
+        assert [(seq, missing) for seq, _, missing in rows(directory)] == [(0, ""), (1, ""), (2, ""), (3, "")]
+
+    @pytest.mark.parametrize("step", ["aggregate.add", "slowest.add", "cost._clocks.take", "aggregate.add_costs"])
+    def test_a_step_that_fails_loses_no_row(
+        self, directory: Path, router: ToldRouter, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        turning = Turning(directory)
+        name, _, method = step.rpartition(".")
+        part = operator.attrgetter(name)(turning.pipeline)
+
+        def fail(*_: object) -> None:
+            raise ValueError("odd row")
+
+        answer(router)
+        with monkeypatch.context() as patched:
+            patched.setattr(part, method, fail)
+            with pytest.raises(ValueError, match="odd row"):
+                turning.settle()
+        turning.settle()
+        (life,) = turning.pipeline.follower._lives.values()
+        assert life.position().done_seq == 1, "the position has passed it"
+        turning.pipeline.close(time.time_ns())
+        assert [seq for seq, *_ in rows(directory)] == [0]
+
+    def test_an_odd_cost_keeps_no_row_from_the_journal(
+        self, directory: Path, router: ToldRouter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        turning = Turning(directory)
+        for _ in range(3):
+            answer(router, turning.now_ns)
+        price = cost.row_cost
+
+        def fail_once(row: RequestRow, *rest: Any) -> RowCost:
+            if row.request_seq == 1:
+                raise ValueError("odd row")
+            return price(row, *rest)
+
+        monkeypatch.setattr(cost, "row_cost", fail_once)
+        with pytest.raises(ValueError, match="odd row"):
+            turning.settle()
+        turning.settle()
+        turning.pipeline.close(time.time_ns())
+        assert [(seq, missing) for seq, _, missing in rows(directory)] == [(0, "no_price"), (1, None), (2, "no_price")]
 
     def test_without_a_journal_the_position_moves_on_all_the_same(self, directory: Path, router: ToldRouter) -> None:
         off = "[observer.journal]\nenabled = false"
@@ -152,6 +244,25 @@ class TestPipeline:
             assert each.meaning, each.name
             assert each.name in document, f"{each.name} is not in docs/metrics.md"
         pipeline.close(time.time_ns())
+
+
+def test_of_several_steps_that_fail_the_first_is_raised_and_tells_of_the_others() -> None:
+    taken: list[int] = []
+
+    def step(number: int) -> None:
+        taken.append(number)
+        if number:
+            raise ValueError(f"odd {number}")
+
+    def take_all() -> None:
+        with Steps() as steps:
+            for number in (0, 1, 2, 0):
+                steps.take(step, number)
+
+    with pytest.raises(ValueError, match="odd 1") as raised:
+        take_all()
+    assert taken == [0, 1, 2, 0]
+    assert raised.value.__notes__ == ["after it: ValueError('odd 2')"]
 
 
 class TestObserver:

@@ -31,6 +31,7 @@ MS = 1_000_000
 HOUR = 3_600_000_000_000
 NOW = 1_763_899_200 * 1_000_000_000
 SINCE = NOW - HOUR
+TEXT = "2025-11-23 12:00:00+00"
 
 
 def answered(seq: int, end_wall_ns: int, feature: str | None = "search", **given: Any) -> RequestRow:
@@ -259,6 +260,81 @@ class TestQuery:
             monkeypatch.undo()
             time.tzset()
 
+    @pytest.mark.parametrize(
+        ("sql", "columns", "wanted"),
+        [
+            ("SELECT {'at': moment} AS a, [moment] AS b FROM t", ["a", "b"], ({"at": TEXT}, [TEXT])),
+            ("SELECT map {'k': moment} AS m FROM t", ["m"], ({"k": TEXT},)),
+            ("SELECT moment AS t, moment AS t, 1 AS n FROM t", ["t", "t", "n"], (TEXT, TEXT, 1)),
+            ("SELECT moment FROM t -- of now", ["moment"], (TEXT,)),
+        ],
+    )
+    def test_times_with_a_zone_come_as_text_wherever_they_are(
+        self, journal: Path, sql: str, columns: list[str], wanted: tuple[Any, ...]
+    ) -> None:
+        reader = JournalReader(journal)
+        answer = reader.ask(f"WITH t AS (SELECT TIMESTAMPTZ '{TEXT}' AS moment) {sql}")
+        assert (answer.columns, list(answer)) == (columns, [wanted])
+        reader.close()
+
+    @pytest.mark.parametrize("damage", ["empty", "cut", "a directory", "one column"])
+    def test_a_damaged_file_is_left_out_and_told(
+        self, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = [answered(i, NOW + i // 2 * HOUR, ("search", "chat")[i % 2]) for i in range(6)]
+        journal = write(tmp_path, rows)
+        for segment in segments.segment_paths(journal):
+            parquet.convert(journal, segment)
+            segment.unlink()
+        path = segments.parquet_paths(journal)[1]
+        whole = path.read_bytes()
+        path.unlink()
+        if damage == "a directory":
+            path.mkdir()
+        elif damage == "one column":
+            path.write_bytes(whole)
+            with parquet.connect() as connection:
+                ((at, size),) = connection.execute(
+                    "SELECT coalesce(dictionary_page_offset, data_page_offset), total_compressed_size "
+                    f"FROM parquet_metadata('{path}') WHERE path_in_schema = 'feature_name'"
+                ).fetchall()
+            path.write_bytes(whole[:at] + b"\xaa" * size + whole[at + size :])
+        else:
+            path.write_bytes(b"" if damage == "empty" else whole[:3000])
+        reader = JournalReader(journal)
+        found = list(reader.ask("SELECT request_seq, feature_name FROM requests ORDER BY 1"))
+        assert found == [(0, "search"), (1, "chat"), (4, "search"), (5, "chat")]
+        reader.close()
+        told = capsys.readouterr().err
+        assert told.startswith(f"left out: {path} cannot be read: ")
+        assert told.count("\n") == 1
+        assert make_report(journal, ("feature_name",), NOW, NOW + 3 * HOUR).total.n == 4
+
+    def test_a_line_that_is_no_row_counts_as_none(self, journal: Path) -> None:
+        (segment,) = segments.segment_paths(journal)
+        with segment.open("ab") as lines:
+            lines.write(b'{"instance":"zz"}\n{"instance":"zz","generation":1,"request_seq":1}\n[]\ngarbage\n')
+        assert list(JournalReader(journal).ask("SELECT count(*) FROM requests")) == [(5,)]
+
+    def test_a_question_may_take_a_share_of_the_free_memory(
+        self, journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = tmp_path / "meminfo"
+        memory.write_text("MemTotal: 16777216 kB\nMemAvailable:    8388608 kB\nBuffers: 1 kB\n")
+        monkeypatch.setattr(parquet, "_MEMORY", memory)
+        assert list(JournalReader(journal).ask("SELECT current_setting('memory_limit')")) == [("4.0 GiB",)]
+        memory.write_text("MemTotal: 16777216 kB\n")
+        assert list(JournalReader(journal).ask("SELECT current_setting('memory_limit')")) == [("512.0 MiB",)]
+
+    def test_a_question_that_takes_too_much_memory_says_what_to_do(
+        self, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(parquet, "query_memory_bytes", lambda: 32 << 20)
+        reader = JournalReader(journal)
+        with pytest.raises(QueryError, match="choose fewer requests, by --since or by end_time"):
+            reader.ask("SELECT median(value) FROM range(10000000) AS t(value)")
+        reader.close()
+
     def test_only_the_hours_that_are_asked_for_are_read(self, tmp_path: Path) -> None:
         journal = write(tmp_path, [answered(i, NOW + i * HOUR) for i in range(5)])
         for path in segments.segment_paths(journal)[:3]:
@@ -317,6 +393,28 @@ class TestCommands:
         ]
         assert [each["longest_stage_stage"] for each in records] == ["decode", "decode"]
         assert [each["changed_most_against"] for each in records] == ["before", ""]
+
+    @pytest.mark.parametrize("command", ["report", "query"])
+    def test_what_a_client_chose_does_nothing_in_a_spreadsheet_or_terminal(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        features = ["=cmd|'/c calc'!A1", "+1", "-1", "@sum(a1)", "red\x1b[31m\x00", 'a\r\nb, "c"', "café = 1"]
+        now = time.time_ns()
+        write(tmp_path, [answered(i, now - (i + 1) * MS, feature) for i, feature in enumerate(features)])
+        more = ["--by", "feature_name"]
+        if command == "query":
+            more = ["SELECT feature_name, -1 AS n, [feature_name] AS list FROM requests ORDER BY request_seq"]
+        assert cli.main([command, "--data-dir", str(tmp_path), "--csv", *more]) == 0
+        out = capsys.readouterr().out
+        assert "\r" not in out
+        assert out.count("\n") == 1 + len(features)
+        assert "\x1b" not in out
+        assert "\x00" not in out
+        records = list(csv.DictReader(io.StringIO(out)))
+        assert {record["feature_name"] for record in records} == {
+            *("'=cmd|'/c calc'!A1", "'+1", "'-1", "'@sum(a1)", "red?[31m?", 'a??b, "c"', "café = 1"),
+        }
+        assert records[0]["n"] in {"-1", "1"}, "a number is a number"
 
     def test_query_as_text_json_and_csv(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         sql = """SELECT feature_name, count(*) AS n, sum(ttft_ns) AS t, any_value(tags) AS tags, NULL AS no

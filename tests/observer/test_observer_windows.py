@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,7 +108,7 @@ def test_what_is_too_old_is_counted_as_late() -> None:
     windows = Windows()
     windows.add(NOW - TIERS[-1].keep_ns, tabulate(of_one_slice([1, 2, 3])), NOW)
     assert windows.late_count == 3
-    assert windows.cell_count == 0
+    assert windows.byte_count == 0
 
 
 def test_windows_that_come_of_age_in_the_last_tier_are_dropped() -> None:
@@ -119,17 +121,33 @@ def test_windows_that_come_of_age_in_the_last_tier_are_dropped() -> None:
 
 
 def test_memory_has_a_bound_and_the_recent_past_goes_last() -> None:
-    cells_max = 20_000
-    windows = Windows(cells_max=cells_max)
+    bytes_max = 300_000
+    windows = Windows(bytes_max=bytes_max)
     random = np.random.default_rng(3)
     for step in range(600):
         at_ns = NOW + step * 10 * SECOND
         windows.add(at_ns, tabulate(of_one_slice(random.integers(0, 10**9, 100).tolist())), at_ns)
         windows.tick(at_ns)
-        assert windows.cell_count <= cells_max
+        assert windows.byte_count <= bytes_max
     recent = [w for w in windows.between(at_ns - 290 * SECOND, at_ns + 1) if w.length_ns == 10 * SECOND]
     assert len(recent) == 30
     assert found(windows, 0, at_ns + 1).n == 60_000, "folding early loses resolution, not requests"
+
+
+def test_the_bound_counts_all_that_the_tables_hold() -> None:
+    tracemalloc.start()
+    try:
+        windows = Windows()
+        before, _ = tracemalloc.get_traced_memory()
+        for step in range(50):
+            # Many series of few values each, as most slices have them: a series takes more than its cells.
+            values = [(row, metric, row * metric) for row in range(20) for metric in range(20)]
+            at_ns = NOW + step * 10 * SECOND
+            windows.add(at_ns, tabulate(samples([[row] for row in range(20)], values)), at_ns)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.8 < windows.byte_count / (taken - before) <= 1.0
 
 
 @pytest.mark.parametrize("sizes", [[1] * 300, [300, 1, 1, 1], [1, 300, 2, 100]])

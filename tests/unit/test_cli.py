@@ -15,7 +15,7 @@ import pytest
 from fake_router import FakeRouter
 
 import router
-from router import cli, supervisor
+from router import cli, config, supervisor
 from router.config import Config
 from router.config_reference import EXAMPLE_LLAMA, EXAMPLE_VLLM
 
@@ -119,6 +119,22 @@ class TestCheck:
             "chat  at gpu-0 as meta-llama/Llama-3.1-8B-Instruct, gpu-1 as meta-llama/Llama-3.1-8B-Instruct",
         ):
             assert expected in out
+
+    def test_it_names_the_directory_that_the_router_would_use(
+        self, tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(config, "is_tmpfs", lambda path: path != tmp_path / "disk")
+        elsewhere = config.tmpfs_run_dir() / "main"
+        listen = "version = 1\n[listen]\nzeromq = ['ipc']\nrun_dir = "
+        assert self.check(f"{listen}'{run_dir}'", tmp_path) == 0
+        out = capsys.readouterr().out
+        assert f"rings in    {run_dir}/main\n" in out
+        assert "tmpfs" not in out
+        assert self.check(f"{listen}'{tmp_path}/disk'", tmp_path) == 0
+        out = capsys.readouterr().out
+        assert f"rings in    {elsewhere}\n" in out
+        assert f"for {tmp_path}/disk is not on a tmpfs" in out
+        assert f"ipc://{elsewhere}/zmq.sock" in out
 
     def test_models_that_a_host_will_name_are_said_to_come(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
