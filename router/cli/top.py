@@ -21,14 +21,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         address = observer_address(args)
         first = client.state(address, window_s=args.window, by=args.by)
+        body = client.get(address, client.state_path(args.window, args.by)) if args.json else b""
     except (ConfigError, RefusedError) as error:
         return fail(error)
     except ObserverError as error:
         fail(error)
         return EXIT_FAILED
     if args.json:
-        path = client.state_path(args.window, args.by)
-        sys.stdout.write(client.get(address, path).decode() + "\n")
+        sys.stdout.write(body.decode() + "\n")
         return EXIT_OK
     if args.once:
         sys.stdout.write(as_text(first))

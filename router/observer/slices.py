@@ -53,8 +53,8 @@ class Slice:
         self.seen_ns = now_ns
 
 
-class CappedEntry:
-    """The slices of one choice of tags, at most ``places_max`` of them."""
+class _Entry:
+    """The slices of one choice of tags, at most ``places_max`` of them; which requests find no place differs."""
 
     def __init__(self, names: Values, places_max: int, ids: Iterator[int]) -> None:
         self.names = names
@@ -63,9 +63,6 @@ class CappedEntry:
         """Requests that were counted under ``__other__`` because there was no place."""
         self._ids = ids
         self._places_max = places_max
-        spare = max(1, places_max // _SPARE_PLACES) if len(names) > 1 else 0
-        self._whole_max = places_max - spare - 1  # one place is for what has none of its values
-        self._widest = 0
 
     def place(self, values: Values, now_ns: int, *, again: bool = False) -> Slice:
         """Return the slice in which a request with these values counts; "" stands for a tag that was not given.
@@ -80,6 +77,24 @@ class CappedEntry:
                 self.folded_count = folded_count
         found.seen_ns = now_ns
         return found
+
+    def _find_place(self, values: Values, now_ns: int) -> Slice:
+        """Return the slice for values that have none yet."""
+        raise NotImplementedError
+
+    def _new(self, values: Values, now_ns: int) -> Slice:
+        made = self.slices[values] = Slice(next(self._ids), self.names, values, now_ns)
+        return made
+
+
+class CappedEntry(_Entry):
+    """Gives places to the values that come first."""
+
+    def __init__(self, names: Values, places_max: int, ids: Iterator[int]) -> None:
+        super().__init__(names, places_max, ids)
+        spare = max(1, places_max // _SPARE_PLACES) if len(names) > 1 else 0
+        self._whole_max = places_max - spare - 1  # one place is for what has none of its values
+        self._widest = 0
 
     def _find_place(self, values: Values, now_ns: int) -> Slice:
         if self._has_room(self._whole_max, now_ns):
@@ -104,7 +119,7 @@ class CappedEntry:
         return len(self.slices) < places_max
 
     def _new(self, values: Values, now_ns: int) -> Slice:
-        made = self.slices[values] = Slice(next(self._ids), self.names, values, now_ns)
+        made = super()._new(values, now_ns)
         value_counts = [len({held[i] for held in self.slices}) for i in range(len(self.names))]
         self._widest = value_counts.index(max(value_counts)) if value_counts else 0
         return made
@@ -181,32 +196,17 @@ class Sketch:
             yield Heavy(value, weight / scale, error / scale)
 
 
-class TopEntry:
-    """The slices of a tag without bound: its busiest values, at most ``places_max``, and ``__other__`` for the rest."""
+class TopEntry(_Entry):
+    """The slices of a tag without bound: its busiest values, and ``__other__`` for the rest."""
 
     def __init__(self, name: str, places_max: int, ids: Iterator[int], now_ns: int) -> None:
-        self.names = (name,)
-        self.slices: dict[Values, Slice] = {}
-        self.folded_count = 0
+        super().__init__((name,), places_max, ids)
         self._sketch = Sketch(places_max * _SKETCH_FACTOR, now_ns)
-        self._ids = ids
-        self._places_max = places_max
 
     def note(self, value: str, now_ns: int, *, failed: bool) -> None:
         """Weigh the value of a request; "" is none."""
         if value:
             self._sketch.add(value, now_ns, FAILED_WEIGHT if failed else 1.0)
-
-    def place(self, values: Values, now_ns: int, *, again: bool = False) -> Slice:
-        """Return the slice in which a request counts; ``again``: it was placed before, its folding is counted."""
-        found = self.slices.get(values)
-        if found is None:
-            folded_count = self.folded_count
-            found = self._find_place(values, now_ns)
-            if again:
-                self.folded_count = folded_count
-        found.seen_ns = now_ns
-        return found
 
     def _find_place(self, values: Values, now_ns: int) -> Slice:
         # While no value had to give way to another, all weights are exact and a place can be had at once.
@@ -215,10 +215,6 @@ class TopEntry:
         self.folded_count += 1
         rest = (OTHER_VALUE,)
         return self.slices.get(rest) or self._new(rest, now_ns)
-
-    def _new(self, values: Values, now_ns: int) -> Slice:
-        made = self.slices[values] = Slice(next(self._ids), self.names, values, now_ns)
-        return made
 
     def tick(self, now_ns: int) -> None:
         """Give the places to the values that are the busiest now. Cheap enough for once a second."""

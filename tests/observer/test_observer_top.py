@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import subprocess
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from router import cli
-from router.cli import top_tables
+from router.cli import EXIT_FAILED, top, top_tables
 from router.cli.report import COLUMNS
 from router.cli.top_page import Page
 from router.observer import client
@@ -268,3 +269,16 @@ class TestPage:
         assert not self.is_wide
         assert "req-1" in self.shown_after(size=(240, 60))
         assert self.is_wide, "metrics and stages stand side by side"
+
+
+def test_an_observer_that_goes_away_between_two_questions_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(address: str, path: str) -> bytes:
+        raise ObserverError(f"no observer answers at {address}")
+
+    monkeypatch.setattr(client, "state", lambda *_, **__: None)
+    monkeypatch.setattr(client, "get", gone)
+    args = argparse.Namespace(url="127.0.0.1:8401", config=None, window=None, by="", json=True, once=False)
+    assert top.run(args) == EXIT_FAILED
+    assert "no observer answers at 127.0.0.1:8401" in capsys.readouterr().err
