@@ -3,6 +3,7 @@
     python -m bench.gate_path counts DIRECTORY    calls, allocations and blocks kept, as JSON
     python -m bench.gate_path phases DIRECTORY    streams between marks, to be run under callgrind
     python -m bench.gate_path cold DIRECTORY      the steps of a stream, each with caches that have forgotten everything
+    python -m bench.gate_path times DIRECTORY     how long these steps take when one stream follows the other, in µs
 
 The router is built as it is built to serve, and its connections get transports that only collect what is written.
 DIRECTORY, on tmpfs, takes the rings.
@@ -14,8 +15,9 @@ import ctypes
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from time import monotonic_ns
 from types import FrameType
 from typing import Any, NamedTuple
@@ -37,6 +39,7 @@ STREAMS = 20
 COLD_STEPS = ("nothing", "request", "first", "token", "last")
 """What is fed in apart, in the order in which it comes."""
 COLD_ROUNDS = 5
+TIMED_STREAMS = 5000
 WARM_UP_STREAMS = 100
 """The interpreter specializes an instruction after some tens of runs, and again when it has met other types."""
 SHORT_TOKENS, LONG_TOKENS = 2, 102
@@ -143,6 +146,20 @@ class TokenPath:
             step(connection.data_received, part)
         self._check_answer(self._cold_parts)
 
+    def timed(self) -> Iterator[tuple[str, int]]:
+        """Feed one stream through; yield each step with the nanoseconds it took."""
+        began = monotonic_ns()
+        yield "nothing", monotonic_ns() - began
+        began = monotonic_ns()
+        self._client.data_received(REQUEST)
+        yield "request", monotonic_ns() - began
+        connection = self._asked_host()
+        for step, part in zip(COLD_STEPS[2:], self._cold_parts, strict=True):
+            began = monotonic_ns()
+            connection.data_received(part)
+            yield step, monotonic_ns() - began
+        self._check_answer(self._cold_parts)
+
     def _asked_host(self) -> HostConnection:
         for connection, transport in self._hosts:
             if transport.written:
@@ -234,6 +251,15 @@ def phases(path: TokenPath) -> None:
         mark()
 
 
+def times(path: TokenPath) -> str:
+    """Return the time of each step when all is in the caches: medians, in microseconds. Reported, never gated."""
+    taken: dict[str, list[int]] = {step: [] for step in COLD_STEPS}
+    for _ in range(TIMED_STREAMS):
+        for step, took_ns in path.timed():
+            taken[step].append(took_ns)
+    return ", ".join(f"{step} {median(took) / 1e3:.2f}" for step, took in taken.items())
+
+
 def cold(directory: Path) -> None:
     """Run streams of three tokens, each step with empty caches."""
     mark = ctypes.PyDLL(str(library("phase"))).mark_phase
@@ -256,6 +282,8 @@ def main() -> int:
     path = TokenPath(Path(directory))
     if what == "counts":
         print(json.dumps(counts(path)))
+    elif what == "times":
+        print(times(path))
     else:
         phases(path)
     path.close()
