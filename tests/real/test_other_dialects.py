@@ -24,7 +24,7 @@ HELLO = [{"role": "user", "content": "Say hello"}]
 SAME: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
 CHANGING = re.compile(
     rb'"(?:id|item_id)": ?"[^"]*"'  # made anew for each answer
-    rb'|"created_at": ?[0-9.]+'
+    rb'|"(?:created|created_at|completed_at)": ?[0-9.]+'
     rb'|"(?:prompt|predicted)_(?:per_token_)?(?:ms|per_second)": ?[0-9.e+-]+'
     rb'|"id_slot": ?-?[0-9]+'
 )
