@@ -1,0 +1,229 @@
+"""The configuration: a TOML file decoded into strict structs.
+
+Unknown keys are refused, every value has bounds, and an error names the key, the value and what is allowed. The
+description of each key stands beside it and is what docs/configuration.md is made of
+(``python -m router.config_reference``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from router.config.base import Section
+from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
+from router.config.observer import (
+    SLICE_ALLOWED,
+    SLICE_FIELDS,
+    SLICE_TAG_COUNT_MAX,
+    Goodput,
+    JournalConfig,
+    ObserverConfig,
+    Price,
+    Slices,
+)
+from router.config.places import (
+    data_dir,
+    default_run_dir,
+    host_address,
+    is_tmpfs,
+    rings_dir,
+    run_dir,
+    split_address,
+    tmpfs_run_dir,
+    zeromq_endpoint,
+)
+from router.config.serving import Health, Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
+from router.config_schema import explain, shown
+from router.errors import ConfigError
+from router.telemetry.records import TAGS, TEXT_TAGS
+
+__all__ = [
+    "CONFIG_VERSION",
+    "SLICE_ALLOWED",
+    "SLICE_FIELDS",
+    "SLICE_TAG_COUNT_MAX",
+    "Config",
+    "Goodput",
+    "Health",
+    "HostConfig",
+    "HostFacts",
+    "JournalConfig",
+    "Limits",
+    "Listen",
+    "Log",
+    "LoopConfig",
+    "ModelConfig",
+    "ModelTimeouts",
+    "ObserverConfig",
+    "Price",
+    "Rings",
+    "Slices",
+    "TagsConfig",
+    "Timeouts",
+    "data_dir",
+    "default_run_dir",
+    "host_address",
+    "is_tmpfs",
+    "load",
+    "model_timeouts",
+    "parse",
+    "rings_dir",
+    "run_dir",
+    "split_address",
+    "tmpfs_run_dir",
+    "zeromq_endpoint",
+]
+
+CONFIG_VERSION: Final = 1
+_ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+class Config(Section, frozen=True):
+    """The whole file."""
+
+    version: Annotated[Literal[1], Meta(description="Version of this file's format.")]
+    listen: Listen = msgspec.field(default_factory=Listen)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    timeouts: Timeouts = msgspec.field(default_factory=Timeouts)
+    tags: TagsConfig = msgspec.field(default_factory=TagsConfig)
+    rings: Rings = msgspec.field(default_factory=Rings)
+    health: Health = msgspec.field(default_factory=Health)
+    loop: LoopConfig = msgspec.field(default_factory=LoopConfig)
+    log: Log = msgspec.field(default_factory=Log)
+    observer: ObserverConfig = msgspec.field(default_factory=ObserverConfig)
+    hosts: list[HostConfig] = msgspec.field(default_factory=list)
+    models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
+
+
+def model_timeouts(config: Config, model_name: str) -> Timeouts:
+    """Return the time-outs of a model: its own where given, the general ones elsewhere."""
+    model = config.models.get(model_name)
+    if model is None:
+        return config.timeouts
+    own = {f: v for f in model.timeouts.__struct_fields__ if (v := getattr(model.timeouts, f)) is not None}
+    return msgspec.structs.replace(config.timeouts, **own)
+
+
+def load(path: Path | str, *, need_keys: bool = True) -> Config:
+    """Read and check a configuration file; raises :class:`ConfigError` with the file's name before each message.
+
+    ``need_keys`` false leaves out whether the hosts' keys are in the environment: only the router itself needs them.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+    try:
+        return parse(text, need_keys=need_keys)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(text: str, *, need_keys: bool = True) -> Config:
+    """Decode and check the text of a configuration, as :func:`load` does with a file; raises :class:`ConfigError`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}") from None
+    if "version" not in raw:
+        raise ConfigError(f"version is missing: begin the file with `version = {CONFIG_VERSION}`")
+    listen = raw.get("listen")
+    for key in ("http", "zeromq"):
+        if isinstance(listen, dict) and isinstance(listen.get(key), str):
+            listen[key] = [listen[key]]
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError:
+        raise ConfigError(explain(Config, raw)) from None
+    _check(config)
+    if need_keys:
+        _check_keys(config.hosts)
+    return config
+
+
+def _check(config: Config) -> None:
+    """Check what one value alone cannot show."""
+    _check_rings(config.rings)
+    limits = config.limits
+    if limits.client_resume_bytes >= limits.client_buffer_bytes:
+        raise ConfigError(
+            f"limits.client_resume_bytes = {limits.client_resume_bytes}: "
+            f"expected less than limits.client_buffer_bytes ({limits.client_buffer_bytes})"
+        )
+    for index, own in enumerate(config.tags.own):
+        if own in TAGS or own in TEXT_TAGS:
+            raise ConfigError(f"tags.own[{index}] = {shown(own)}: expected a name that is not a built-in tag")
+        if own in config.tags.own[:index]:
+            raise ConfigError(f"tags.own[{index}] = {shown(own)}: expected names that differ, this one stands twice")
+    for index, address in enumerate(config.listen.http):
+        split_address(address, f"listen.http[{index}]")
+    for index, endpoint in enumerate(config.listen.zeromq):
+        zeromq_endpoint(config, endpoint, f"listen.zeromq[{index}]")
+    _check_hosts(config.hosts)
+    _check_observer(config)
+
+
+def _check_rings(rings: Rings) -> None:
+    for ring in ("requests", "tokens", "done"):  # the append-only names have no wrap, hence any number of rows
+        slots = getattr(rings, ring)
+        if slots & (slots - 1):
+            below = 1 << (slots.bit_length() - 1)
+            raise ConfigError(f"rings.{ring} = {slots}: expected a power of two, e.g. {below} or {2 * below}")
+
+
+def _check_hosts(hosts: list[HostConfig]) -> None:
+    seen: dict[str, int] = {}
+    for index, host in enumerate(hosts):
+        if host.name in seen:
+            raise ConfigError(
+                f"hosts[{index}].name = {shown(host.name)}: "
+                f"expected names that differ, hosts[{seen[host.name]}] has it too"
+            )
+        seen[host.name] = index
+        host_address(host.url, f"hosts[{index}].url")
+
+
+def _check_observer(config: Config) -> None:
+    observer = config.observer
+    split_address(observer.http, "observer.http")
+    tags = {*TAGS, *TEXT_TAGS, *config.tags.own}
+    _check_differ(observer.slices.tags, "observer.slices.tags")
+    _check_differ(observer.slices.top, "observer.slices.top")
+    for index, entry in enumerate(observer.slices.tags):
+        names = entry.split(",")
+        known = all(name in tags or name in SLICE_FIELDS for name in names)
+        if not known or len(set(names)) != len(names) or len(names) > SLICE_TAG_COUNT_MAX:
+            raise ConfigError(f"observer.slices.tags[{index}] = {shown(entry)}: expected {SLICE_ALLOWED}")
+    for index, name in enumerate(observer.slices.top):
+        if name not in tags:
+            raise ConfigError(f"observer.slices.top[{index}] = {shown(name)}: expected the name of a tag")
+    _check_differ([price.model for price in observer.prices], "observer.prices", ".model")
+    _check_differ([goodput.workload_class for goodput in observer.goodput], "observer.goodput", ".workload_class")
+    for index, goodput in enumerate(observer.goodput):
+        if goodput.ttft_s is None and goodput.tpot_s is None and goodput.e2e_s is None:
+            raise ConfigError(f"observer.goodput[{index}] is without a limit: expected ttft_s, tpot_s or e2e_s")
+
+
+def _check_differ(values: list[str], key: str, field: str = "") -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ConfigError(f"{key}[{index}]{field} = {shown(value)}: expected values that differ, it stands twice")
+
+
+def _check_keys(hosts: list[HostConfig]) -> None:
+    for index, host in enumerate(hosts):
+        if host.api_key_env and not os.environ.get(host.api_key_env):
+            # Someone may have written the key itself here; only what looks like a variable's name is repeated.
+            value = shown(host.api_key_env) if _ENVIRONMENT_NAME.fullmatch(host.api_key_env) else "(not shown)"
+            raise ConfigError(
+                f"hosts[{index}].api_key_env = {value}: expected the name of an environment variable that is set"
+            )
