@@ -187,6 +187,7 @@ class Request:
     packed_candidates: bytes = b""
     packed_attempts: bytes = b""
     packed_message: bytes = b""
+    packed_decision: bytes = b""
     usage: bytes | None = None
     timings: bytes | None = None
     metrics: bytes | None = None

@@ -36,8 +36,24 @@ the identity are filled there), 1,016 bytes::
      672  user_id session_id request_id batch_id,  │ identity
           64 bytes of UTF-8 each, zero padded      │
      928  trace_id 16 bytes, span_id 8 bytes,      │
-          trace_flags u64, 56 bytes reserved       ┘
+          trace_flags u64                          ┘
+     960  deadline_ns u64, predicted_ttft_us u32,  ┐
+          prefix_tokens u32                        │ decision (since 1.2;
+     976  asked_max_tokens u32, asked_temperature  │ all 0 where nothing
+          f32, key u16, asked_model u16,           │ of it was decided)
+          workload u8, levers u8, tool_count u16   │
+     992  cache u8, 0 u8, cache_hits u16,          │
+          cache_misses u16, 0 u16, saved_us u32,   │
+          tool_bytes u32, 8 bytes reserved         ┘
     1016
+
+The decision: ``deadline_ns`` is the time by which the first token was due; ``predicted_ttft_us`` what the model of the
+host foretold and ``prefix_tokens`` how much of the prompt it was thought to hold; ``asked_max_tokens`` and
+``asked_temperature`` what the client had asked for where ``levers`` (:class:`Lever`) changed it; ``key`` and
+``asked_model`` ids of names, the latter where another model answered than was asked for; ``workload`` the class in
+which it waited, 1 realtime, 2 interactive, 3 batch; ``tool_count`` and ``tool_bytes`` what was spliced in; ``cache``
+(:class:`CacheUse`) how a cache answered, ``cache_hits`` and ``cache_misses`` of how many texts, ``saved_us`` how much
+sooner than a host would have.
 
 Name record, ``names.tab``, 88 bytes: ``kind u16, value_id u16, length u16, 0 u16, text 80 bytes``. ``kind`` is the
 position of the tag in :data:`TAGS`, or :data:`NAME_HOST`, :data:`NAME_MODEL`, :data:`NAME_OWN_TAG` (the name of one of
@@ -53,7 +69,7 @@ from typing import Any, Final
 
 from router.stamps import STAMPS
 
-RECORD_SCHEMA: Final = (1, 1)
+RECORD_SCHEMA: Final = (1, 2)
 """(major, minor) of every payload here. A reader refuses another major and tolerates a higher minor."""
 
 TOKENS_SLOT_BYTES: Final = 64
@@ -203,6 +219,25 @@ class DoneFlag(IntFlag):
     """``stream_options.include_usage`` was added by the router."""
 
 
+class Lever(IntFlag):
+    """What the router changed of a request."""
+
+    MAX_TOKENS = 1
+    TEMPERATURE = 2
+    MODEL = 4
+
+
+class CacheUse(IntEnum):
+    """How a cache took part in an answer."""
+
+    NONE = 0
+    HIT = 1
+    """All of the answer came from it."""
+    PARTIAL = 2
+    MISS = 3
+    """It was looked at, and all came from a host."""
+
+
 # ---------------------------------------------------------------- done record
 _FIELDS: Final = (
     ("request_seq", "Q", 1),
@@ -257,6 +292,23 @@ _REST_FIELDS: Final = (
     ("unacked", "I", 1),
     ("tcp_valid", "I", 1),
 )
+_DECISION_FIELDS: Final = (
+    ("deadline_ns", "Q", 1),
+    ("predicted_ttft_us", "I", 1),
+    ("prefix_tokens", "I", 1),
+    ("asked_max_tokens", "I", 1),
+    ("asked_temperature", "f", 1),
+    ("key", "H", 1),
+    ("asked_model", "H", 1),
+    ("workload", "B", 1),
+    ("levers", "B", 1),
+    ("tool_count", "H", 1),
+    ("cache", "Bx", 1),
+    ("cache_hits", "H", 1),
+    ("cache_misses", "Hxx", 1),
+    ("saved_us", "I", 1),
+    ("tool_bytes", "I", 1),
+)
 _IDENTITY_TEXTS: Final = TEXT_TAGS
 
 
@@ -270,20 +322,23 @@ REST: Final = struct.Struct(_format(_REST_FIELDS))
 CANDIDATES: Final = struct.Struct("<" + "HHf" * CANDIDATE_COUNT)
 FAILED_ATTEMPT: Final = struct.Struct("<HBxHxxQQQQQ")
 MESSAGE: Final = struct.Struct(f"<{MESSAGE_BYTES}s")
-IDENTITY: Final = struct.Struct(f"<{TAG_SLOT_COUNT}H{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s16s8sQ56x")
+IDENTITY: Final = struct.Struct(f"<{TAG_SLOT_COUNT}H{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s16s8sQ")
+DECISION: Final = struct.Struct(f"{_format(_DECISION_FIELDS)}8x")
 
 REST_OFFSET: Final = HEAD.size
 CANDIDATES_OFFSET: Final = REST_OFFSET + REST.size
 ATTEMPTS_OFFSET: Final = CANDIDATES_OFFSET + CANDIDATES.size
 MESSAGE_OFFSET: Final = ATTEMPTS_OFFSET + FAILED_ATTEMPT_COUNT * FAILED_ATTEMPT.size
 IDENTITY_OFFSET: Final = MESSAGE_OFFSET + MESSAGE.size
+DECISION_OFFSET: Final = IDENTITY_OFFSET + IDENTITY.size
 
 assert HEAD.size == 176
 assert CANDIDATES_OFFSET == 320
 assert ATTEMPTS_OFFSET == 352
 assert MESSAGE_OFFSET == 496
 assert IDENTITY_OFFSET == 624
-assert IDENTITY_OFFSET + IDENTITY.size == DONE_PAYLOAD_BYTES
+assert DECISION_OFFSET == 960
+assert DECISION_OFFSET + DECISION.size == DONE_PAYLOAD_BYTES
 
 TOKENS: Final = struct.Struct("<5I")
 """``n_in`` to ``n_first``."""
@@ -327,6 +382,7 @@ DONE_SOURCE: Final = [
     ("packed_attempts", f"{FAILED_ATTEMPT_COUNT * FAILED_ATTEMPT.size}s", ATTEMPTS_OFFSET),
     ("packed_message", f"{MESSAGE_BYTES}s", MESSAGE_OFFSET),
     _IDENTITY_SOURCE,
+    ("packed_decision", f"{DECISION.size}s", DECISION_OFFSET),
 ]
 """Likewise of its done record."""
 assert _REST_SOURCE[-1][2] + 32 == CANDIDATES_OFFSET
@@ -369,6 +425,7 @@ def decode_done(payload: bytes) -> dict[str, Any]:
         out[name] = _text(raw)
     trace_id, span_id, trace_flags = identity[TAG_SLOT_COUNT + len(_IDENTITY_TEXTS) :]
     out["trace_id"], out["span_id"], out["trace_flags"] = trace_id.hex(), span_id.hex(), trace_flags
+    out.update(_unpack_fields(DECISION, _DECISION_FIELDS, payload, DECISION_OFFSET))
     return out
 
 

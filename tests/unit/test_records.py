@@ -24,6 +24,12 @@ def test_a_done_record_comes_back_as_it_was_packed() -> None:
         request_id="abc",
         tag_ids={0: 5, 23: 6},
         trace_id=bytes(range(16)),
+        deadline_ns=11,
+        levers=rec.Lever.MAX_TOKENS,
+        asked_temperature=1.5,
+        cache=rec.CacheUse.PARTIAL,
+        cache_misses=12,
+        tool_bytes=13,
     )
     assert len(raw) == rec.DONE_PAYLOAD_BYTES
     done = rec.decode_done(raw)
@@ -34,6 +40,9 @@ def test_a_done_record_comes_back_as_it_was_packed() -> None:
     assert done["tag_ids"][0] == 5
     assert done["tag_ids"][23] == 6
     assert done["trace_id"] == bytes(range(16)).hex()
+    assert (done["deadline_ns"], done["levers"], done["asked_temperature"]) == (11, rec.Lever.MAX_TOKENS, 1.5)
+    assert (done["cache"], done["cache_hits"], done["cache_misses"], done["saved_us"]) == (2, 0, 12, 0)
+    assert done["tool_bytes"] == 13
 
 
 def test_unused_places_of_candidates_and_attempts_are_left_out() -> None:
