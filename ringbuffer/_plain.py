@@ -276,6 +276,11 @@ class LossyWriter(_Ring):
         words[self._published] = sequence + 1  # SYNC A
         return sequence
 
+    def native_publish(self) -> object | None:
+        """Return nothing: there is no native code."""
+        self._check_record()
+        return None
+
     def publish_record(self, payload: Buffer, /) -> int:
         """Publish a payload, zero padded; return the sequence."""
         view = self._payload_of(payload)

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "_publish.h"
 #include "_ring.h"
 
 /* One struct serves every class: a view of a buffer, and the geometry of its slots. */
@@ -21,6 +22,7 @@ typedef struct {
     word_t *words;
     uint64_t word_count;
     ring_t ring;
+    publish_t native;
 } Core;
 
 /* ------------------------------------------------------------------ life */
@@ -440,6 +442,31 @@ static PyObject *lossy_publish_batch(Core *self, PyObject *records) {
     uint64_t first = publish_batch(&self->ring, batch.buf, count);
     PyBuffer_Release(&batch);
     return PyLong_FromUnsignedLongLong(first);
+}
+
+static uint64_t publish_natively(void *ring, const uint64_t words[WORDS_PER_RECORD]) {
+    return publish_words(ring, words);
+}
+
+static void release_writer(PyObject *capsule) {
+    Py_DECREF(PyCapsule_GetContext(capsule));
+}
+
+static PyObject *lossy_native_publish(Core *self, PyObject *Py_UNUSED(arg)) {
+    if (self->ring.slot_words != 1 + WORDS_PER_RECORD) {
+        PyErr_Format(PyExc_ValueError, "a slot has %llu bytes: words are published into slots of 64",
+                     (unsigned long long)(self->ring.slot_words * sizeof(word_t)));
+        return NULL;
+    }
+    self->native.publish = publish_natively;
+    self->native.ring = &self->ring;
+    PyObject *capsule = PyCapsule_New(&self->native, RINGBUFFER_PUBLISH, NULL);
+    if (capsule == NULL || PyCapsule_SetContext(capsule, self) != 0 || PyCapsule_SetDestructor(capsule, release_writer) != 0) {
+        Py_XDECREF(capsule);
+        return NULL;
+    }
+    Py_INCREF((PyObject *)self);
+    return capsule;
 }
 
 /* --------------------------------------------------------------- readers */
@@ -932,6 +959,7 @@ static PyMethodDef lossy_writer_methods[] = {
     FAST("publish", lossy_publish, "Publish seven words; return the sequence."),
     ONE("publish_record", lossy_publish_record, "Publish a payload, zero padded; return the sequence."),
     ONE("publish_batch", lossy_publish_batch, "Publish whole payloads at once; return the first sequence."),
+    NONE("native_publish", lossy_native_publish, "Return a capsule by which native code publishes seven words."),
     END,
 };
 static PyMethodDef lossy_reader_methods[] = {

@@ -41,6 +41,16 @@ class BroadcastWriter(SegmentWriter):
         self.publish = core.publish
         self.publish_record = core.publish_record
         self.publish_batch = core.publish_batch
+        self._core = core
+
+    def native_publish(self) -> object | None:
+        """Return a capsule by which native code of this process publishes seven words, as ``publish`` does.
+
+        What is in it stands in ``ringbuffer/_publish.h``. It keeps the ring mapped. ``None`` with the plain backend;
+        ValueError where the slots are not of 64 bytes.
+        """
+        capsule: object | None = self._core.native_publish()
+        return capsule
 
     @classmethod
     def create(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
+from router import native
 from router.dialects import in_stream
 from router.errors import UNDECODABLE, ErrorKind
 from router.hosts.events import EventScanner, StreamError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from router.loop import Loop
     from router.request import CountingEgress, Request
 
+_relay: Final = native.relay and native.relay.relay
 _EVENT_STREAM: Final = b"text/event-stream"
 _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
@@ -239,6 +241,9 @@ class Attempt:
         else:
             self._take_early(out, now)
 
+    def _unsent_now(self) -> int:
+        return self._unsent(self.request)
+
     def _unsent(self, request: Request) -> int:
         """Return what waits for the client's socket; when it is too much, the host is read no further."""
         unsent = request.egress.unsent_bytes()
@@ -322,6 +327,18 @@ class Attempt:
         if scanner.content_count or scanner.finish_count or len(self._held) > self._loop.limits.held_bytes:
             self._commit()
         self._record(now, monotonic_ns())
+        if self._relaying and _relay is not None and self._counting is None:
+            self._relay_natively()
+
+    def _relay_natively(self) -> None:
+        """Have further reads relayed by native code, which gives those to this attempt that are not one more token."""
+        request = self.request
+        assert self.connection is not None
+        self.connection.take = _relay(
+            request, self.scanner, request.egress.write, self._publish, self._loop.telemetry.native_publish,
+            self._take_read, self._unsent_now, request.seq, self._host_bits, self._early_end_ns,
+            request.recv + EARLY_WINDOW_NS,
+        )  # fmt: skip
 
     def _commit(self) -> None:
         """Write the head and everything held: from here on the answer is this host's."""

@@ -101,6 +101,7 @@ class Daemon:
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
         if awake is not None:
             self.telemetry.publish_token = awake.watching(self.telemetry.publish_token)
+            self.telemetry.native_publish = None
             awake.start()
         gc.collect()
         gc.freeze()  # what exists now lives as long as the process: no later collection looks at it

@@ -1,7 +1,8 @@
 """The router's native code, or what stands in for it where it could not be compiled.
 
-Two modules: ``router._scan`` for reads of a stream, ``router._steps`` for steps of a request. Each of their functions
-has a twin in plain Python that comes to the same; which of the two this process has is decided here, once.
+Three modules: ``router._scan`` for reads of a stream, ``router._relay`` for those that are one more token like the
+last, ``router._steps`` for steps of a request. Each of their functions has a twin in plain Python that comes to the
+same; which of the two this process has is decided here, once.
 """
 
 from __future__ import annotations
@@ -24,5 +25,7 @@ scan: Final = _find("router._scan")
 """``None`` where it was not compiled, or where ``RINGROUTER_SCANNER=plain`` says so."""
 steps: Final = _find("router._steps")
 """Likewise."""
-BACKEND: Final = "plain" if scan is None or steps is None else "c"
+relay: Final = _find("router._relay")
+"""Likewise."""
+BACKEND: Final = "plain" if scan is None or steps is None or relay is None else "c"
 """``c`` or ``plain``."""

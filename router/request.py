@@ -10,6 +10,7 @@ from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
 from router.routing import Candidate, Policy
 from router.telemetry.records import Endpoint, Outcome, Phase
+from router.token_state import TokenState
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -77,11 +78,11 @@ class CountingEgress(Egress, Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class Request(TokenState):
     """One request. Times are nanoseconds of the one clock, 0 = has not happened.
 
-    With slots, because some of its fields are read and written for every token: the interpreter reaches a slot in a few
-    nanoseconds (a field of a msgspec struct takes five times as long).
+    What is written for every token is in :class:`router.token_state.TokenState`. The rest has slots: the interpreter
+    reaches one in a few nanoseconds (a field of a msgspec struct takes five times as long).
     """
 
     egress: Egress
@@ -145,7 +146,6 @@ class Request:
     check_ns: int = 0
     """Before this time no time-out can be due: the tick looks no further."""
     last_out_ns: int = 0
-    blocked_ns: int = 0
     taken_bytes: int = 0
     """What the client's kernel had taken of ``bytes_out`` when its socket was last looked at while blocked."""
     left_ns: int = 0
@@ -160,22 +160,14 @@ class Request:
     hfb: int = 0
     tok1: int = 0
     out1: int = 0
-    tok_n: int = 0
-    out_n: int = 0
     done_ns: int = 0
     ttfc: int = 0
     ttfo: int = 0
-    stall_max_ns: int = 0
-    content_count: int = 0
-    early_tokens: int = 0
-    visible_tokens: int = 0
     choice_count: int = 0
     waiting_ahead: int = 0
     tokens_saved: int = 0
-    bytes_out: int = 0
     flags: int = 0
     status: int = 0
-    event_index: int = 0
     outcome: Outcome = Outcome.NONE
     error: ErrorKind = ErrorKind.NONE
     message: str = ""

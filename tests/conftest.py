@@ -8,3 +8,5 @@ import signal
 # program would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # likewise behind nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -118,6 +118,8 @@ class Telemetry:
             self.names.intern(rec.NAME_OWN_TAG, own)
             assert position < rec.OWN_TAG_COUNT
         self.publish_token = self.tokens.publish
+        self.native_publish = self.tokens.native_publish()
+        """The same for native code; ``None`` where all records must go through ``publish_token``."""
         self.beat(time.monotonic_ns())
         self.generation.activate()
 

@@ -75,6 +75,7 @@ def counting_extension(tmp_path_factory: pytest.TempPathFactory) -> str:
     first_function = "/* ----------------------------------------------------------------- words */"
     assert first_function in source
     (directory / "_ring.h").write_text(source.replace(first_function, STEP_SOURCE))
+    shutil.copy(PACKAGE / "_publish.h", directory)
     library = directory / "_words.so"
     flags = ["-std=c11", "-O1", "-fPIC", "-shared", "-DPy_LIMITED_API=0x030b0000", "-D_GNU_SOURCE"]
     include = f"-I{sysconfig.get_paths()['include']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,25 @@ print(rounds, taken)
 """
 
 
-def test_no_byte_out_of_bounds(tmp_path: Path) -> None:
+RELAY_PROGRAM = """
+import importlib.util, sys
+import pytest, router
+def load(package, name):
+    spec = importlib.util.spec_from_file_location(f"{package}.{name}", f"{sys.argv[1]}/{name}.so")
+    module = sys.modules[f"{package}.{name}"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+load("ringbuffer", "_words")
+load("router", "_relay")
+import router.native
+assert router.native.relay.__file__.startswith(sys.argv[1])
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/unit/test_relay.py"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The native code built with sanitizers, and the environment in which an interpreter can load it."""
+    directory = tmp_path_factory.mktemp("sanitized")
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("gcc is not installed")
@@ -67,19 +86,35 @@ def test_no_byte_out_of_bounds(tmp_path: Path) -> None:
         pytest.skip("gcc has no address sanitizer here")
     flags = ["-std=c11", "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     include = f"-I{sysconfig.get_paths()['include']}"
-    for name in ("_scan", "_steps"):
-        source = ROOT / "router" / f"{name}.c"
-        output = tmp_path / f"{name}.so"
-        subprocess.run([compiler, *flags, "-DPy_LIMITED_API=0x030b0000", include, source, "-o", output], check=True)
+    for source in ("router/_scan.c", "router/_steps.c", "router/_relay.c", "ringbuffer/_words.c"):
+        output = directory / f"{Path(source).stem}.so"
+        subprocess.run(
+            [compiler, *flags, "-DPy_LIMITED_API=0x030b0000", include, ROOT / source, "-o", output], check=True
+        )
     environment = os.environ | {
         "LD_PRELOAD": runtime.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps what it has until its end
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": str(ROOT),
     }
+    return directory, environment
+
+
+def test_the_relay_touches_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
+    directory, environment = sanitized
+    done = subprocess.run(
+        [sys.executable, "-c", RELAY_PROGRAM, str(directory)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert re.match(r"\.+ ", done.stdout), "every test ran and passed, none was skipped"
+
+
+def test_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
+    directory, environment = sanitized
     seed = str(int.from_bytes(os.urandom(4), "big"))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path), str(SECONDS), seed],
+        [sys.executable, "-c", PROGRAM, str(directory), str(SECONDS), seed],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,359 @@
+// One more token of a stream, from the host's read to its record, in one call: nothing else happens per token, and what does
+// not happen in the interpreter need not be found in memory by a token that finds the caches cold.
+//
+//     TokenState   what changes with each token of a request; the base of router.request.Request, whose other fields are
+//                  Python's. Twin: PlainTokenState in router/token_state.py
+//     relay()      takes a stream's reads once its answer is being relayed. Twin: Attempt._take_stream in router/attempt.py
+//
+// A read that is not one more token like the last goes to the attempt, as it would without this file.
+
+#include "_native.h"
+
+#include "../ringbuffer/_publish.h"
+
+#include <structmember.h>
+#include <time.h>
+
+typedef unsigned long long number;
+
+// ---------------------------------------------------------------- what changes with each token
+
+typedef struct {
+    PyObject_HEAD
+    number event_index, content_count, bytes_out, tok_n, out_n, stall_max_ns, early_tokens, visible_tokens, blocked_ns;
+} TokenState;
+
+#define FIELD(name) {#name, T_ULONGLONG, offsetof(TokenState, name), 0, NULL}
+
+static PyMemberDef state_members[] = {
+    FIELD(event_index), FIELD(content_count), FIELD(bytes_out), FIELD(tok_n), FIELD(out_n), FIELD(stall_max_ns),
+    FIELD(early_tokens), FIELD(visible_tokens), FIELD(blocked_ns), {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot state_slots[] = {
+    {Py_tp_members, state_members},
+    {Py_tp_doc, "What changes with each token of a request; all zero at first."},
+    {0, NULL},
+};
+
+static PyType_Spec state_spec = {
+    "router._relay.TokenState", sizeof(TokenState), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE, state_slots,
+};
+
+// ---------------------------------------------------------------- reads
+
+// Everything of an attempt that a token needs. The template (prefix, suffix, third word of the record) is the scanner's and
+// is looked up anew behind every read that was not one more token.
+typedef struct {
+    PyObject_HEAD
+    TokenState *state;
+    PyObject *scanner, *write, *publish, *native, *take_read, *unsent, *zero;
+    const publish_t *to;           // in `native`; NULL: records are published by `publish`
+    PyObject *prefix, *suffix;
+    number seq, host_bits, word3;             // word3 0: no template
+    number early_end_ns, visible_end_ns;
+    bool was_hit;   // since the last read that went to the attempt
+    bool is_stale;  // that read may have changed the template
+} Relay;
+
+typedef struct {
+    PyTypeObject *state, *relay;
+} types;
+
+static struct {
+    PyObject *prefix, *suffix, *code, *aligned, *misses;
+} names;
+
+enum { CHUNK_DIGITS_MAX = 3 };
+
+static inline int digit_of(unsigned char byte)
+{
+    if (byte >= '0' && byte <= '9')
+        return byte - '0';
+    byte |= 0x20;
+    return byte >= 'a' && byte <= 'f' ? byte - 'a' + 10 : -1;
+}
+
+// The payload's size if the read is one chunk with one event that differs from the template in its text only, else 0; as
+// same_token() in _scan.c.
+static Py_ssize_t token_size(const Relay *self, text at, Py_ssize_t bytes)
+{
+    text line = at, end = at + bytes;
+    Py_ssize_t size = 0;
+    for (int digit; at < end && at - line < CHUNK_DIGITS_MAX && (digit = digit_of(*at)) >= 0; at++)
+        size = size * 16 + digit;
+    Py_ssize_t prefix_bytes = PyBytes_Size(self->prefix), suffix_bytes = PyBytes_Size(self->suffix);
+    if (at == line || *line == '0' || end - at < 2 + prefix_bytes + 1 + suffix_bytes || at[0] != '\r' || at[1] != '\n')
+        return 0;
+    at += 2;
+    text value = at + prefix_bytes, value_end = end - suffix_bytes;
+    bool same = end - at - 2 == size && memcmp(at, PyBytes_AsString(self->prefix), prefix_bytes) == 0
+        && memcmp(value_end, PyBytes_AsString(self->suffix), suffix_bytes) == 0
+        && memchr(value, '"', value_end - value) == NULL;
+    return same ? size : 0;
+}
+
+static inline number monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (number)now.tv_sec * 1000000000 + (number)now.tv_nsec;
+}
+
+static void keep(PyObject **where, PyObject *value)
+{
+    PyObject *before = *where;
+    *where = Py_NewRef(value);
+    Py_XDECREF(before);
+}
+
+// Take the scanner's template; false with an exception set where it has none of the expected kind.
+static bool arm(Relay *self)
+{
+    self->is_stale = false;
+    self->word3 = 0;
+    PyObject *aligned = PyObject_GetAttr(self->scanner, names.aligned);
+    if (aligned == NULL)
+        return false;
+    bool is_aligned = aligned == Py_True;
+    Py_DECREF(aligned);
+    if (!is_aligned)
+        return true;
+    PyObject *prefix = PyObject_GetAttr(self->scanner, names.prefix), *suffix = PyObject_GetAttr(self->scanner, names.suffix);
+    PyObject *code = PyObject_GetAttr(self->scanner, names.code);
+    bool found = prefix != NULL && suffix != NULL && code != NULL;
+    if (found && !(PyBytes_Check(prefix) && PyBytes_Check(suffix))) {
+        PyErr_SetString(PyExc_TypeError, "a scanner's prefix and suffix are bytes");
+        found = false;
+    }
+    if (found) {
+        keep(&self->prefix, prefix);
+        keep(&self->suffix, suffix);
+        if (PyBytes_Size(prefix) > 0)
+            self->word3 = PyLong_AsUnsignedLongLong(code) | self->host_bits;
+    }
+    Py_XDECREF(prefix);
+    Py_XDECREF(suffix);
+    Py_XDECREF(code);
+    return found && !PyErr_Occurred();
+}
+
+static PyObject *other_read(Relay *self, PyObject *data, PyObject *now)
+{
+    if (self->was_hit && PyObject_SetAttr(self->scanner, names.misses, self->zero) != 0)
+        return NULL;
+    self->was_hit = false;
+    self->is_stale = true; // asked for when a further read comes: mostly this was the last
+    return PyObject_CallFunctionObjArgs(self->take_read, data, now, NULL);
+}
+
+static bool publish(const Relay *self, const number words[7])
+{
+    if (self->to != NULL) {
+        self->to->publish(self->to->ring, (const uint64_t *)words);
+        return true;
+    }
+    PyObject *numbers = PyTuple_New(7);
+    for (int i = 0; numbers != NULL && i < 7; i++) {
+        PyObject *one = PyLong_FromUnsignedLongLong(words[i]);
+        if (one == NULL)
+            Py_CLEAR(numbers);
+        else
+            PyTuple_SetItem(numbers, i, one);
+    }
+    PyObject *result = numbers == NULL ? NULL : PyObject_CallObject(self->publish, numbers);
+    Py_XDECREF(numbers);
+    Py_XDECREF(result);
+    return result != NULL;
+}
+
+// What the client's socket has not taken; the attempt pauses its host when that is too much.
+static bool ask_unsent(const Relay *self, number *unsent)
+{
+    PyObject *answer = PyObject_CallNoArgs(self->unsent);
+    if (answer == NULL)
+        return false;
+    *unsent = PyLong_AsUnsignedLongLong(answer);
+    Py_DECREF(answer);
+    return !PyErr_Occurred();
+}
+
+static PyObject *relay_take(PyObject *given, PyObject *const *arguments, Py_ssize_t count)
+{
+    Relay *self = (Relay *)given;
+    if (count != 2 || !PyBytes_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "take(data: bytes, now: int)");
+        return NULL;
+    }
+    PyObject *data = arguments[0];
+    if (self->is_stale && !arm(self))
+        return NULL;
+    Py_ssize_t bytes = PyBytes_Size(data);
+    Py_ssize_t size = self->word3 == 0 ? 0 : token_size(self, (text)PyBytes_AsString(data), bytes);
+    if (size == 0)
+        return other_read(self, data, arguments[1]);
+    number now = PyLong_AsUnsignedLongLong(arguments[1]);
+    if (now == (number)-1 && PyErr_Occurred())
+        return NULL;
+    TokenState *state = self->state;
+    state->bytes_out += (number)bytes;
+    PyObject *written = PyObject_CallFunctionObjArgs(self->write, data, NULL);
+    if (written == NULL)
+        return NULL;
+    Py_DECREF(written);
+    number written_ns = monotonic_ns(), gap = now - state->tok_n, unsent = 0;
+    if (state->blocked_ns != 0 && !ask_unsent(self, &unsent))
+        return NULL;
+    const number words[7] = {now, self->seq, self->word3, state->event_index | (number)size << 32, gap, unsent, 0};
+    if (!publish(self, words))
+        return NULL;
+    self->was_hit = true;
+    state->event_index++;
+    state->content_count++;
+    state->tok_n = now;
+    if (unsent == 0)
+        state->out_n = written_ns;
+    if (gap > state->stall_max_ns)
+        state->stall_max_ns = gap;
+    if (now <= self->early_end_ns) {
+        state->early_tokens++;
+        if (unsent == 0 && written_ns <= self->visible_end_ns)
+            state->visible_tokens++;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef take_method = {
+    "take", (PyCFunction)(void (*)(void))relay_take, METH_FASTCALL, "take(data, now)\n--\n\nRelay one read that came at the time now, in ns.",
+};
+
+PyDoc_STRVAR(relay_doc,
+    "relay(state, scanner, write, publish, native_publish, take_read, unsent, seq, host_bits, early_end_ns, visible_end_ns)\n--\n\n"
+    "Return the function that takes (data, now) of each further read of a stream that is being relayed.");
+
+enum { OBJECTS = 7, NUMBERS = 4 };
+
+// All by position and none by a format: this stands behind every first token.
+static PyObject *relay(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    const types *found = PyModule_GetState(module);
+    if (count != OBJECTS + NUMBERS || !PyObject_TypeCheck(arguments[0], found->state)) {
+        PyErr_SetString(PyExc_TypeError, "relay() takes a TokenState and ten further arguments");
+        return NULL;
+    }
+    number given[NUMBERS];
+    for (int i = 0; i < NUMBERS; i++)
+        if ((given[i] = PyLong_AsUnsignedLongLong(arguments[OBJECTS + i])) == (number)-1 && PyErr_Occurred())
+            return NULL;
+    const publish_t *to = NULL;
+    if (arguments[4] != Py_None && (to = PyCapsule_GetPointer(arguments[4], RINGBUFFER_PUBLISH)) == NULL)
+        return NULL;
+    Relay *self = PyObject_GC_New(Relay, found->relay);
+    if (self == NULL)
+        return NULL;
+    memset((char *)self + sizeof(PyObject), 0, sizeof *self - sizeof(PyObject));
+    self->state = (TokenState *)Py_NewRef(arguments[0]);
+    PyObject **held[OBJECTS - 1] = {&self->scanner, &self->write, &self->publish, &self->native, &self->take_read, &self->unsent};
+    for (int i = 1; i < OBJECTS; i++)
+        *held[i - 1] = Py_NewRef(arguments[i]);
+    self->to = to;
+    self->seq = given[0];
+    self->host_bits = given[1];
+    self->early_end_ns = given[2];
+    self->visible_end_ns = given[3];
+    self->zero = PyLong_FromLong(0);
+    PyObject_GC_Track(self);
+    PyObject *take = self->zero != NULL && arm(self) ? PyCFunction_New(&take_method, (PyObject *)self) : NULL;
+    Py_DECREF(self);
+    return take;
+}
+
+static int relay_traverse(Relay *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT((PyObject *)self->state);
+    Py_VISIT(self->scanner);
+    Py_VISIT(self->write);
+    Py_VISIT(self->publish);
+    Py_VISIT(self->take_read);
+    Py_VISIT(self->unsent);
+    return 0;
+}
+
+static int relay_clear(Relay *self)
+{
+    PyObject **held[] = {
+        (PyObject **)&self->state, &self->scanner, &self->write, &self->publish, &self->native, &self->take_read, &self->unsent,
+        &self->zero, &self->prefix, &self->suffix,
+    };
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++)
+        Py_CLEAR(*held[i]);
+    return 0;
+}
+
+static void relay_dealloc(Relay *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    PyObject_GC_UnTrack(self);
+    relay_clear(self);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot relay_slots[] = {
+    {Py_tp_dealloc, relay_dealloc},
+    {Py_tp_traverse, relay_traverse},
+    {Py_tp_clear, relay_clear},
+    {0, NULL},
+};
+
+static PyType_Spec relay_spec = {
+    "router._relay.Relay", sizeof(Relay), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    relay_slots,
+};
+
+// ---------------------------------------------------------------- the module
+
+static PyMethodDef methods[] = {
+    {"relay", (PyCFunction)(void (*)(void))relay, METH_FASTCALL, relay_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_types(PyObject *module)
+{
+    types *made = PyModule_GetState(module);
+    made->state = (PyTypeObject *)PyType_FromModuleAndSpec(module, &state_spec, NULL);
+    made->relay = (PyTypeObject *)PyType_FromModuleAndSpec(module, &relay_spec, NULL);
+    return made->state == NULL || made->relay == NULL || PyModule_AddObjectRef(module, "TokenState", (PyObject *)made->state) != 0;
+}
+
+static int add_names(void)
+{
+    names.prefix = PyUnicode_InternFromString("prefix");
+    names.suffix = PyUnicode_InternFromString("suffix");
+    names.code = PyUnicode_InternFromString("code");
+    names.aligned = PyUnicode_InternFromString("aligned");
+    names.misses = PyUnicode_InternFromString("misses");
+    return names.prefix == NULL || names.suffix == NULL || names.code == NULL || names.aligned == NULL || names.misses == NULL;
+}
+
+static int module_clear(PyObject *module)
+{
+    types *made = PyModule_GetState(module);
+    Py_CLEAR(made->state);
+    Py_CLEAR(made->relay);
+    return 0;
+}
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "router._relay", .m_doc = "One more token of a stream, in one call.", .m_size = sizeof(types),
+    .m_methods = methods, .m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__relay(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && (add_types(module) != 0 || add_names() != 0))
+        Py_CLEAR(module);
+    return module;
+}

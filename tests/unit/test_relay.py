@@ -1,0 +1,281 @@
+"""The native relay of tokens beside its plain twin: the same reads come to the same bytes, records and counts."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+import router.attempt as attempt_module
+from bench.gate_lockstep import REQUEST, stream_parts
+from bench.gate_path import CONNECTIONS_PER_HOST, TokenPath, Transport
+from ringbuffer import BroadcastReader, BroadcastWriter
+from router import native
+from router.hosts.connection import HostConnection
+from router.ingress.http import ClientConnection
+from router.request import Request
+from router.telemetry import records as rec
+from router.token_state import PlainTokenState
+from tests.captures import capture, stream_names
+from tests.support.stream_damage import damage
+from tests.support.waiting import shared_memory_directory
+
+needs_native = pytest.mark.skipif(native.relay is None, reason="there is no native relay in this process")
+FIELDS = ("event_index", "content_count", "bytes_out", "early_tokens", "visible_tokens")
+TIMES = ("tok1", "out1", "tok_n", "out_n", "stall_max_ns")
+SEEDS = 60
+
+
+class SlowTransport(Transport):
+    """A client's or a host's socket that takes no more from a given write on, until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = True
+        self.paused = False
+        self.blocks_at: set[int] = set()
+        self.unsent = 0
+        self.on_block: Callable[[], None] = lambda: None
+        self.write = self._write  # type: ignore[assignment]
+        self._socket, self._far_end = socket.socketpair()
+
+    def _write(self, data: bytes) -> None:
+        self.written.append(data)
+        if len(self.written) in self.blocks_at:
+            self.unsent = 1 << 20
+            self.on_block()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._socket if name == "socket" else None
+
+    def is_closing(self) -> bool:
+        return not self.is_open
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def abort(self) -> None:
+        self.is_open = False
+
+    close = abort
+
+
+class Streams(TokenPath):
+    """A router whose requests are kept when they end, with everything that was written and recorded."""
+
+    def __init__(self, directory: Path, *, is_native: bool) -> None:
+        super().__init__(directory)
+        self._relay = attempt_module._relay if is_native else None
+        self._daemon.fleet.top_up = lambda *_: None  # type: ignore[method-assign]
+        self.loop = self._daemon.loop
+        self.ended: list[Request] = []
+        self._write_done = self.loop.telemetry.done
+        self.loop.telemetry.done = self._keep  # type: ignore[method-assign]
+        self._tokens = BroadcastReader.attach(self.loop.telemetry.generation.path / "tokens.ring", join="latest")
+
+    def _connect_anew(self) -> None:
+        """Give client and hosts fresh connections: an answer may have ended the last ones."""
+        self._client = ClientConnection(self._daemon.server)
+        self._answer = SlowTransport()
+        self._client.connection_made(self._answer)  # type: ignore[arg-type]
+        self._hosts = []
+        for host in self._daemon.hosts:
+            host.idle.clear()
+            self.loop.set_health(host, healthy=True, now=0)
+            for _ in range(CONNECTIONS_PER_HOST):
+                connection, transport = HostConnection(self._daemon.fleet, host), SlowTransport()
+                connection.connection_made(transport)  # type: ignore[arg-type]
+                self._daemon.fleet.keep(connection)
+                self._hosts.append((connection, transport))
+
+    def _keep(self, request: Request) -> None:
+        self.ended.append(request)
+        self._write_done(request)
+
+    def stream(self, reads: list[bytes], blocks_at: set[int], drains_at: set[int]) -> dict[str, Any]:
+        """Feed one answer through; return all that it came to but times."""
+        with patch.object(attempt_module, "_relay", self._relay):
+            return self._stream(reads, blocks_at, drains_at)
+
+    def _stream(self, reads: list[bytes], blocks_at: set[int], drains_at: set[int]) -> dict[str, Any]:
+        self._connect_anew()
+        client, answer = self._client, self._answer
+        assert isinstance(answer, SlowTransport)
+        answer.blocks_at, answer.on_block = blocks_at, client.pause_writing
+        client.data_received(REQUEST)
+        host, pauses = self._asked_host(), []
+        for index, read in enumerate(reads):
+            if host.transport is None or host.transport.is_closing():
+                break
+            host.data_received(read)
+            pauses.append(host.transport.paused)  # type: ignore[attr-defined]
+            if index in drains_at:
+                self._drain()
+        self._drain()
+        host.eof_received()
+        self._drain()
+        client.eof_received()  # where the request has gone on to another host
+        self.loop.flush()
+        (request,) = self.ended
+        self.ended.clear()
+        events = [rec.decode_token(payload) for _, payload in self._tokens.poll(1 << 16)]
+        written = b"".join(answer.written)
+        answer.written.clear()
+        return {
+            "written": written.partition(b"\r\n\r\n")[2],
+            "pauses": pauses,
+            "outcome": (request.outcome, request.error, request.status),
+            "counts": [getattr(request, name) for name in FIELDS],
+            "happened": [bool(getattr(request, name)) for name in TIMES],
+            "ordered": 0 <= request.tok1 <= request.tok_n <= request.done_ns,
+            "events": [
+                (
+                    e["kind"],
+                    e["flags"],
+                    e["choice"],
+                    e["event_index"],
+                    e["bytes"],
+                    e["gap_ns"] > 0,
+                    e["client_unsent_bytes"],
+                )
+                for e in events
+            ],
+        }
+
+    def _drain(self) -> None:
+        answer = self._answer
+        assert isinstance(answer, SlowTransport)
+        if answer.unsent:
+            answer.unsent = 0
+            self._client.resume_writing()
+
+
+@pytest.fixture
+def paths() -> Iterator[Callable[[bool], Streams]]:
+    made: list[Streams] = []
+
+    with shared_memory_directory() as directory:
+
+        def make(is_native: bool) -> Streams:
+            made.append(Streams(directory / str(len(made)), is_native=is_native))
+            return made[-1]
+
+        yield make
+        for path in made:
+            path.close()
+
+
+def cut(data: bytes, rng: random.Random) -> list[bytes]:
+    """Cut a body into reads: mostly one chunk each, as hosts write, sometimes anywhere."""
+    reads, rest = [], data
+    while rest:
+        end = rest.find(b"\n\n\r\n") + 4
+        if end < 4 or rng.random() < 0.1:
+            end = rng.randrange(1, min(len(rest), 400) + 1)
+        reads.append(rest[:end])
+        rest = rest[end:]
+    return reads
+
+
+@needs_native
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_native_and_plain_relay_come_to_the_same(paths: Callable[[bool], Streams], is_damaged: bool) -> None:
+    native_path, plain_path = paths(True), paths(False)
+    taken = 0
+    for seed in range(SEEDS):
+        rng = random.Random(seed)
+        answer = capture(rng.choice(stream_names()))
+        body = answer.framed
+        if is_damaged:
+            kept = rng.randrange(len(body))
+            body = body[:kept] + damage(body[kept:], rng)
+        reads = cut(body, rng)
+        reads[0] = answer.head + reads[0]
+        blocks_at = {rng.randrange(1, 12) for _ in range(rng.randrange(3))}
+        drains_at = {rng.randrange(len(reads)) for _ in range(rng.randrange(3))}
+        found = [path(reads, blocks_at, drains_at) for path in (native_path.stream, plain_path.stream)]
+        assert found[0] == found[1], f"seed {seed}"
+        assert found[0]["ordered"]
+        taken += found[0]["counts"][1]
+    assert taken > 4 * SEEDS, "most reads must be tokens"
+
+
+def slow_reads(path: Streams, reads: list[bytes], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many reads of a stream were not relayed as one more token."""
+    slow: list[bytes] = []
+    take_read = attempt_module.Attempt._take_read
+
+    def count(self: attempt_module.Attempt, data: bytes, now: int) -> None:
+        slow.append(data)
+        take_read(self, data, now)
+
+    with monkeypatch.context() as context:
+        context.setattr(attempt_module.Attempt, "_take_read", count)
+        path.stream(reads, set(), set())
+    return len(slow)
+
+
+@needs_native
+def test_a_stream_of_tokens_is_relayed_natively(
+    paths: Callable[[bool], Streams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the comparison above would compare the plain twin with itself."""
+    assert slow_reads(paths(True), list(stream_parts(50)), monkeypatch) == 2, "the first read and the last"
+
+
+@needs_native
+def test_a_template_is_learned_anew_as_long_as_it_fits_now_and_then(
+    paths: Callable[[bool], Streams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many events in a row that fit no template end the learning; a token that fits begins the count anew."""
+    first, token, *_ = stream_parts(3)
+    turns = 40
+    reads = [first]
+    for turn in range(turns):
+        other = token.partition(b"\r\n")[2].removesuffix(b"\r\n").replace(b"chatcmpl-gate", b"chatcmpl-%04d" % turn)
+        reads += [b"%x\r\n%b\r\n" % (len(other), other)] * 3
+    counts = [slow_reads(paths(is_native), reads, monkeypatch) for is_native in (True, False)]
+    assert counts == [1 + turns, 1 + turns], "of each three alike the first is looked at"
+
+
+@needs_native
+def test_misuse_is_refused() -> None:
+    assert native.relay is not None
+    state = native.relay.TokenState()
+    good: list[Any] = [state, None, print, print, None, print, print, 1, 2, 3, 4]
+    for position, wrong in ((0, object()), (0, PlainTokenState()), (4, object()), (7, -1), (8, "x"), (10, 1 << 64)):
+        given = [*good[:position], wrong, *good[position + 1 :]]
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            native.relay.relay(*given)
+    with pytest.raises(TypeError):
+        native.relay.relay(*good[:-1])
+    with pytest.raises(AttributeError):  # a scanner without a template
+        native.relay.relay(*good)
+
+
+@pytest.mark.parametrize("make", [PlainTokenState, *([native.relay.TokenState] if native.relay is not None else [])])
+def test_a_state_begins_at_zero(make: type[PlainTokenState]) -> None:
+    state = make()
+    names = PlainTokenState.__slots__
+    assert [getattr(state, name) for name in names] == [0] * len(names)
+    for number, name in enumerate(names):
+        setattr(state, name, number + (1 << 62))
+    assert [getattr(state, name) for name in names] == [number + (1 << 62) for number in range(len(names))]
+
+
+def test_a_ring_of_other_slots_has_no_native_publish(tmp_path: Path) -> None:
+    wide = BroadcastWriter.create(tmp_path / "wide", slot_count=8, slot_size=128, record_schema=(1, 0), name="wide")
+    with pytest.raises(ValueError, match="64"):
+        wide.native_publish()
+    wide.close()
