@@ -23,6 +23,7 @@ from router.config import (
     ModelConfig,
     ModelTimeouts,
     Price,
+    RoutingConfig,
     Slices,
 )
 from router.config_schema import allowed, number, shown
@@ -103,6 +104,7 @@ _HEADINGS: Final = {
     HostFacts: "[hosts.facts]",
     ModelConfig: "[models.NAME]",
     ModelTimeouts: "[models.NAME.timeouts]",
+    RoutingConfig: "[models.NAME.routing]",
     Slices: "[observer.slices]",
     JournalConfig: "[observer.journal]",
     Price: "[[observer.prices]]",

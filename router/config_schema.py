@@ -138,5 +138,10 @@ def _inner(kind: Any, value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
 
 def _joined(key: str, name: str) -> str:
     """Append a name to a dotted key, quoted where TOML would need it."""
-    step = name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    step = shown_key(name)
     return f"{key}.{step}" if key else step
+
+
+def shown_key(name: str) -> str:
+    """Write a key as TOML takes it: quoted where it must be."""
+    return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)

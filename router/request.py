@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
-from router.routing import Candidate, Policy
+from router.routing import Candidate, PolicyId
 from router.telemetry.records import Endpoint, Outcome, Phase
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
@@ -117,7 +117,7 @@ class Request:
     choices_asked: int = 1
     """The body's ``n``: a host that dies before each choice has ended has not answered."""
     temperature: float = 0.0
-    policy: Policy = Policy.LEAST_OUTSTANDING
+    policy: PolicyId = PolicyId.LEAST_OUTSTANDING
     model_id: int = 0
     body_bytes: int = 0
     """Length of ``body`` once it was let go."""

@@ -39,8 +39,9 @@ from router.config.places import (
     tmpfs_run_dir,
     zeromq_endpoint,
 )
+from router.config.routing import RoutingConfig, routing_contradiction
 from router.config.serving import Health, Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
-from router.config_schema import explain, shown
+from router.config_schema import explain, shown, shown_key
 from router.errors import ConfigError
 from router.telemetry.records import TAGS, TEXT_TAGS
 
@@ -64,6 +65,7 @@ __all__ = [
     "ObserverConfig",
     "Price",
     "Rings",
+    "RoutingConfig",
     "Slices",
     "TagsConfig",
     "Timeouts",
@@ -169,6 +171,7 @@ def _check(config: Config) -> None:
     for index, endpoint in enumerate(config.listen.zeromq):
         zeromq_endpoint(config, endpoint, f"listen.zeromq[{index}]")
     _check_hosts(config.hosts)
+    _check_routing(config)
     _check_observer(config)
 
 
@@ -190,6 +193,15 @@ def _check_hosts(hosts: list[HostConfig]) -> None:
             )
         seen[host.name] = index
         host_address(host.url, f"hosts[{index}].url")
+
+
+def _check_routing(config: Config) -> None:
+    hosts = {host.name: host for host in config.hosts}
+    for name, model in config.models.items():
+        serving = {host.name for host in config.hosts if not host.models or name in host.models}
+        fault = routing_contradiction(f"models.{shown_key(name)}.routing", model.routing, hosts, serving)
+        if fault:
+            raise ConfigError(fault)
 
 
 def _check_observer(config: Config) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.routing import PRIORITY_MAX, WEIGHT_MAX, RoutingConfig
 
 
 class HostFacts(Section, frozen=True):
@@ -96,6 +97,21 @@ class HostConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    weight: Annotated[
+        int, between(1, WEIGHT_MAX, 'Its share of the requests beside other hosts, with `policy = "weighted"`.')
+    ] = 1
+    priority: (
+        Annotated[
+            int,
+            between(
+                0,
+                PRIORITY_MAX,
+                'With `order = "priority"` lower ones are used first, equal ones together. Absent: its place in the '
+                "file, from 1.",
+            ),
+        ]
+        | None
+    ) = None
     facts: Annotated[HostFacts, Meta(description="Overrides of what the router believes of this host.")] = (
         msgspec.field(default_factory=HostFacts)
     )
@@ -128,6 +144,9 @@ class ModelConfig(Section, frozen=True):
             "`auto`: where the host cancels only streams."
         ),
     ] = "auto"
+    routing: Annotated[RoutingConfig, Meta(description="Which host gets a request.")] = msgspec.field(
+        default_factory=RoutingConfig
+    )
     timeouts: Annotated[ModelTimeouts, Meta(description="Time-outs of this model.")] = msgspec.field(
         default_factory=ModelTimeouts
     )
