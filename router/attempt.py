@@ -291,6 +291,8 @@ class Attempt:
     def _first_content(self, now: int) -> None:
         request = self.request
         request.tok1 = now
+        if request.ask is not None:
+            request.ask.policy.first_token(self.host.host_id, request.ask, now - (request.sent_ns or request.conn_ns))
         self._early_end_ns = now + EARLY_WINDOW_NS
         if self._live:  # there will be no further attempt
             pack_candidates(request)
@@ -486,6 +488,9 @@ class Attempt:
         if connection is not None:
             reusable = self._keep_alive and (self.host.facts.reuse_after_stream or not streamed)
             connection.release(decoder, reusable=reusable)
+        ask = self.request.ask
+        if ask is not None:
+            ask.policy.ended(self.host.host_id, ask)
         self._loop.release_slot(self.host, now)
 
     def take_connection(self) -> HostConnection | None:

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 from pathlib import Path
+from random import Random
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -242,6 +243,9 @@ class Daemon:
         model = self.loop.models.get(name)
         if model is None:
             model = Model(name, self.telemetry.names.intern(rec.NAME_MODEL, name), self.config)
+            seed = int(self.telemetry.generation.path.name) + model.model_id
+            random = Random(seed)  # noqa: S311 - for choices that can be replayed, not for secrets
+            model.route_by(model.config.routing, self.loop.host_settings, random, self.telemetry.identify)
             self.loop.models[name] = model
         return model
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from router.hosts.fleet import Fleet
     from router.hosts.host import Host
     from router.request import Request
+    from router.routing.policy import Policy
     from router.telemetry.writer import Telemetry
 
 # The interpreter looks members of an enum up anew each time: those of every request are kept here.
@@ -56,6 +57,8 @@ class Loop:
         self.fleet = fleet
         self.telemetry = telemetry
         self.counters = telemetry.counters
+        self.host_settings = {host.host_id: host.config for host in hosts}
+        """By host id: what routing policies look at for each decision."""
         self.models: dict[str, Model] = {}
         self.in_flight: dict[int, Request] = {}
         self.waiting_count = 0
@@ -165,9 +168,11 @@ class Loop:
     # ------------------------------------------------------------ to a host
     @staticmethod
     def _hosts(request: Request) -> list[Host]:
-        """Return the hosts of a request's model that have its path."""
+        """Return the hosts of a request's model that have its path, of one that is pinned that host alone."""
         hosts: list[Host] = request.model.hosts
-        path = request.path
+        path, pin = request.path, request.pin
+        if pin:
+            hosts = [h for h in hosts if h.host_id == pin]
         return [h for h in hosts if path in h.facts.paths] if path else hosts
 
     def _candidates(self, request: Request) -> list[Candidate]:
@@ -185,7 +190,8 @@ class Loop:
         model = request.model
         if candidates is None:
             candidates = self._candidates(request)
-        chosen = choose(candidates, model.turn)
+        policy = model.policy
+        chosen = choose(candidates, model.turn) if policy is None else self._choose(policy, request, candidates, now)
         if chosen == NO_HOST:
             return False
         model.turn = chosen + 1
@@ -200,11 +206,31 @@ class Loop:
             request.routed1 = routed
         request.attempt_count += 1
         running = host.running = host.running + 1
+        if policy is not None:
+            self._note_choice(policy, request)
         sent = self._connect(request, host)
         host.spares.start(routed, running)
         if sent:
             self.fleet.top_up(host, routed)
         return True
+
+    @staticmethod
+    def _choose(policy: Policy, request: Request, candidates: list[Candidate], now: int) -> int:
+        """Have a policy of its own choose for a request."""
+        ask = request.ask
+        if ask is None or ask.policy is not policy:
+            ask = request.ask = request.model.asker.ask(request, now)
+        ask.now_ns = now
+        return policy.choose(candidates, ask)
+
+    @staticmethod
+    def _note_choice(policy: Policy, request: Request) -> None:
+        """Tell a policy that its choice is carried out, and keep for the record what it said."""
+        ask = request.ask
+        request.policy = policy.number
+        request.verdicts = policy.verdicts()
+        policy.sent(request.host, ask)
+        request.prefix_tokens = ask.held_tokens
 
     def _connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
         """Start an attempt; return whether there was a connection for it at once."""
@@ -296,6 +322,8 @@ class Loop:
         """Whether a waiting request of one of the host's models may go there."""
         if request.path and request.path not in host.facts.paths:
             return False
+        if request.pin and request.pin != host.host_id:
+            return False
         return host.host_id not in request.tried or not self._untried(request)
 
     def _untried(self, request: Request) -> bool:
@@ -318,11 +346,19 @@ class Loop:
         host.failures = 0
         if healthy:
             host.last_error = ""
+        else:
+            self._note_emptied(host)
         self.counters.set(Counter.HOSTS_HEALTHY, sum(h.healthy for h in self.hosts))
         self.on_health(host)
         if healthy:
             self.fleet.top_up(host, now)
             self.pump(host, now)
+
+    def _note_emptied(self, host: Host) -> None:
+        """Whatever made a host fail may have cost it what it held of prompts: no policy counts on that any more."""
+        for model in self.models.values():
+            if model.policy is not None:
+                model.policy.emptied(host.host_id)
 
     def on_blocked(self) -> None:
         """Called when a client is blocked; the daemon lets the tick look closer."""
@@ -406,6 +442,8 @@ class Loop:
         connection = attempt.take_connection()
         request, host = attempt.request, attempt.host
         request.attempt = None
+        if request.ask is not None:
+            request.ask.policy.ended(host.host_id, request.ask)
         deaf = not (request.stream or request.fold or request.hfb or host.facts.cancels_whole_answers)
         if connection is None:
             self.fleet.withdraw(attempt)

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
-from router.routing import Candidate, PolicyId
+from router.routing import Candidate, PolicyId, Verdict
 from router.telemetry.records import Endpoint, Outcome, Phase
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
@@ -117,7 +117,8 @@ class Request:
     choices_asked: int = 1
     """The body's ``n``: a host that dies before each choice has ended has not answered."""
     temperature: float = 0.0
-    policy: PolicyId = PolicyId.LEAST_OUTSTANDING
+    policy: int = PolicyId.LEAST_OUTSTANDING
+    """The :class:`router.routing.PolicyId` that decided."""
     model_id: int = 0
     body_bytes: int = 0
     """Length of ``body`` once it was let go."""
@@ -133,7 +134,15 @@ class Request:
     tried: tuple[int, ...] = ()
     """Ids of the hosts that failed it."""
     failed_attempts: tuple[tuple[int, int, int, int, int, int, int, int], ...] = ()
+    pin: int = 0
+    """Id of the host that the client asked for, 0 where any may answer."""
+    ask: Any = None
+    """What a routing policy knows of it, the :class:`router.routing.policy.Ask`; ``None`` while none was asked."""
+    prefix_tokens: int = 0
+    """How much of its prompt the host was thought to hold."""
     candidates: Sequence[Candidate] = ()
+    verdicts: Sequence[Verdict] = ()
+    """What a routing policy said of them, the chosen one first; empty by default."""
     chosen: int = -1
     """Which of ``candidates`` got the request."""
     host: int = 0

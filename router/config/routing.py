@@ -32,8 +32,8 @@ class RoutingConfig(Section, frozen=True):
     order: Annotated[
         Literal["none", "priority", "cost"],
         Meta(
-            description="Hosts are used in this order, by `hosts.priority` or `hosts.cost_per_hour`; the next ones only "
-            "when none before them has a free slot. `policy` decides among equal ones."
+            description="Hosts are used in this order, by `hosts.priority` or `hosts.cost_per_hour`; the next ones "
+            "only when none before them has a free slot. `policy` decides among equal ones."
         ),
     ] = "none"
     weights: Annotated[

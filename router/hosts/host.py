@@ -40,6 +40,8 @@ class Host:
         self.spares = SpareTarget()
         self.heads: dict[bytes, bytes] = {}
         self.last_error = ""
+        self.bar = 0
+        """Why it cannot be used, a :class:`router.routing.Reason`; 0 while it can."""
 
     @property
     def free_slots(self) -> int:

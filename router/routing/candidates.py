@@ -68,4 +68,6 @@ class Reason(IntEnum):
     NOT_DRAWN = 16
     """It was none of the two that were compared."""
     LATER_IN_ORDER = 17
-    """A host that is preferred by priority or cost could take the request; the score is its place in that order."""
+    """A host that is preferred by priority or cost could take the request; the score is its own priority or cost."""
+    NOT_ITS_SESSION = 18
+    """Another host had the session before."""

@@ -11,7 +11,7 @@ The life of a request, as the loop tells it::
     verdicts = policy.verdicts()              of that choice, for the record
     policy.sent(host_id, ask)                 it holds a slot of the host
     policy.first_token(host_id, ask, ttft_ns) its first content came, of streams and folded answers
-    policy.ended(host_id, ask, ok=True)       it holds the slot no more; exactly once for each ``sent``
+    policy.ended(host_id, ask)                it holds the slot no more; exactly once for each ``sent``
 
 ``choose`` alone changes nothing but whose turn it is: a choice that was not ``sent`` leaves no trace in what a policy
 believes of hosts.
@@ -33,12 +33,11 @@ class Ask:
 
     ``now_ns`` is the time of the decision, ``prompt_tokens`` an estimate from the prompt's bytes (0 where the policy
     wants no prompt), ``blocks`` the chain of hashes of its beginning (:mod:`router.routing.prompt`), ``session`` what
-    requests that belong together share (empty: nothing), ``request_class`` the class in which it waited (0: none),
-    ``pinned`` whether the client named the host.
+    requests that belong together share (empty: nothing), ``request_class`` the class in which it waited (0: none).
     """
 
     __slots__ = (
-        "blocks", "features", "held_tokens", "new_tokens", "now_ns", "pinned", "predicted_ttft_ns", "prompt_tokens",
+        "blocks", "features", "held_tokens", "new_tokens", "now_ns", "policy", "predicted_ttft_ns", "prompt_tokens",
         "request_class", "session",
     )  # fmt: skip
 
@@ -49,15 +48,15 @@ class Ask:
         blocks: Sequence[int] = (),
         session: bytes = b"",
         request_class: int = 0,
-        *,
-        pinned: bool = False,
+        policy: Policy | None = None,
     ) -> None:
         self.now_ns = now_ns
         self.prompt_tokens = prompt_tokens
         self.blocks = blocks
         self.session = session
         self.request_class = request_class
-        self.pinned = pinned
+        self.policy = policy
+        """Whom it is for: what became of an attempt is told to who chose, whatever the configuration says by then."""
         self.held_tokens = 0
         """Of the host that was chosen: how much of the prompt it was thought to hold."""
         self.predicted_ttft_ns = 0
@@ -87,7 +86,10 @@ class Policy(Protocol):
         """
 
     def verdicts(self) -> list[Verdict]:
-        """Return what was said of each candidate of the last choice, in their order. Only after a host was chosen."""
+        """Return what was said of each candidate of the last choice: the chosen one first, then those that came near.
+
+        Only right after a host was chosen.
+        """
 
     def sent(self, host_id: int, ask: Ask) -> None:
         """A request takes a slot of a host."""
@@ -95,8 +97,11 @@ class Policy(Protocol):
     def first_token(self, host_id: int, ask: Ask, ttft_ns: int) -> None:
         """Its first content came so long after the request was written."""
 
-    def ended(self, host_id: int, ask: Ask, *, ok: bool) -> None:
-        """It holds the slot no more; ``ok``: it was answered."""
+    def ended(self, host_id: int, ask: Ask) -> None:
+        """It holds the slot no more, however that came."""
+
+    def emptied(self, host_id: int) -> None:
+        """A host may have been started anew: what it held of prompts is taken for lost, how fast it is is not."""
 
     def forget(self, host_id: int) -> None:
-        """A host is gone, or was started anew: nothing that was known of it holds."""
+        """A host is gone for good."""

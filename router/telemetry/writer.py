@@ -20,7 +20,7 @@ from ringbuffer import (
     TableWriter,
 )
 from router.config import Config
-from router.routing import explain
+from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
 from router.telemetry.host_report import read_report
@@ -231,7 +231,9 @@ _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index
 _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
-_ZEROS: Final = [0] * (3 * rec.CANDIDATE_COUNT)
+_VERDICTS_MAX: Final = rec.CANDIDATE_COUNT
+_ZEROS: Final = [0] * (3 * _VERDICTS_MAX)
+_UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
 _inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE)
 _done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE)
 
@@ -241,7 +243,14 @@ def pack_candidates(request: Request) -> None:
     if not request.candidates or request.chosen < 0:
         return
     values: list[float] = []
-    for candidate in explain(request.candidates, request.chosen)[: rec.CANDIDATE_COUNT]:
-        values += candidate
+    for host_id, reason, score in (request.verdicts or explain(request.candidates, request.chosen))[:_VERDICTS_MAX]:
+        values += (host_id, reason if reason != _UNHEALTHY else _bar(request, host_id), score)
+    if request.pin:
+        values[1] = _PINNED
     request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
-    request.candidates = ()
+    request.candidates = request.verdicts = ()
+
+
+def _bar(request: Request, host_id: int) -> int:
+    """Return why a host of a request's model could not be used, as far as it still is so."""
+    return next((host.bar for host in request.model.hosts if host.host_id == host_id), 0) or _UNHEALTHY
