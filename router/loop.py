@@ -228,9 +228,8 @@ class Loop:
         """Tell a policy that its choice is carried out, and keep for the record what it said."""
         ask = request.ask
         request.policy = policy.number
-        request.verdicts = policy.verdicts()
+        ask.verdicts = policy.verdicts()
         policy.sent(request.host, ask)
-        request.prefix_tokens = ask.held_tokens
 
     def _connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
         """Start an attempt; return whether there was a connection for it at once."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
-from router.routing import Candidate, PolicyId, Verdict
+from router.routing import Candidate, PolicyId
 from router.telemetry.records import Endpoint, Outcome, Phase
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
@@ -138,11 +138,7 @@ class Request:
     """Id of the host that the client asked for, 0 where any may answer."""
     ask: Any = None
     """What a routing policy knows of it, the :class:`router.routing.policy.Ask`; ``None`` while none was asked."""
-    prefix_tokens: int = 0
-    """How much of its prompt the host was thought to hold."""
     candidates: Sequence[Candidate] = ()
-    verdicts: Sequence[Verdict] = ()
-    """What a routing policy said of them, the chosen one first; empty by default."""
     chosen: int = -1
     """Which of ``candidates`` got the request."""
     host: int = 0

@@ -38,7 +38,7 @@ class Ask:
 
     __slots__ = (
         "blocks", "features", "held_tokens", "new_tokens", "now_ns", "policy", "predicted_ttft_ns", "prompt_tokens",
-        "request_class", "session",
+        "request_class", "session", "verdicts",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +63,8 @@ class Ask:
         """What was foretold of the host that was chosen, 0 where nothing was."""
         self.new_tokens = 0
         """Tokens that this attempt adds to what its host has to read; 0 once it has."""
+        self.verdicts: Sequence[Verdict] = ()
+        """What the policy said of the candidates, the chosen one first."""
         self.features: tuple[float, ...] = ()
         """From what the time to the first token was foretold."""
 

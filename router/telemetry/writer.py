@@ -29,6 +29,7 @@ from router.telemetry.tags import TagReader
 
 if TYPE_CHECKING:
     from router.request import Request
+    from router.routing import Verdict
 
 
 ERRORS_MAX: Final = 256
@@ -243,14 +244,17 @@ def pack_candidates(request: Request) -> None:
     if not request.candidates or request.chosen < 0:
         return
     values: list[float] = []
-    for host_id, reason, score in (request.verdicts or explain(request.candidates, request.chosen))[:_VERDICTS_MAX]:
-        values += (host_id, reason if reason != _UNHEALTHY else _bar(request, host_id), score)
+    ask = request.ask
+    verdicts = explain(request.candidates, request.chosen) if ask is None else ask.verdicts
+    for verdict in verdicts[:_VERDICTS_MAX]:
+        values += verdict if verdict[1] != _UNHEALTHY else _barred(request, verdict)
     if request.pin:
         values[1] = _PINNED
     request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
-    request.candidates = request.verdicts = ()
+    request.candidates = ()
 
 
-def _bar(request: Request, host_id: int) -> int:
+def _barred(request: Request, verdict: Verdict) -> Verdict:
     """Return why a host of a request's model could not be used, as far as it still is so."""
-    return next((host.bar for host in request.model.hosts if host.host_id == host_id), 0) or _UNHEALTHY
+    host_id, _, score = verdict
+    return host_id, next((h.bar for h in request.model.hosts if h.host_id == host_id), 0) or _UNHEALTHY, score
