@@ -14,7 +14,7 @@ Messages = str | Sequence[Mapping[str, Any]]
 """Messages as the chat API takes them; plain text is one message of the user."""
 CONNECT_TIMEOUT_S: Final = 5.0
 _OPTIONS: Final = frozenset(
-    {"timeout_s", "first_token_timeout_s", "credit", "request_id", "tags", "traceparent", "tracestate", "baggage"}
+    {"timeout_s", "first_token_timeout_s", "credit", "host", "request_id", "tags", "traceparent", "tracestate", "baggage"}
 )
 
 

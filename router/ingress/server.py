@@ -14,6 +14,7 @@ from router.errors import ErrorKind, RequestError
 from router.http1 import HeadMemo, parse_request_head
 from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
+from router.ingress.pinning import pin
 from router.ingress.route import Route, takes_post
 from router.ingress.submission import RequestIds, is_refusal, make_request, submit, unknown_model
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
@@ -153,6 +154,8 @@ class HttpServer:
             request.timing_asked = route.timing_asked
             request.trace_headers = route.trace_headers
             request.identities = route.identities
+            if route.host:
+                pin(self.loop, request, route.host)
             connection.request = request
             submit(self.loop, request, connection.number)
         except RequestError as error:
@@ -170,6 +173,8 @@ class HttpServer:
             if page is None and self._passed.takes(path) and head.method == b"POST":
                 request = self._passed.request(connection, head, body, monotonic_ns())
                 request.timing_asked = route.timing_asked
+                if route.host:
+                    pin(self.loop, request, route.host)
                 connection.request = request
                 submit(self.loop, request, connection.number)
                 return

@@ -44,6 +44,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     verb: str
     id: str = ""
     credit: int = CREDIT_FIRST
+    host: str = ""
     tags: dict[str, str] = {}
     traceparent: str = ""
     tracestate: str = ""

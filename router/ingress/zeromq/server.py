@@ -28,6 +28,7 @@ from zmq.backend import Socket as RawSocket
 
 import router
 from router.errors import WIRE, ErrorKind, RequestError, error_object
+from router.ingress.pinning import pin
 from router.ingress.submission import is_refusal, make_request, submit, trace_headers
 from router.ingress.unix_path import make_free
 from router.ingress.zeromq import messages
@@ -425,6 +426,8 @@ class ZmqServer:
         )  # fmt: skip
         if b"traceparent" in headers:
             request.trace_headers = trace_headers(headers)
+        if header.host:
+            pin(self.loop, request, header.host)
         reply.request = request
         client.replies[header.id] = reply
         self.clients[client.identity] = client
