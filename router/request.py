@@ -136,9 +136,28 @@ class Request:
     failed_attempts: tuple[tuple[int, int, int, int, int, int, int, int], ...] = ()
     pin: int = 0
     """Id of the host that the client asked for, 0 where any may answer."""
+    workload: int = 0
+    """Its class (:mod:`router.admission.classes`), 0 where nobody said one."""
+    deadline_ns: int = 0
+    """When its first token is due, 0 = never."""
+    serves_late: bool = False
+    """Its deadline orders it among those that wait and does no more."""
+    share_key: str = ""
+    """With whom it shares turns in the waiting room: its API key's name, else its ``user_id``; empty: with all others
+    without one. Of a request that need not wait it may not be known."""
+    predicted_ttft_us: int = 0
+    """What was foretold when it came, of one with a deadline; 0 where nothing could be."""
+    asked_model: int = 0
+    """Id of the model that it asked for where a rule has set another; 0 where none has."""
+    levered: Any = None
+    """What rules changed of its body, a :class:`router.levers.Levered`; ``None`` for most."""
+    answer_lines: bytes = b""
+    """Header lines of the router's own for its answer."""
     ask: Any = None
     """What a routing policy knows of it, the :class:`router.routing.policy.Ask`; ``None`` while none was asked."""
     candidates: Sequence[Candidate] = ()
+    detour: Any = None
+    """Where it went on that its own model could not answer, a :class:`router.recovery.Detour`; ``None`` for most."""
     chosen: int = -1
     """Which of ``candidates`` got the request."""
     host: int = 0

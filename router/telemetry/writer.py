@@ -171,6 +171,11 @@ class Telemetry:
         is_exact = self.counters.get(Counter.TAGS_CUT) == cut_count
         return rec.IDENTITY.pack(*ids, *texts, *tags.trace), is_exact
 
+    def user_of(self, request: Request) -> str:
+        """Return the tag ``user_id`` of a request, empty without one."""
+        identity = request.identity or self.identify(request)
+        return identity[_USER_START : _USER_START + rec.TEXT_BYTES].rstrip(b"\0").decode("utf-8", "replace")
+
     def has_row(self) -> bool:
         """Whether a row of the in-flight table is free."""
         return bool(self._free_rows)
@@ -228,6 +233,7 @@ class Telemetry:
             self.identify(request)
 
 
+_USER_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("user_id")
 _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("request_id")
 _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
