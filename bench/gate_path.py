@@ -116,7 +116,7 @@ class TokenPath:
         for connection, transport in made:
             connection.connection_made(transport)  # type: ignore[arg-type]
             self._daemon.fleet.keep(connection)
-        self._daemon.loop.set_health(host, healthy=True, now=monotonic_ns())
+        self._daemon.loop.recovery.standing.set_health(host, healthy=True, now=monotonic_ns())
         return made
 
     def run(self, stream_count: int, token_count: int) -> None:

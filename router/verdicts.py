@@ -56,6 +56,7 @@ OF_NO_ATTEMPT: Final = frozenset({
 })  # fmt: skip
 """No attempt has noted it, and no client has brought it about."""
 
+
 def blames_host(kind: ErrorKind, status: int) -> bool:
     """Return whether a failed attempt says something of the host: with ``HOST_STATUS``, by its ``status``.
 

@@ -53,11 +53,21 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._due_ns = 0
         self._slow_ns = 0
-        # A request that begins right after a tick is looked at by the next one, before any of its time-outs is near.
-        self._long_s = min(max(shortest_s - 2 * TICK_S, TICK_S), LONG_TICK_S)
+        self._long_s = TICK_S
+        self.configure(shortest_s)
         self._cycle_max_ns = 0
         self._blocked = False
         self._memory = MemoryKeeper()
+
+    def configure(self, shortest_s: float) -> None:
+        """Go on with other time-outs, the shortest of which is this long; the next tick comes soon."""
+        # A request that begins right after a tick is looked at by the next one, before any of its time-outs is near.
+        self._long_s = min(max(shortest_s - 2 * TICK_S, TICK_S), LONG_TICK_S)
+        for request in self._loop.in_flight.values():
+            request.check_ns = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._arm(TICK_S)
 
     def start(self) -> None:
         """Begin ticking."""
@@ -99,6 +109,10 @@ class Watch:
             if now >= request.check_ns:
                 self._check(request, now)
             near = near or request.check_ns < soon
+        recovery = loop.recovery
+        if now >= recovery.standing.due_ns:
+            recovery.tick(now)
+        near = near or recovery.standing.due_ns < soon
         for host in loop.hosts:
             if host.draining:
                 near = True
@@ -121,6 +135,7 @@ class Watch:
     def _second(self, now: int) -> None:
         loop = self._loop
         loop.telemetry.beat(now)
+        loop.recovery.second(now)
         loop.fleet.prune(now)
         loop.counters.set(Counter.IN_FLIGHT, len(loop.in_flight))
         loop.counters.set(Counter.WAITING, loop.waiting_count)
