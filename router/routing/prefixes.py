@@ -36,7 +36,7 @@ class Prefixes:
         if not held or not blocks:
             return 0
         since_ns = ask.now_ns - self._keep_ns
-        if held.get(blocks[0], -1) <= since_ns:
+        if held.get(blocks[0], since_ns) <= since_ns:
             return 0
         count = _known(held, blocks, since_ns)
         return min(int(count * self._block_tokens), max(ask.prompt_tokens - 1, 0))
@@ -86,7 +86,7 @@ def _known(held: _Blocks, blocks: Sequence[int], since_ns: int) -> int:
     low, high = 1, len(blocks) + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if held.get(blocks[middle - 1], -1) > since_ns:
+        if held.get(blocks[middle - 1], since_ns) > since_ns:
             low = middle
         else:
             high = middle

@@ -9,24 +9,27 @@ standard recursion (Ljung, "System Identification", 1999, §11.2; Haykin, "Adapt
 
     k = P x / (f + x' P x)      w += k * (y - x' w)      P = (P - k x' P) / f
 
-Three things keep it from going astray. An error counts at most :data:`ERROR_MAX` times the usual one, or
-:data:`ERROR_SHARE` of what was foretold (Huber's rule), so that one stalled request does not bend the line. With
-forgetting, P would grow without bound while nothing varies, so its trace is bounded. And what is foretold is never less
-than :data:`FLOOR_SHARE` of the shortest time seen lately.
+Three things keep it from going astray. An error counts at most :data:`ERROR_MAX` times the usual one, or as much as
+what was foretold (Huber's rule), so that one stalled request does not bend the line; only when :data:`RUN_MAX` in a row
+are that far off on the same side has the host changed, and it is learned anew. With forgetting, P would grow without
+bound while nothing varies, so its trace is bounded. And what is foretold is never less than :data:`FLOOR_SHARE` of the
+shortest time seen lately, wherever the line leads.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-FORGETTING: Final = 0.99
-"""Weight of a sample after one more: the last 100 count for most."""
+FORGETTING: Final = 0.98
+"""Weight of a sample after one more: the last 50 count for most."""
 ERROR_MAX: Final = 4.0
-ERROR_SHARE: Final = 0.5
-FLOOR_SHARE: Final = 0.5
-_ERROR_SHARE: Final = 0.05
+RUN_MAX: Final = 3
+FLOOR_SHARE: Final = 0.1
+_LEARNED_SHARE: Final = 0.1
 """Of the usual error, an exponentially weighted mean, what one sample makes up."""
-_P_FIRST: Final = 10.0
+_FLOOR_GROWTH: Final = 1.01
+"""Of the shortest time with each sample, so that it is of the last hundred."""
+_P_UNKNOWN: Final = (10.0, 0.0, 0.0, 10.0, 0.0, 10.0)
 """Variance of what is not known yet, in units of the features, which are of the order of one."""
 _TRACE_MAX: Final = 100.0
 _TOKENS_UNIT: Final = 1000.0
@@ -41,16 +44,18 @@ def features(tokens_before: int, busy: int) -> Features:
 
 
 class TtftModel:
-    """The function of one host: nine numbers. Times are in seconds."""
+    """The function of one host: a dozen numbers. Times are in seconds."""
 
-    __slots__ = ("_error", "_floor_s", "_p", "_w", "sample_count")
+    __slots__ = ("_error", "_floor_s", "_p", "_run", "_w", "sample_count")
 
     def __init__(self) -> None:
         self.sample_count = 0
         self._w = (0.0, 0.0, 0.0)
-        self._p = (_P_FIRST, 0.0, 0.0, _P_FIRST, 0.0, _P_FIRST)
+        self._p = _P_UNKNOWN
         """Upper half of the symmetric matrix, row by row."""
         self._error = 0.0
+        self._run = 0
+        """Samples in a row that were far off, negative where they were shorter."""
         self._floor_s = 0.0
 
     def predict(self, x: Features) -> float:
@@ -64,15 +69,27 @@ class TtftModel:
         expected_s = a + b * x[1] + c * x[2]
         error = ttft_s - expected_s
         if self.sample_count:
-            bound = max(ERROR_MAX * self._error, ERROR_SHARE * expected_s)
             if self.sample_count >= len(x):  # before that it knows of no usual error
-                error = min(max(error, -bound), bound)
-            self._error += _ERROR_SHARE * (abs(error) - self._error)
-            self._floor_s += (ttft_s - self._floor_s) * (1.0 if ttft_s < self._floor_s else _ERROR_SHARE / 5)
+                error = self._bounded(error, max(ERROR_MAX * self._error, expected_s))
+            self._error += _LEARNED_SHARE * (abs(error) - self._error)
+            self._floor_s = min(self._floor_s * _FLOOR_GROWTH, ttft_s)
         else:
             self._error, self._floor_s = abs(error), ttft_s
         self.sample_count += 1
         self._update(x, error)
+
+    def _bounded(self, error: float, bound: float) -> float:
+        """Return an error that is not too large, or all of it when it is one of several."""
+        if -bound <= error <= bound:
+            self._run = 0
+            return error
+        side = 1 if error > 0 else -1
+        self._run = self._run + side if self._run * side > 0 else side
+        if abs(self._run) < RUN_MAX:
+            return bound * side
+        self._run = 0
+        self._p = _P_UNKNOWN
+        return error
 
     def _update(self, x: Features, error: float) -> None:
         _, x1, x2 = x  # the first is 1
