@@ -121,7 +121,7 @@ class Request:
     """The :class:`router.routing.PolicyId` that decided."""
     model_id: int = 0
     body_bytes: int = 0
-    """Length of ``body`` once it was let go."""
+    """Length of ``body`` as it came, once it was let go or edited."""
     seq: int = 0
     row: int = -1
     phase: Phase = Phase.NONE
@@ -219,7 +219,7 @@ class Request:
     def let_go(self) -> None:
         """Forget what only a further attempt would need: an idle stream should hold little."""
         if self.body:
-            self.body_bytes, self.body = len(self.body), b""
+            self.body_bytes, self.body = self.body_bytes or len(self.body), b""
         self.fields = None
         self.headers = _NO_HEADERS
 

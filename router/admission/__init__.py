@@ -2,7 +2,7 @@
 
 :mod:`~router.admission.decision`      run, wait or refuse
 :mod:`~router.admission.waiting_room`  classes, deadlines, shares
-:mod:`~router.admission.predict`       the time to the first token that a request would see, loaded with the first deadline
+:mod:`~router.admission.predict`       when the first token would come; loaded with the first deadline
 """
 
 from router.admission.classes import BATCH, CLASS_NAMES, CLASS_NUMBERS, INTERACTIVE, REALTIME, class_name

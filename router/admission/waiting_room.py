@@ -10,9 +10,9 @@ Three rules, each inside the one before:
 3. **Deadline**: inside a round, and of one key, the earliest deadline first; without deadlines, first come first
    served.
 
-**Starvation**: every :data:`STARVE_EVERY`-th slot that a host hands to somebody waiting (:class:`Turns`) goes to a request
-that has waited beyond the limit of its class, whatever else waits: the one furthest beyond. Without that bound on their
-number, a large backlog of old batch work would shut out everything urgent.
+**Starvation**: every :data:`STARVE_EVERY`-th slot that a host hands to somebody waiting (:class:`Turns`) goes to a
+request that has waited beyond the limit of its class, whatever else waits: the one furthest beyond. Without that bound
+on their number, a large backlog of old batch work would shut out everything urgent.
 
 Costs: entry, leaving and the next one take O(log n) comparisons (and a move of memory in C, 8 bytes for each who
 waits); a host that cannot take the first looks at the ones behind it in the same order.
@@ -75,7 +75,17 @@ class _Flow:
 class _Line:
     """One class of a room."""
 
-    __slots__ = ("_arrivals", "_entered", "_flows", "_front", "_places", "_round", "_rounds", "starve_ns", "waiting_max")
+    __slots__ = (
+        "_arrivals",
+        "_entered",
+        "_flows",
+        "_front",
+        "_places",
+        "_round",
+        "_rounds",
+        "starve_ns",
+        "waiting_max",
+    )
 
     def __init__(self) -> None:
         self.starve_ns = 0

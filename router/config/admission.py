@@ -33,15 +33,16 @@ class ClassAdmission(Section, frozen=True):
     ) = None  # fmt: skip
     waiting: (
         Annotated[
-            int, between(0, 65_536, "Most requests of the class that wait, below `limits.waiting`; the next is answered 429.")
+            int,
+            between(0, 65_536, "Most requests of the class that wait, within `limits.waiting`; the next gets a 429."),
         ]
         | None
     ) = None  # fmt: skip
     starve_s: (
         Annotated[
             float,
-            above_zero(86_400, "Waiting time above which a request starves: every fourth slot that a host hands on goes "
-            "to one that does. Absent: 5 for realtime, 15 for interactive, 60 for batch."),
+            above_zero(86_400, "Waiting time above which a request starves: every fourth slot that a host hands on "
+            "goes to one that does. Absent: 5 for realtime, 15 for interactive, 60 for batch."),
         ]
         | None
     ) = None  # fmt: skip
@@ -90,9 +91,11 @@ class LeverRules(Section, frozen=True):
     """`[models.NAME.levers]`: what requests of the model may ask for (docs/admission.md)."""
 
     max_output_tokens: (
-        Annotated[int, between(1, TOKENS_MAX, "Most tokens of an answer: a request for more, or for no number, gets this.")]
+        Annotated[
+            int, between(1, TOKENS_MAX, "Most tokens of an answer: a request for more, or for no number, gets this.")
+        ]
         | None
-    ) = None  # fmt: skip
+    ) = None
     default_max_output_tokens: (
         Annotated[int, between(1, TOKENS_MAX, "Most tokens of an answer where the request says no number.")] | None
     ) = None

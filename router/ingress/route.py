@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.ingress.pinning import PIN_HEADER
 from router.ingress.submission import trace_headers
+from router.ingress.wishes import read_wishes
 from router.telemetry.records import Endpoint
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Route:
     ``host`` is the one that it wants to be answered by, empty for any.
     """
 
-    __slots__ = ("endpoint", "host", "identities", "path", "request_id", "timing_asked", "trace_headers")
+    __slots__ = ("endpoint", "host", "identities", "path", "request_id", "timing_asked", "trace_headers", "wishes")
 
     def __init__(self, head: Head) -> None:
         headers = head.headers
@@ -37,6 +38,7 @@ class Route:
         self.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         self.trace_headers = trace_headers(headers) if b"traceparent" in headers else b""
         self.host = headers[PIN_HEADER].decode("utf-8", "replace") if PIN_HEADER in headers else ""
+        self.wishes = read_wishes(headers)
         self.identities: dict[str, tuple[bytes, bytes]] = {}
         """By model: what stands before and behind the request's id in the identity of its records."""
 

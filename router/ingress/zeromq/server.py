@@ -31,6 +31,7 @@ from router.errors import WIRE, ErrorKind, RequestError, error_object
 from router.ingress.pinning import pin
 from router.ingress.submission import is_refusal, make_request, submit, trace_headers
 from router.ingress.unix_path import make_free
+from router.ingress.wishes import read_wishes
 from router.ingress.zeromq import messages
 from router.ingress.zeromq.messages import (
     API_VERBS,
@@ -259,7 +260,7 @@ class ZmqServer:
 
     def host_name(self, request: Request) -> str:
         """Return the name of the host that answers, empty while there is none."""
-        return self.loop.hosts[request.host - 1].name if request.host else ""
+        return self.loop.host_of[request.host].name if request.host else ""
 
     def forget(self, client: ZmqClient, reply: Reply) -> None:
         """A request is over."""
@@ -422,7 +423,7 @@ class ZmqServer:
         headers = as_headers(header)
         request = make_request(
             self.loop, reply, API_VERBS[header.verb], header.id, body, headers, recv_ns, monotonic_ns(),
-            streams_by_default=True,
+            streams_by_default=True, wishes=read_wishes(headers) if headers else None,
         )  # fmt: skip
         if b"traceparent" in headers:
             request.trace_headers = trace_headers(headers)
