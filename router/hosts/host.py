@@ -52,8 +52,6 @@ class Host:
         self.spares = SpareTarget()
         self.heads: dict[bytes, bytes] = {}
         self.last_error = ""
-        self.bar = 0
-        """Why it cannot be used, a :class:`router.routing.Reason`; 0 while it can."""
 
     def _begin_standing(self) -> None:
         """Begin as a host that was not probed yet; all of this is :mod:`router.hosts.standing`'s from then on."""
