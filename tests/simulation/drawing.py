@@ -13,7 +13,7 @@ THEMES: Final = (
 _KINDS: Final = ("openai", "vllm", "sglang", "llama.cpp", "ollama")
 _TROUBLES: Final = tuple(kind for kind in get_args(FateKind) if kind != "ok")
 _DEATHS: Final = tuple(kind for kind in _TROUBLES if kind.startswith("die_")) + ("silent", "stall")
-_PACES: Final = ((100, 1.0), (300, 20.0), (4000, 20.0), (2000, 300.0), (4000, 1500.0), (50, 4000.0))
+_PACES: Final = ((100, 1.0), (300, 20.0), (4000, 20.0), (2000, 300.0), (4000, 1500.0), (8000, 4000.0))
 """Bytes and milliseconds of a slow client's reads; the last ones are as good as none."""
 
 

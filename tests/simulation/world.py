@@ -27,7 +27,7 @@ import msgspec
 
 import router
 from router.config import parse
-from router.daemon import Daemon
+from router.daemon import Daemon, _shortest_timeout_s
 from router.errors import RequestError
 from router.hosts.health import HealthMonitor
 from router.ingress.http import ClientConnection
@@ -97,6 +97,13 @@ class _Log:
         self._report(f"the router logged {event!r}: {values}")
 
 
+class _NoMemory:
+    """Gives no memory back to the system: that takes longer than a run."""
+
+    def second(self, *, busy: bool) -> None:
+        """Do nothing."""
+
+
 class World:
     """Everything of one run."""
 
@@ -149,11 +156,13 @@ class World:
         self.watch = Watch(
             daemon.loop,
             threshold_ns=int(config.loop.cycle_threshold_ms * MS),
-            shortest_s=daemon._shortest_timeout_s(),
+            shortest_s=_shortest_timeout_s(config),
             clients_under_way=daemon._check_clients,
         )
         daemon.loop.on_blocked = self.watch.look_closer  # type: ignore[method-assign]
-        self.health = HealthMonitor(daemon.loop, config.health, daemon._probed, daemon.log)
+        self.watch._memory = _NoMemory()  # type: ignore[assignment]
+        self.health = HealthMonitor(daemon.loop, config.health, daemon.roster.probed, daemon.log)
+        daemon.loop.on_host_added = self.health.watch  # type: ignore[method-assign]
         self.inspector = Inspector(self)
         self.loop.after = self.inspector.after
         self.health.start()
@@ -239,8 +248,7 @@ class World:
                 toml=reload.toml,
                 hosts=[h for h in self.scenario.hosts if h.name in reload.hosts],
             )
-            text = router_toml(scenario, self.directory)
-            self.daemon.apply(parse(text))
+            self.daemon._take_over(parse(router_toml(scenario, self.directory)), self.watch, self.health)
 
     def stop(self) -> None:
         """Stop the router as a signal does."""
