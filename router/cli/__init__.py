@@ -141,6 +141,9 @@ def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="heartbeat age from which a live router counts as hung (%(default)g)",
     )
     _add_dump(commands)
+    explain = commands.add_parser("explain", help="say why a request went where it went, and what it waited for")
+    explain.add_argument("request_id", metavar="REQUEST_ID", help="the x-request-id of its answer")
+    _add_location(explain)
     tail = commands.add_parser("tail", help="show finished requests as they end")
     _add_location(tail)
     tail.add_argument("-n", type=_count, default=10, metavar="N", dest="last", help="begin with the last N (10)")
