@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from router import outbound, verdicts
 from router.errors import ErrorKind
@@ -29,6 +30,8 @@ _DONE: Final = Phase.DONE
 _MS_NS: Final = 1_000_000
 _STALE_RETRIES_MAX: Final = 2
 _DRAINING: Final = int(Reason.DRAINING)
+_HEADER_SAFE: Final = "/:@+=,;!$&'()*[] "
+"""Characters that names of models have and headers may."""
 
 
 @dataclass(slots=True)
@@ -42,6 +45,8 @@ class Detour:
     asked: Model
     rest: tuple[str, ...]
     attempts_before: int
+    line: bytes = b""
+    """The header line that names the model that answers."""
 
 
 class Recovery:
@@ -190,6 +195,8 @@ class Recovery:
     @staticmethod
     def _is_late(request: Request, now: int) -> bool:
         """Whether the time is over by which an answer would have to begin."""
+        if request.deadline_ns and now >= request.deadline_ns and not request.serves_late:
+            return True
         return bool(now - request.recv >= request.model.total_ns)
 
     def _has_host(self, request: Request, *, elsewhere: bool) -> bool:
@@ -228,6 +235,9 @@ class Recovery:
         request.tried = ()
         request.ask = None
         request.model, request.model_id = model, model.model_id
+        lines = request.answer_lines.removesuffix(detour.line)
+        detour.line = _model_line(model.name)
+        request.answer_lines = lines + detour.line
         if not (request.stream or request.path) and request.fields is not None:
             request.fold = model.folds(log_probabilities=bool(getattr(request.fields, "logprobs", None)))
         loop.place(request, now)
@@ -320,6 +330,11 @@ class Recovery:
         if host.removed:
             loop.hosts.remove(host)
             self.standing.forget(host)
+
+
+def _model_line(name: str) -> bytes:
+    """Return the header line for the client; a name of anything but ASCII is percent-encoded, as in an URL."""
+    return b"x-ringrouter-model: %b\r\n" % quote(name, safe=_HEADER_SAFE).encode("ascii")
 
 
 def _runs_at(attempt: Attempt | None, host: Host) -> bool:

@@ -84,11 +84,16 @@ def done(
     usage: Any,
     stamps: Sequence[int],
     levers: Sequence[str] = (),
+    model: str = "",
 ) -> bytes:
-    """Return the header of the end of an answer; ``levers`` are told where there are any."""
+    """Return the header of the end of an answer; ``levers`` are told where there are any, ``model`` where another one
+    answered than was asked for.
+    """
     more = {"status": status, "host": host, "events": event_count, "usage": usage, "stamps": stamps}
     if levers:
         more["levers"] = levers
+    if model:
+        more["model"] = model
     return encode((VERSION, "done", request_id, more))
 
 

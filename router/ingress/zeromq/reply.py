@@ -243,6 +243,7 @@ class Reply:
             usage=_usage(request.usage),
             levers=request.levered.notes if request.levered is not None else (),
             stamps=stamps,
+            model=request.model.name if request.detour is not None else "",
         )
 
     def error(self, status: int, retry_after_s: int = 0) -> bytes:
