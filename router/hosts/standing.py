@@ -153,14 +153,14 @@ class Standing:
             assert host.breaker is not None
             host.breaker.second(now, host.served_count)
         interval_s = self._config.outliers.interval_s
+        self._compared_ns = self._compared_ns or now
         if not interval_s or now - self._compared_ns < interval_s * _NS:
             return
-        deeds, self._deeds = self._deeds, {}
-        if self._compared_ns:
-            for name, of_model in deeds.items():
-                self._compare(models.get(name, ()), of_model, now)
-            self._forgive()
         self._compared_ns = now
+        deeds, self._deeds = self._deeds, {}
+        self._forgive()
+        for name, of_model in deeds.items():
+            self._compare(models.get(name, ()), of_model, now)
 
     def compares(self, host_count: int) -> bool:
         """Return whether a model with so many hosts has any compared: what they do is noted only then."""
