@@ -33,7 +33,9 @@ _CLASS_COUNT: Final = len(CLASS_NAMES)
 _ROUNDS_AHEAD_MAX: Final = 8
 """So far a key may be ahead of the others in rounds: by slots that nobody else could take, or by starvation turns. What
 it got beyond is not held against it."""
-_KEYS_REMEMBERED_MIN: Final = 64
+_KEYS_REMEMBERED_MAX: Final = 4096
+"""Keys of a class that are ahead of the round and so must wait for it; of more, those served longest ago are forgotten
+and may start sooner than is their due."""
 _INTERACTIVE_LINE: Final = INTERACTIVE - 1
 
 
@@ -139,6 +141,7 @@ class _Line:
         del entries[bisect_left(entries, entry)]
         if started:
             flow.round = min(flow.round + 1, self._round + _ROUNDS_AHEAD_MAX)
+            self._rounds.pop(flow.key, None)  # the latest last
             self._rounds[flow.key] = flow.round
         self._put(flow)
         self._advance()
@@ -163,8 +166,9 @@ class _Line:
             self._rounds.clear()
             return
         self._round = max(self._round, self._places[0][0])
-        if len(self._rounds) > max(2 * len(self._flows), _KEYS_REMEMBERED_MIN):
-            self._rounds = {key: number for key, number in self._rounds.items() if number > self._round}
+        if len(self._rounds) > _KEYS_REMEMBERED_MAX:
+            ahead = [(key, number) for key, number in self._rounds.items() if number > self._round]
+            self._rounds = dict(ahead[-(_KEYS_REMEMBERED_MAX // 2) :])
 
     # ------------------------------------------------------------ who is next
     def next(self, may_serve: Serves) -> Any:

@@ -17,7 +17,11 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 PATH_MODULES = [
     ROOT / "router" / name
     for name in (
-        "admission.py",
+        "admission/__init__.py",
+        "admission/classes.py",
+        "admission/decision.py",
+        "admission/predict.py",
+        "admission/waiting_room.py",
         "attempt.py",
         "dialects.py",
         "http1.py",
@@ -50,12 +54,17 @@ PATH_MODULES = [
         "ingress/pinning.py",
         "ingress/server.py",
         "ingress/submission.py",
+        "ingress/wishes.py",
+        "levers.py",
         "ingress/zeromq/reply.py",
         "ingress/zeromq/server.py",
     )
 ]
 PURE_MODULES = [
-    "router.admission",
+    "router.admission.classes",
+    "router.admission.decision",
+    "router.admission.predict",
+    "router.admission.waiting_room",
     "router.client.answer",
     "router.client.errors",
     "router.client.protocol",
@@ -87,6 +96,7 @@ PURE_MODULES = [
     "router.routing.candidates",
     "router.routing.eligible",
     "router.routing.factory",
+    "router.levers",
     "router.routing.least_outstanding",
     "router.routing.order",
     "router.routing.p2c",
@@ -170,6 +180,7 @@ def layer(module: str) -> int:
         ("router.messages", 2),
         ("router.telemetry", 2),
         ("router.admission", 1),
+        ("router.levers", 3),
         ("router.routing", 1),
         ("router.http1", 1),
         ("router.log", 2),
