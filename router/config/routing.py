@@ -46,7 +46,7 @@ class RoutingConfig(Section, frozen=True):
             1, 100, "`prefix_affinity` and `sticky`: most load of a host, as a multiple of the mean of all; over it "
             "the request goes elsewhere, whatever the host holds.",
         ),
-    ] = 1.25  # fmt: skip
+    ] = 1.5  # fmt: skip
     idle_share: Annotated[
         float,
         between(0, 1, "A host with a smaller share of its slots busy is never above the load bound."),

@@ -3,11 +3,13 @@
 Of the hosts that can take a request and are not above the load bound (:func:`router.routing.eligible.within_bound`) it
 goes to the one with the smallest
 
-    cost = tokens the host still has to read + tokens of this prompt that it is not thought to hold
+    cost = tokens the host still has to read + 2 * tokens of this prompt that it is not thought to hold
 
 so a host that holds the prompt wins until so much waits to be read there that to read the prompt anew elsewhere is
-sooner: then it goes there, and from then on two hosts hold it. That keeps a popular beginning from making a hot spot,
-together with the bound, which wins over everything. A prompt that nobody holds goes where least is to be read, and of
+clearly sooner: then it goes there, and from then on two hosts hold it. That keeps a popular beginning from making a hot
+spot, together with the bound, which wins over everything. What has to be read counts twice (:data:`NEW_WEIGHT`) because
+others pay for it too: it delays whoever comes next, slows the answers under way and takes the place of what the host
+held. A prompt that nobody holds goes where least is to be read, and of
 equal hosts to the one with the smallest share of its slots in use, in turns.
 
 Cost in tokens needs no rate of the host: hosts of one model mostly read alike. Where they do not, use the policy that
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from router.routing.policy import Ask
     from router.routing.prefixes import Prefixes
 
+NEW_WEIGHT: Final = 2
+"""How much a token that must be read weighs beside one that waits to be read. With 1, of prompts of 6,000 tokens a host
+held 66 % where 79 % are possible, and first tokens came later at the 99th percentile; from 2 to 8 little changes."""
 _FEWER_HELD: Final = int(Reason.FEWER_HELD)
 
 
@@ -60,7 +65,7 @@ class PrefixAffinity:
         for index in within:
             host_id = candidates[index][0]
             held[index] = tokens = prefixes.held_tokens(host_id, ask)
-            costs[index] = prefixes.reading_tokens(host_id) + prompt_tokens - tokens
+            costs[index] = prefixes.reading_tokens(host_id) + NEW_WEIGHT * (prompt_tokens - tokens)
         least = min(costs.values())
         cheapest = [i for i, cost in costs.items() if cost == least]
         chosen = cheapest[0] if len(cheapest) == 1 else least_loaded(candidates, cheapest, self._turn)
