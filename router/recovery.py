@@ -17,7 +17,7 @@ from router.errors import ErrorKind
 from router.hosts.standing import Standing
 from router.routing import Reason
 from router.telemetry.counters import Counter
-from router.telemetry.records import Kind, Outcome, Phase
+from router.telemetry.records import Endpoint, Kind, Outcome, Phase
 
 if TYPE_CHECKING:
     from router.attempt import Attempt
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from router.request import Request
 
 _DONE: Final = Phase.DONE
+_EMBEDDINGS: Final = Endpoint.EMBEDDINGS
 _MS_NS: Final = 1_000_000
 _STALE_RETRIES_MAX: Final = 2
 _DRAINING: Final = int(Reason.DRAINING)
@@ -238,7 +239,8 @@ class Recovery:
         lines = request.answer_lines.removesuffix(detour.line)
         detour.line = _model_line(model.name)
         request.answer_lines = lines + detour.line
-        if not (request.stream or request.path) and request.fields is not None:
+        generates = not request.path and request.endpoint is not _EMBEDDINGS
+        if generates and not request.stream and request.fields is not None:
             request.fold = model.folds(log_probabilities=bool(getattr(request.fields, "logprobs", None)))
         loop.place(request, now)
         return True
