@@ -167,6 +167,7 @@ def resolve(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
     stamps = dict(zip(STAMPS, out["stamps"], strict=True))
     out["stamps"] = stamps
     out["host"], out["model"] = names.host(out["host"]), names.model(out["model"])
+    out["asked_model"] = names.model(out["asked_model"]) if out["asked_model"] else ""
     out["endpoint"] = _word(rec.Endpoint, out["endpoint"]) if out["endpoint"] else ""
     out["outcome"], out["phase"] = _word(rec.Outcome, out["outcome"]), _word(rec.Phase, out["phase"])
     out["policy"] = _word(PolicyId, out["policy"]) if out["policy"] else ""
