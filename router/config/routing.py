@@ -70,15 +70,15 @@ class RoutingConfig(Section, frozen=True):
     ] = 0.02  # fmt: skip
     block_bytes: Annotated[
         int, between(16, 65_536, "Bytes of a prompt that are compared as one; a shorter prompt is never recognised.")
-    ] = 256
+    ] = 512
     blocks_max: Annotated[
         int, between(1, 65_536, "Blocks of a prompt that are looked at, from its beginning; each costs about 0.3 µs.")
     ] = 1024
     cache_tokens: Annotated[
         int,
         between(
-            1024, 1 << 30, "Tokens of prompts that a host is thought to keep. About 55 bytes of the router's memory "
-            "for each 64 of them and host.",
+            1024, 1 << 30, "Tokens of prompts that a host is thought to keep. About 150 bytes of the router's "
+            "memory for each block and host.",
         ),
     ] = 400_000  # fmt: skip
     keep_s: Annotated[

@@ -30,7 +30,9 @@ def config_of(host_id: int, **keys: Any) -> HostConfig:
 
 
 def policy_of(hosts: dict[int, HostConfig] | None = None, **keys: Any) -> Policy:
-    policy = make(RoutingConfig(**keys), hosts or {i: config_of(i) for i in range(1, 9)}, Random(1))
+    policy = make(
+        RoutingConfig(**{"block_bytes": 256} | keys), hosts or {i: config_of(i) for i in range(1, 9)}, Random(1)
+    )
     assert policy is not None
     return policy
 
