@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import Final, get_args
 
-from tests.simulation.scenario import Ask, Client, Fate, FateKind, Host, HostEvent, Leave, Scenario
+from msgspec.structs import replace
+
+from tests.simulation.drawing_config import CLASSES, FEATURE, alias, config_text
+from tests.simulation.scenario import Ask, Client, Fate, FateKind, Host, HostEvent, Leave, Reload, Scenario
 
 THEMES: Final = (
-    "calm", "leaving", "dying", "slow_clients", "overload", "hosts_flap", "pipelines", "stopped", "mixture",
+    "calm", "leaving", "dying", "slow_clients", "overload", "hosts_flap", "pipelines", "stopped", "reloaded", "mixture",
 )  # fmt: skip
 _KINDS: Final = ("openai", "vllm", "sglang", "llama.cpp", "ollama")
 _TROUBLES: Final = tuple(kind for kind in get_args(FateKind) if kind != "ok")
 _DEATHS: Final = tuple(kind for kind in _TROUBLES if kind.startswith("die_")) + ("silent", "stall")
+_SLOTS: Final = re.compile(r"^slots = \d+\n", re.MULTILINE)
 _PACES: Final = ((100, 1.0), (300, 20.0), (4000, 20.0), (2000, 300.0), (4000, 1500.0), (8000, 4000.0))
 """Bytes and milliseconds of a slow client's reads; the last ones are as good as none."""
 
@@ -24,6 +29,7 @@ class Draw:
         self.random = random = Random(seed)
         self.seed = seed
         self.theme = THEMES[seed % len(THEMES)]
+        self.plain = random.random() < 0.4
         self.count = 0
         self.model_names = ["small", "large"][: random.choice([1, 1, 2])]
         self.trouble = {"calm": 0.0, "dying": 0.6, "mixture": 0.25, "hosts_flap": 0.15}.get(self.theme, 0.08)
@@ -32,7 +38,7 @@ class Draw:
         """Return what the seed stands for."""
         random = self.random
         hosts = [self._host(index) for index in range(random.randint(1, 4))]
-        toml, settings = self._toml()
+        toml = config_text(random, self.model_names, plain=self.plain)
         return Scenario(
             seed=self.seed,
             theme=self.theme,
@@ -44,7 +50,7 @@ class Draw:
             stalls=[(round(random.uniform(100, 4000), 1), random.choice([5.0, 30.0, 200.0]))]
             if random.random() < 0.1
             else [],
-            settings=settings,
+            reloads=self._reloads(hosts),
         )
 
     def _client_count(self, hosts: list[Host]) -> int:
@@ -53,46 +59,26 @@ class Draw:
             return self.random.randint(2, 6) * min(slots, 8)
         return self.random.randint(2, 14)
 
-    # ------------------------------------------------------------ configuration
-    def _toml(self) -> tuple[str, dict[str, float]]:
+    # ------------------------------------------------------------ another configuration
+    def _reloads(self, hosts: list[Host]) -> list[Reload]:
+        """Return new configurations while running: hosts drain, go, come back, and have other slots."""
         random = self.random
-        times = {
-            "head_s": random.choice([0.5, 2]),
-            "keep_alive_s": 75,
-            "queue_s": random.choice([0.3, 1, 3]),
-            "connect_s": random.choice([0.1, 0.5, 1]),
-            "first_token_s": random.choice([0.3, 1, 3]),
-            "idle_s": random.choice([0.2, 1, 2]),
-            "client_stall_s": random.choice([0.3, 1, 2]),
-            "total_s": random.choice([1.5, 4, 8]),
-            "heartbeat_after_s": random.choice([0, 0, 0.15, 0.5]),
-            "drain_s": random.choice([0, 0.3, 2]),
-        }
-        buffer = random.choice([4096, 16_384, 262_144])
-        limits = {
-            "in_flight": random.choice([8, 64, 64]),
-            "waiting": random.choice([0, 2, 16, 64]),
-            "connections": random.choice([5, 200, 200, 200]),
-            "client_buffer_bytes": buffer,
-            "client_resume_bytes": random.choice([0, buffer // 4]),
-            "attempts": random.choice([1, 2, 3, 4]),
-            "held_bytes": random.choice([1024, 65_536]),
-            "pipelined_bytes": random.choice([1024, 262_144]),
-            "answer_bytes": random.choice([2048, 1 << 20]),
-        }
-        health = {
-            "interval_s": random.choice([0.2, 0.5, 2]),
-            "timeout_s": random.choice([0.2, 1]),
-            "fail_after": random.randint(1, 3),
-        }
-        sections = {"timeouts": times, "limits": limits, "health": health}
-        text = ""
-        for section, values in sections.items():
-            text += f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
-        for name in self.model_names:
-            folds = random.choice(["auto", "auto", "always", "never"])
-            text += f'[models.{name}]\nfold = "{folds}"\n'
-        return text, {}
+        reloads, at_ms = [], 0.0
+        for _ in range(random.randint(1, 3) if self.theme == "reloaded" else 0):
+            at_ms += round(random.uniform(100, 1500), 1)
+            toml = config_text(random, self.model_names, plain=self.plain)
+            kept = [self._changed(host) for host in hosts if random.random() < 0.75] or hosts[:1]
+            reloads.append(Reload(at_ms=at_ms, toml=toml, hosts=kept))
+        return reloads
+
+    def _changed(self, host: Host) -> Host:
+        random = self.random
+        toml = host.toml
+        if random.random() < 0.3:
+            toml = "drain = true\n" + toml
+        if random.random() < 0.3:
+            toml = _SLOTS.sub(f"slots = {random.randint(1, host.slots)}\n", toml)
+        return replace(host, toml=toml)
 
     # ------------------------------------------------------------ hosts
     def _host(self, index: int) -> Host:
@@ -111,7 +97,8 @@ class Draw:
             kind=kind,
             slots=slots,
             models=served,
-            toml=(f"models = {served}\n" if random.random() < 0.8 else "")
+            toml=f"cost_per_hour = {index % 3 + 1}\nweight = {index + 1}\n"
+            + (f"models = {served}\n" if random.random() < 0.8 else "")
             + ("" if asked else f"slots = {slots}\n")
             + facts,
             latency_ms=random.choice([0.0, 0.05, 0.3, 2.0]),
@@ -179,7 +166,7 @@ class Draw:
         pieces = random.choice([1, 1, 1, 2, 5])
         return Ask(
             id=f"r{self.count}",
-            model=random.choice(self.model_names),
+            model=self._model(),
             endpoint=endpoint,  # type: ignore[arg-type]
             stream=random.random() < 0.7 and endpoint in {"chat", "completion"},
             pause_ms=random.choice([0.0, 0.0, 3.0, 700.0]),
@@ -189,10 +176,31 @@ class Draw:
             leave=self._leave(),
             pieces=pieces,
             stuck=pieces > 1 and random.random() < 0.03,
-            headers={"x-ringrouter-timing": "1"} if random.random() < 0.1 else {},
+            headers=self._headers(),
             minor=0 if random.random() < 0.05 else 1,
             session=random.choice(["", "", "s1", "s2"]),
         )
+
+    def _model(self) -> str:
+        name = self.random.choice(self.model_names)
+        return name if self.plain or self.random.random() < 0.8 else alias(name)
+
+    def _headers(self) -> dict[str, str]:
+        random = self.random
+        headers = {"x-ringrouter-timing": "1"} if random.random() < 0.1 else {}
+        if self.plain:
+            return headers
+        if random.random() < 0.3:
+            headers["x-ringrouter-class"] = random.choice([*CLASSES, "urgent"] if random.random() < 0.1 else CLASSES)
+        if random.random() < 0.3:
+            headers["x-ringrouter-deadline-ms"] = random.choice(["1", "40", "200", "1000", "soon"])
+        if random.random() < 0.2:
+            headers["x-ringrouter-tag-feature-name"] = FEATURE
+        if random.random() < 0.3:
+            headers["x-ringrouter-tag-user-id"] = random.choice(["u1", "u2"])
+        if random.random() < 0.05:
+            headers["x-ringrouter-host"] = random.choice(["h0", "h1", "h9"])
+        return headers
 
     def _leave(self) -> Leave | None:
         random = self.random

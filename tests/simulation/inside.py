@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from router.hosts.host import Host
-    from router.loop import Loop
     from router.request import Request
 
 STALE_RETRIES_MAX: Final = 2
@@ -15,17 +14,15 @@ OUT_OF_ORDER: Final[frozenset[tuple[str, str]]] = frozenset()
 
 
 def slots_now(host: Host) -> int:
-    """Return how many slots of a host may be in use."""
-    return host.facts.slot_count
+    """Return how many slots of a host may be in use before another request goes there."""
+    return host.slots
 
 
-def queue_of(loop: Loop, host: Host) -> list[Any]:
+def queue_of(host: Host) -> list[Any]:
     """Return the attempts that wait for a connection to a host."""
-    queue = getattr(host, "queue", None)
-    return queue if queue is not None else loop.fleet._queues[host.host_id]  # type: ignore[attr-defined]
+    return host.queue
 
 
 def deadlines(request: Request) -> list[tuple[int, str]]:
     """Return by when a waiting request must have its first token, if it said so."""
-    deadline = getattr(request, "deadline_ns", 0)
-    return [(deadline, "deadline")] if deadline else []
+    return [(request.deadline_ns, "deadline")] if request.deadline_ns and not request.serves_late else []

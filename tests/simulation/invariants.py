@@ -22,6 +22,7 @@ from tests.simulation.clients import Answer
 from tests.simulation.network import Transport
 
 if TYPE_CHECKING:
+    from router.hosts.host import Host
     from router.request import Request
     from tests.simulation.world import World
 
@@ -57,12 +58,18 @@ class Inspector:
         """By sequence: when the last turn of a request's life was, and which one."""
         self._done_events: Tally[int] = Tally()
         self._content: Tally[int] = Tally()
-        self._busy: dict[int, int] = {}
-        """By host id: slots in use after the last callback."""
+        self._attempts = [self._router.limits.attempts]
+        """What ``limits.attempts`` was, one configuration after the other."""
+        self._busy: dict[Host, int] = {}
+        """By host: slots in use after the last callback."""
 
     def start(self) -> None:
         """Look again and again."""
         self._world.loop.at(self._clock.now_ns + LOOK_NS, self._look)
+
+    def reloaded(self) -> None:
+        """Another configuration holds."""
+        self._attempts.append(self._router.limits.attempts)
 
     def stalled(self, for_ns: int) -> None:
         """The router did not run for so long: nobody can expect that it was in time."""
@@ -83,9 +90,9 @@ class Inspector:
             used = running + len(host.draining)
             if running < 0:
                 self._report(f"{host.name}: {running} requests run there")
-            if used > inside.slots_now(host) and used > busy.get(host.host_id, 0):
+            if used > inside.slots_now(host) and used > busy.get(host, 0):
                 self._report(f"{host.name}: {used} of {inside.slots_now(host)} slots are in use, draining ones counted")
-            busy[host.host_id] = used
+            busy[host] = used
 
     def token(self, now: int, seq: int, kind: int, flags: int) -> None:
         """Note a token record."""
@@ -117,7 +124,7 @@ class Inspector:
         def check() -> None:
             name = request.request_id
             if host_transport is None:
-                if attempt in inside.queue_of(self._router, host):
+                if attempt in inside.queue_of(host):
                     self._report(f"{name}: its client has left, and it still waits for a connection")
             elif not host_transport.is_shut and not deaf:
                 self._report(f"{name}: its client has left, and the socket of host {host.name} is open")
@@ -142,17 +149,17 @@ class Inspector:
     def _check_claims(self) -> None:
         """Every claimed slot has a request or an answer that nobody wants."""
         loop = self._router
-        claimed: Tally[int] = Tally()
+        claimed: Tally[Host] = Tally()
         for request in loop.in_flight.values():
             if request.attempt is not None and not request.attempt.over:
-                claimed[request.attempt.host.host_id] += 1
+                claimed[request.attempt.host] += 1
             if (request.phase == Phase.WAITING) != any(request is other for other in request.model.waiting):
                 self._report(f"{request.request_id} is in phase {request.phase!r}, which its waiting room contradicts")
         for connection in loop.fleet._abandoned:
-            claimed[connection.host.host_id] += 1
+            claimed[connection.host] += 1
         for host in loop.hosts:
-            if host.running != claimed[host.host_id]:
-                self._report(f"{host.name}: {host.running} slots are claimed, for {claimed[host.host_id]} requests")
+            if host.running != claimed[host]:
+                self._report(f"{host.name}: {host.running} slots are claimed, for {claimed[host]} requests")
 
     def _due(self, request: Request) -> tuple[int, str]:
         """Return by when something must have become of a request, and which time-out says so."""
@@ -204,7 +211,7 @@ class Inspector:
                 self._report(f"{host.name}: {host.running} slots are claimed at rest")
             if host.draining and host.draining[0] < self._clock.now_ns - self._late_ns:
                 self._report(f"{host.name}: a cancelled slot was not given back in its time")
-            if inside.queue_of(loop, host):
+            if inside.queue_of(host):
                 self._report(f"{host.name}: an attempt waits for a connection at rest")
         telemetry = self._world.daemon.telemetry
         missing = loop.limits.in_flight - len(telemetry._free_rows)
@@ -283,7 +290,8 @@ class Inspector:
 
     def _check_attempts(self, jobs: dict[str, dict[int, Job]]) -> None:
         """No host is asked more often than was allowed."""
-        most = self._router.limits.attempts + inside.STALE_RETRIES_MAX
+        models = max(len(self._router.models), 1)  # each of a fallback chain has attempts of its own
+        most = max(self._attempts) * models + inside.STALE_RETRIES_MAX
         for request_id, attempts in jobs.items():
             if len(attempts) > most:
                 self._report(f"{request_id} came to hosts {len(attempts)} times")

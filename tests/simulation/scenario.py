@@ -126,11 +126,11 @@ class Host(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Reload(msgspec.Struct, frozen=True):
-    """A new configuration while running; hosts that are not in ``hosts`` are taken out."""
+    """A new configuration while running, with the hosts that it has; the others are taken out."""
 
     at_ms: float
     toml: str
-    hosts: list[str]
+    hosts: list[Host]
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -148,5 +148,3 @@ class Scenario(msgspec.Struct, frozen=True):
     stalls: list[tuple[float, float]] = []
     """When the router's process does not run, and for how long."""
     reloads: list[Reload] = []
-    settings: dict[str, float] = {}
-    """What the checks must know of the configuration."""

@@ -44,6 +44,8 @@ from tests.simulation.virtual_loop import Clock, VirtualLoop
 
 _LIMIT_NS: Final = 900_000 * MS
 """No run is longer: what is not over then hangs."""
+_SETTLE_NS: Final = 2500 * MS
+"""After which nothing that was cancelled may still be in use: graces of hosts, answers that nobody wants."""
 _OTHER_PROCESSES: Final = ("cli", "client", "embedded", "observer", "supervisor", "__main__", "config_reference")
 _real_clock: Final = time.monotonic_ns
 _QUIET: Final = """
@@ -243,12 +245,9 @@ class World:
     def _reload(self, reload: Reload) -> None:
         if not self.is_stopped:
             self.trace("reload")
-            scenario = msgspec.structs.replace(
-                self.scenario,
-                toml=reload.toml,
-                hosts=[h for h in self.scenario.hosts if h.name in reload.hosts],
-            )
+            scenario = msgspec.structs.replace(self.scenario, toml=reload.toml, hosts=reload.hosts)
             self.daemon._take_over(parse(router_toml(scenario, self.directory)), self.watch, self.health)
+            self.inspector.reloaded()
 
     def stop(self) -> None:
         """Stop the router as a signal does."""
@@ -293,7 +292,7 @@ class World:
     def _settle(self, limit_ns: int) -> None:
         """Let what is still under way end, look at what is left, and stop the router."""
         if not self.is_stopped:
-            quiet_ns = self.clock.now_ns + int(self.scenario.settings.get("settle_ms", 2500) * MS)
+            quiet_ns = self.clock.now_ns + _SETTLE_NS
             self.loop.run(lambda: self.clock.now_ns >= quiet_ns, quiet_ns)
             self.inspector.at_rest()
             self.stop()
