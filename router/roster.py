@@ -168,7 +168,6 @@ class Roster:
                 del self.loop.models[model.name]
         self._name_models()
         for request in list(self.loop.in_flight.values()):
-            request.check_ns = 0  # its time-outs may come sooner now
             if self.loop.waits(request) and not request.model.hosts and not self.loop.recovery.fall_back(request, now):
                 text = f"no host has {request.model.name!r} any more"
                 self.loop.fail(request, ErrorKind.NO_HOST, text, now)
