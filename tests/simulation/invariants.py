@@ -58,6 +58,8 @@ class Inspector:
         """By sequence: when the last turn of a request's life was, and which one."""
         self._done_events: Tally[int] = Tally()
         self._content: Tally[int] = Tally()
+        self._reloaded_ns = 0
+        """When time-outs were last changed: those that are over by then are so from then on."""
         self._attempts = [self._router.limits.attempts]
         """What ``limits.attempts`` was, one configuration after the other."""
         self._busy: dict[Host, int] = {}
@@ -70,6 +72,7 @@ class Inspector:
     def reloaded(self) -> None:
         """Another configuration holds."""
         self._attempts.append(self._router.limits.attempts)
+        self._reloaded_ns = self._clock.now_ns
 
     def stalled(self, for_ns: int) -> None:
         """The router did not run for so long: nobody can expect that it was in time."""
@@ -142,7 +145,7 @@ class Inspector:
         self._check_claims()
         for request in self._router.in_flight.values():
             due, what = self._due(request)
-            if now > due + self._late_ns:
+            if now > max(due, self._reloaded_ns) + self._late_ns:
                 self._report(f"{request.request_id}: {what} is over since {(now - due) / MS:.1f} ms")
             self._check_blocked(request, now)
 
