@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from router import outbound, verdicts
 from router.admission import Admission, Turns, admit, class_name, is_idle, next_of, slots_of
 from router.attempt import Attempt
-from router.hosts.standing import condition
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
+from router.hosts.standing import condition
 from router.models import Model
 from router.recovery import Recovery
 from router.routing import NO_HOST, Candidate, choose
@@ -25,7 +25,6 @@ from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from router.config import Config
     from router.hosts.connection import HostConnection
@@ -53,7 +52,7 @@ _MS_NS: Final = 1_000_000
 class Loop:
     """Owns requests, models, and the slots of hosts."""
 
-    def __init__(self, config: Config, hosts: Sequence[Host], fleet: Fleet, telemetry: Telemetry) -> None:
+    def __init__(self, config: Config, hosts: list[Host], fleet: Fleet, telemetry: Telemetry) -> None:
         self.config = config
         self.limits = config.limits
         self.hosts = hosts
@@ -125,11 +124,11 @@ class Loop:
                 healthy += 1
                 if slots > busy:
                     free += slots - busy
-        waiting = len(model.waiting)
+        waiting = model.waiting.size
         if waiting and free and not self._is_behind(request):
             waiting = 0
         decision = admit(waiting, self.limits.waiting, healthy, free)
-        if request.deadline_ns and self._is_hopeless(request, decision, candidates, now):
+        if request.terms.deadline_ns and self._is_hopeless(request, decision, candidates, now):
             return
         if decision is _RUN:
             self._run(request, now, candidates)
@@ -173,7 +172,7 @@ class Loop:
         foretold = model.forecast.of(ahead, slots_of(candidates), now, whole=not (request.stream or request.fold))
         if foretold is None:
             return False
-        request.predicted_ttft_us = min(foretold.ttft_ns // 1000, _U32)
+        request.own_terms().predicted_ttft_us = min(foretold.ttft_ns // 1000, _U32)
         if request.serves_late or now + foretold.ttft_ns <= request.deadline_ns or is_idle(candidates):
             return False
         self.counters.add(Counter.REFUSED_DEADLINE)
@@ -229,8 +228,8 @@ class Loop:
 
     def _know_share(self, request: Request) -> None:
         """Find out with whom a request shares its turns."""
-        if not request.share_key and request.model.waiting.is_fair:
-            request.share_key = self.telemetry.user_of(request)
+        if not request.share_key and request.model.waiting.is_fair and (user := self.telemetry.user_of(request)):
+            request.own_terms().share_key = user
 
     # ------------------------------------------------------------ to a host
     @staticmethod
@@ -383,6 +382,16 @@ class Loop:
     # ------------------------------------------------------------ failures
     def on_blocked(self) -> None:
         """Called when a client is blocked or a deadline set; the daemon lets the tick look closer."""
+
+    def on_host_added(self, host: Host) -> None:
+        """Called with a host that has come while the router runs; the daemon has it probed."""
+
+    def on_drained(self, host: Host) -> None:
+        """Called once nothing runs any more at a host that is taken out of service; the daemon logs it."""
+
+    def waits(self, request: Request) -> bool:
+        """Whether a request is in a waiting room."""
+        return request.phase == Phase.WAITING
 
     def on_standing(self, host: Host, old_bar: int) -> None:
         """Called when a host may get requests again, no more, or for another reason not; the daemon logs it."""

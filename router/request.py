@@ -76,6 +76,38 @@ class CountingEgress(Egress, Protocol):
         """Write one event of a stream that has begun, as :meth:`note` and ``write`` together would."""
 
 
+class Terms:
+    """How one request is to be served: what it, its feature or its model says, and what followed from that.
+
+    Most requests say nothing and share :data:`NO_TERMS`: for them all of this is one field.
+    """
+
+    __slots__ = (
+        "asked_model", "deadline_ns", "levered", "predicted_ttft_us", "serves_late", "share_key", "workload",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.workload = 0
+        """Its class (:mod:`router.admission.classes`), 0 where nobody said one."""
+        self.deadline_ns = 0
+        """When its first token is due, 0 = never."""
+        self.serves_late = False
+        """Its deadline orders it among those that wait and does no more."""
+        self.share_key = ""
+        """With whom it shares turns in the waiting room: its ``user_id``; empty: with all others without one. Of a
+        request that need not wait it may not be known."""
+        self.predicted_ttft_us = 0
+        """What was foretold when it came, of one with a deadline; 0 where nothing could be."""
+        self.asked_model = 0
+        """Id of the model that it asked for where a rule has set another; 0 where none has."""
+        self.levered: Any = None
+        """What rules changed of it, a :class:`router.levers.Levered`; ``None`` for most."""
+
+
+NO_TERMS: Final = Terms()
+"""Never changed."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One request. Times are nanoseconds of the one clock, 0 = has not happened.
@@ -136,21 +168,8 @@ class Request:
     failed_attempts: tuple[tuple[int, int, int, int, int, int, int, int], ...] = ()
     pin: int = 0
     """Id of the host that the client asked for, 0 where any may answer."""
-    workload: int = 0
-    """Its class (:mod:`router.admission.classes`), 0 where nobody said one."""
-    deadline_ns: int = 0
-    """When its first token is due, 0 = never."""
-    serves_late: bool = False
-    """Its deadline orders it among those that wait and does no more."""
-    share_key: str = ""
-    """With whom it shares turns in the waiting room: its API key's name, else its ``user_id``; empty: with all others
-    without one. Of a request that need not wait it may not be known."""
-    predicted_ttft_us: int = 0
-    """What was foretold when it came, of one with a deadline; 0 where nothing could be."""
-    asked_model: int = 0
-    """Id of the model that it asked for where a rule has set another; 0 where none has."""
-    levered: Any = None
-    """What rules changed of its body, a :class:`router.levers.Levered`; ``None`` for most."""
+    terms: Terms = NO_TERMS
+    """How it is to be served, where anybody has said so."""
     answer_lines: bytes = b""
     """Header lines of the router's own for its answer."""
     ask: Any = None
@@ -215,6 +234,32 @@ class Request:
     usage: bytes | None = None
     timings: bytes | None = None
     metrics: bytes | None = None
+
+    @property
+    def workload(self) -> int:
+        """Its class, as :attr:`Terms.workload`."""
+        return self.terms.workload
+
+    @property
+    def deadline_ns(self) -> int:
+        """When its first token is due, 0 = never."""
+        return self.terms.deadline_ns
+
+    @property
+    def serves_late(self) -> bool:
+        """Whether it is served after its deadline too."""
+        return self.terms.serves_late
+
+    @property
+    def share_key(self) -> str:
+        """With whom it shares turns in the waiting room, as :attr:`Terms.share_key`."""
+        return self.terms.share_key
+
+    def own_terms(self) -> Terms:
+        """Return terms that are this request's alone, and may be changed before it waits."""
+        if self.terms is NO_TERMS:
+            self.terms = Terms()
+        return self.terms
 
     def let_go(self) -> None:
         """Forget what only a further attempt would need: an idle stream should hold little."""

@@ -206,7 +206,8 @@ class WaitingRoom:
         self.lines = tuple(_Line() for _ in range(_CLASS_COUNT))
         """By class, the most urgent first."""
         self._order = 0
-        self._count = 0
+        self.size = 0
+        """How many wait: what ``len`` returns, without a call."""
 
     def configure(self, *, is_fair: bool, starve_ns: Sequence[int], waiting_max: Sequence[int]) -> None:
         """Set the rules, also while requests wait. ``starve_ns`` and ``waiting_max`` (-1 = no bound) are by class."""
@@ -215,7 +216,7 @@ class WaitingRoom:
             line.starve_ns, line.waiting_max = limit_ns, most
 
     def __len__(self) -> int:
-        return self._count
+        return self.size
 
     def __iter__(self) -> Iterator[Any]:
         for line in self.lines:
@@ -233,18 +234,18 @@ class WaitingRoom:
     def add(self, request: Waiter, *, first: bool = False) -> None:
         """Take a request in; ``first``: it had its turn already and goes before all others of its class."""
         self._order += 1
-        self._count += 1
+        self.size += 1
         self._line(request.workload).add(request, self._order, first=first)
 
     def start(self, request: Waiter) -> None:
         """Let out a request that starts: it counts for the share of its key."""
-        self._count -= 1
+        self.size -= 1
         self._line(request.workload).remove(request, started=True)
 
     def remove(self, request: Waiter) -> None:
         """Let out a request that will not be served. Raises :class:`KeyError` for one that does not wait here."""
         self._line(request.workload).remove(request, started=False)
-        self._count -= 1
+        self.size -= 1
 
     def ahead_of(self, workload: int, deadline_ns: int, key: str) -> int:
         """Return how many would start before a request that comes now, about: requests that come later and go before

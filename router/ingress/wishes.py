@@ -51,7 +51,10 @@ _U32: Final = 0xFFFFFFFF
 
 
 class Wishes(NamedTuple):
-    """What a head says, with ``fault`` where it cannot be meant. 0 and empty where nothing is said."""
+    """What a head says, with ``fault`` where it cannot be meant. 0 and empty where nothing is said.
+
+    ``says_more`` than the feature: a request that says no more is as any other while no features are configured.
+    """
 
     request_class: int = 0
     deadline_ms: float = 0.0
@@ -59,6 +62,7 @@ class Wishes(NamedTuple):
     tagged_class: int = 0
     fault: tuple[str, str] | None = None
     """What to tell the client, and the header at fault."""
+    says_more: bool = False
 
 
 NO_WISHES: Final = Wishes()
@@ -86,7 +90,7 @@ def _with_tags(wishes: Wishes, headers: Mapping[bytes, bytes], metadata: Mapping
     ids = _read_tags(headers, "", "", None, metadata).ids
     feature, workload_class, realtime = (ids.get(position, "") for position in _POSITIONS)
     tagged = REALTIME if realtime.lower() in _YES else CLASS_NUMBERS.get(workload_class.lower(), 0)
-    return wishes._replace(feature=feature, tagged_class=tagged)
+    return wishes._replace(feature=feature, tagged_class=tagged, says_more=wishes.says_more or bool(tagged))
 
 
 def _with_headers(wishes: Wishes, headers: Mapping[bytes, bytes]) -> Wishes:
@@ -94,7 +98,7 @@ def _with_headers(wishes: Wishes, headers: Mapping[bytes, bytes]) -> Wishes:
     request_class = CLASS_NUMBERS.get(raw.decode("latin-1").strip().lower(), 0)
     if CLASS_HEADER in headers and not request_class:
         text = f"{_text(CLASS_HEADER)} is {_shown(raw)}: expected {', '.join(CLASS_NAMES[:-1])} or {CLASS_NAMES[-1]}"
-        return wishes._replace(fault=(text, _text(CLASS_HEADER)))
+        return wishes._replace(fault=(text, _text(CLASS_HEADER)), says_more=True)
     deadline_ms = 0.0
     if DEADLINE_HEADER in headers:
         raw = headers[DEADLINE_HEADER].strip()
@@ -102,8 +106,8 @@ def _with_headers(wishes: Wishes, headers: Mapping[bytes, bytes]) -> Wishes:
         if not 1 <= deadline_ms <= DEADLINE_MS_MAX:
             name = _text(DEADLINE_HEADER)
             text = f"{name} is {_shown(raw)}: expected milliseconds, a number from 1 to {DEADLINE_MS_MAX}"
-            return wishes._replace(fault=(text, name))
-    return wishes._replace(request_class=request_class, deadline_ms=deadline_ms)
+            return wishes._replace(fault=(text, name), says_more=True)
+    return wishes._replace(request_class=request_class, deadline_ms=deadline_ms, says_more=True)
 
 
 def model_for(loop: Loop, wishes: Wishes, endpoint: Endpoint, asked: str) -> str:
@@ -124,7 +128,7 @@ def settle(loop: Loop, request: Request, wishes: Wishes) -> None:
     model, features = request.model, loop.config.features
     feature = features.get(wishes.feature) if wishes.feature and features else None
     of_feature = CLASS_NUMBERS.get(feature.default_class or "", 0) if feature is not None else 0
-    request.workload = wishes.request_class or of_feature or wishes.tagged_class or model.default_class
+    request.own_terms().workload = wishes.request_class or of_feature or wishes.tagged_class or model.default_class
     _set_deadline(request, wishes, feature)
     if request.endpoint in _GENERATING or request.path in _LLAMA_PATHS:
         _pull_levers(loop, request, feature)
@@ -136,9 +140,9 @@ def _set_deadline(request: Request, wishes: Wishes, feature: FeatureConfig | Non
     deadline_ms = deadline_ms or admission.of(class_name(request.workload)).deadline_ms
     if not deadline_ms:
         return
-    request.deadline_ns = request.recv + int(deadline_ms * _MS_NS)
+    request.terms.deadline_ns = request.recv + int(deadline_ms * _MS_NS)
     on_deadline = (feature.on_deadline if feature is not None else None) or admission.on_deadline
-    request.serves_late = on_deadline == "serve"
+    request.terms.serves_late = on_deadline == "serve"
 
 
 def _pull_levers(loop: Loop, request: Request, feature: FeatureConfig | None) -> None:
@@ -152,7 +156,7 @@ def _pull_levers(loop: Loop, request: Request, feature: FeatureConfig | None) ->
     asked = request.fields.model
     if feature is not None and feature.model and asked and loop.by_name.get(asked) is not request.model:
         known = loop.by_name.get(asked)
-        request.asked_model = known.model_id if known is not None else OTHER_ID
+        request.terms.asked_model = known.model_id if known is not None else OTHER_ID
         flags = _MODEL_LEVER
         notes.append(f"model={_printable(request.model.name)} (asked {_printable(asked)})")
     limits = levers.limits_of(feature, rules)
@@ -162,7 +166,7 @@ def _pull_levers(loop: Loop, request: Request, feature: FeatureConfig | None) ->
         notes += levered.notes
     if not flags:
         return
-    request.levered = (levered or levers.NOTHING)._replace(flags=flags, notes=tuple(notes))
+    request.terms.levered = (levered or levers.NOTHING)._replace(flags=flags, notes=tuple(notes))
     request.answer_lines += b"x-ringrouter-levers: %b\r\n" % ", ".join(notes).encode("ascii")
     loop.counters.add(Counter.LEVERS_APPLIED)
 

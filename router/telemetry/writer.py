@@ -231,26 +231,26 @@ class Telemetry:
             request.packed_message = cut_utf8(request.message, rec.MESSAGE_BYTES)[0]
         if not request.identity:
             self.identify(request)
-        if request.workload or request.ask is not None or request.detour is not None:
+        if request.terms.workload or request.ask is not None or request.detour is not None:
             request.packed_decision = _decision(request)
 
 
 def _decision(request: Request) -> bytes:
     """Pack what was decided about a request, beyond which host got it."""
-    levered, ask, detour = request.levered, request.ask, request.detour
-    predicted_us, prefix_tokens = request.predicted_ttft_us, 0
+    terms, ask, detour = request.terms, request.ask, request.detour
+    levered, predicted_us, prefix_tokens = terms.levered, terms.predicted_ttft_us, 0
     if ask is not None:
         prefix_tokens = min(ask.held_tokens, _U32)
         predicted_us = predicted_us or min(ask.predicted_ttft_ns // 1000, _U32)
     return rec.DECISION.pack(
-        request.deadline_ns,
+        terms.deadline_ns,
         predicted_us,
         prefix_tokens,
         min(levered.asked_max_tokens, _U32) if levered is not None else 0,
         min(max(levered.asked_temperature, -_F32), _F32) if levered is not None else 0.0,
         0,
-        request.asked_model or (detour.asked.model_id if detour is not None else 0),
-        request.workload,
+        terms.asked_model or (detour.asked.model_id if detour is not None else 0),
+        terms.workload,
         levered.flags if levered is not None else 0,
         *(0,) * 6,
     )

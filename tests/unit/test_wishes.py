@@ -18,16 +18,22 @@ def test_a_head_that_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ({b"x-ringrouter-class": b"realtime"}, Wishes(request_class=REALTIME)),
-        ({b"x-ringrouter-class": b" Batch "}, Wishes(request_class=BATCH)),
-        ({b"x-ringrouter-deadline-ms": b"250"}, Wishes(deadline_ms=250.0)),
-        ({b"x-ringrouter-deadline-ms": b"1.5"}, Wishes(deadline_ms=1.5)),
+        ({b"x-ringrouter-class": b"realtime"}, Wishes(request_class=REALTIME, says_more=True)),
+        ({b"x-ringrouter-class": b" Batch "}, Wishes(request_class=BATCH, says_more=True)),
+        ({b"x-ringrouter-deadline-ms": b"250"}, Wishes(deadline_ms=250.0, says_more=True)),
+        ({b"x-ringrouter-deadline-ms": b"1.5"}, Wishes(deadline_ms=1.5, says_more=True)),
         ({TAG + b"feature-name": b"chat"}, Wishes(feature="chat")),
-        ({b"baggage": b"feature_name=chat,workload_class=batch"}, Wishes(feature="chat", tagged_class=BATCH)),
-        ({TAG + b"workload-class": b"interactive"}, Wishes(tagged_class=INTERACTIVE)),
+        (
+            {b"baggage": b"feature_name=chat,workload_class=batch"},
+            Wishes(feature="chat", tagged_class=BATCH, says_more=True),
+        ),
+        ({TAG + b"workload-class": b"interactive"}, Wishes(tagged_class=INTERACTIVE, says_more=True)),
         ({TAG + b"workload-class": b"nightly", TAG + b"feature-name": b"f"}, Wishes(feature="f")),
-        ({TAG + b"realtime": b"true", TAG + b"workload-class": b"batch"}, Wishes(tagged_class=REALTIME)),
-        ({TAG + b"realtime": b"0", TAG + b"workload-class": b"batch"}, Wishes(tagged_class=BATCH)),
+        (
+            {TAG + b"realtime": b"true", TAG + b"workload-class": b"batch"},
+            Wishes(tagged_class=REALTIME, says_more=True),
+        ),
+        ({TAG + b"realtime": b"0", TAG + b"workload-class": b"batch"}, Wishes(tagged_class=BATCH, says_more=True)),
     ],
 )
 def test_what_a_head_says(headers: dict[bytes, bytes], expected: Wishes) -> None:
@@ -56,11 +62,11 @@ def test_a_class_that_is_none_is_named() -> None:
 def test_tags_of_the_body_go_between_headers_and_baggage() -> None:
     headers = {b"baggage": b"feature_name=weak,workload_class=batch"}
     assert with_metadata(read_wishes(headers), headers, {"feature_name": "body"}) == Wishes(
-        feature="body", tagged_class=BATCH
+        feature="body", tagged_class=BATCH, says_more=True
     )
     headers = {TAG + b"feature-name": b"head", b"x-ringrouter-deadline-ms": b"9"}
     assert with_metadata(read_wishes(headers), headers, {"feature_name": "body", "realtime": "1"}) == Wishes(
-        deadline_ms=9.0, feature="head", tagged_class=REALTIME
+        deadline_ms=9.0, feature="head", tagged_class=REALTIME, says_more=True
     )
     assert with_metadata(None, {}, {"channel": "web"}) is None
     assert with_metadata(None, {}, {"workload_class": 5}) == Wishes()
