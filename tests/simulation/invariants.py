@@ -19,7 +19,7 @@ from router.telemetry.records import Kind, Outcome, Phase, TokenFlag
 from tests.simulation import inside
 from tests.simulation.answers import Job
 from tests.simulation.clients import Answer
-from tests.simulation.network import Transport
+from tests.simulation.network import READ_BYTES_MAX, Transport
 
 if TYPE_CHECKING:
     from router.hosts.host import Host
@@ -60,23 +60,37 @@ class Inspector:
         self._content: Tally[int] = Tally()
         self._reloaded_ns = 0
         """When time-outs were last changed: those that are over by then are so from then on."""
-        self._attempts = [self._router.limits.attempts]
+        self._attempts = [world.daemon.config.limits.attempts]
         """What ``limits.attempts`` was, one configuration after the other."""
         self._busy: dict[Host, int] = {}
         """By host: slots in use after the last callback."""
 
     def start(self) -> None:
         """Look again and again."""
+        self._listen_in()
         self._world.loop.at(self._clock.now_ns + LOOK_NS, self._look)
 
     def reloaded(self) -> None:
         """Another configuration holds."""
-        self._attempts.append(self._router.limits.attempts)
+        self._attempts.append(self._world.daemon.config.limits.attempts)
         self._reloaded_ns = self._clock.now_ns
 
     def stalled(self, for_ns: int) -> None:
         """The router did not run for so long: nobody can expect that it was in time."""
         self._late_ns = max(self._late_ns, LATE_NS + for_ns)
+
+    def _listen_in(self) -> None:
+        """See where requests go."""
+        connect = self._router.connect
+
+        def see(request: Request, host: Host, *, fresh: bool = False) -> bool:
+            if not (host.usable or fresh):  # a kept connection that was gone is replaced, whatever the host is now
+                self._report(f"{request.request_id} goes to {host.name}, which cannot be used")
+            if request.pin and request.pin != host.host_id:
+                self._report(f"{request.request_id} goes to {host.name} and is for another host alone")
+            return connect(request, host, fresh=fresh)
+
+        self._router.connect = see  # type: ignore[method-assign]
 
     # ------------------------------------------------------------ after each callback
     def after(self) -> None:
@@ -148,6 +162,7 @@ class Inspector:
             if now > max(due, self._reloaded_ns) + self._late_ns:
                 self._report(f"{request.request_id}: {what} is over since {(now - due) / MS:.1f} ms")
             self._check_blocked(request, now)
+        self._check_idle_slots()
 
     def _check_claims(self) -> None:
         """Every claimed slot has a request or an answer that nobody wants."""
@@ -191,9 +206,26 @@ class Inspector:
         transport: Transport = egress._transport  # type: ignore[attr-defined]
         if transport is None:
             return
+        most = self._router.limits.client_buffer_bytes + READ_BYTES_MAX
+        if request.tok1 and request.stream and not request.ending and transport.get_write_buffer_size() > most:
+            self._report(f"{request.request_id}: {transport.get_write_buffer_size()} bytes wait for a slow client")
         since = max(transport.taken_ns, request.blocked_ns)
         if now > since + request.model.stall_ns + BLOCKED_LATE_NS + self._late_ns - LATE_NS:
             self._report(f"{request.request_id}: its client takes nothing since {(now - since) / MS:.1f} ms")
+
+    def _check_idle_slots(self) -> None:
+        """Nobody waits for a host that could take him."""
+        loop = self._router
+        if not loop.waiting_count:
+            return
+        for host in loop.hosts:
+            if not (host.usable and host.free_slots > 0):
+                continue
+            for name in host.models:
+                model = loop.models.get(name)
+                for request in model.waiting if model is not None and host in model.hosts else ():
+                    if inside.may_go(request, host):
+                        self._report(f"{request.request_id} waits, and {host.name} has {host.free_slots} free slots")
 
     def what_hangs(self) -> str:
         """Return what is not over."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _EOF: Final = "eof"
 _RESET: Final = "reset"
 _FIRST_DESCRIPTOR: Final = 1_000_000
+READ_BYTES_MAX: Final = 16_384
+"""Bytes of one read, whatever is in the socket."""
 
 
 class Network:
@@ -201,6 +203,9 @@ class Transport(asyncio.Transport):
         while self._incoming and self._reading and not self._closing:
             what = self._incoming.pop(0)
             if isinstance(what, bytes):
+                if len(what) > READ_BYTES_MAX:
+                    self._incoming.insert(0, what[READ_BYTES_MAX:])
+                    what = what[:READ_BYTES_MAX]
                 self.network.trace(f"{self.peer.name} > {len(what)} {crc32(what):08x}")
                 self._guarded(self._protocol.data_received, what)
             elif what == _EOF:
