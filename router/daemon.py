@@ -168,9 +168,9 @@ class Daemon:
                 raise ConfigError(f"{self._path}: hosts: none is configured, so every request would be refused")
             self._take_over(wanted, watch, health)
         except ConfigError as error:
-            self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
-            self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
             self.log.error("configuration not reloaded", reason=str(error))
+            self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
+            self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
 
     def _take_over(self, wanted: Config, watch: Watch, health: HealthMonitor) -> None:
         """Go on with another configuration, in this call; raises :class:`ConfigError` before anything has changed."""
@@ -182,13 +182,13 @@ class Daemon:
         self.fleet.connect_timeout_s = _longest_connect_s(config)
         health.configure(config.health)
         watch.configure(_shortest_timeout_s(config))
-        self.telemetry.counters.add(Counter.CONFIG_RELOADS)
         for each in found:
             if each.needs:
                 self.log.warning("configuration change needs a restart", change=each.text, of=each.needs)
             else:
                 self.log.info("configuration change", change=each.text)
         self.log.info("configuration reloaded", changes=len(found))
+        self.telemetry.counters.add(Counter.CONFIG_RELOADS)
 
     # ------------------------------------------------------------ listening
     async def _listen(self) -> None:

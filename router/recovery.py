@@ -308,6 +308,9 @@ class Recovery:
     def tick(self, now: int) -> None:
         """Do what is due of the hosts' standing."""
         self.standing.tick(now)
+        for host in self._loop.hosts:
+            if host.drains and host.running and now >= host.drained_at_ns:
+                self.break_off(host, now)
 
     def second(self, now: int) -> None:
         """Once a second: windows go on, hosts are compared, hosts that drain are looked after."""
@@ -317,8 +320,6 @@ class Recovery:
             model.is_compared = self.standing.compares(len(model.hosts))
         self.standing.second(now, {name: model.hosts for name, model in loop.models.items()})
         for host in [host for host in loop.hosts if host.drains]:
-            if host.running and now >= host.drained_at_ns:
-                self.break_off(host, now)
             if not host.running and not host.draining:
                 self._drained(host)
 

@@ -158,9 +158,9 @@ class Standing:
             return
         self._compared_ns = now
         deeds, self._deeds = self._deeds, {}
-        self._forgive()
         for name, of_model in deeds.items():
             self._compare(models.get(name, ()), of_model, now)
+        self._forgive()
 
     def compares(self, host_count: int) -> bool:
         """Return whether a model with so many hosts has any compared: what they do is noted only then."""
@@ -232,6 +232,8 @@ class Standing:
             due = now + _RAMP_STEP_NS
         if host.ejected_until_ns:
             due = min(due, host.ejected_until_ns)
+        if host.drains and host.running:
+            due = min(due, host.drained_at_ns)
         self.due_ns = min(self.due_ns, due)
 
 

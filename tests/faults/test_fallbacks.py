@@ -155,7 +155,8 @@ def test_zeromq_clients_are_told_too(stage: Stage, big: ScriptedHost) -> None:
     client = stage.zeromq_client()
     answer = client.chat("1", model="large")
     client.finish(answer)
-    assert answer.done["model"] == "little"
+    assert answer.end is not None
+    assert answer.end.facts["model"] == "little"
     stage.finished(1)
 
 

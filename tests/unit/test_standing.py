@@ -155,6 +155,26 @@ def test_an_outlier_is_left_out_and_comes_back() -> None:
     assert bench.counts[Counter.HOSTS_EJECTED] == 1
 
 
+def test_an_outlier_that_is_one_again_and_again_is_left_out_for_longer_and_forgiven_in_time() -> None:
+    bench = Bench(3, outliers=OutliersConfig(interval_s=10, requests_min=5, eject_s=30), slow_start_s=0)
+    bad = bench.hosts[1]
+    spans, now = [], S
+    bench.standing.second(now, {"m": bench.hosts})
+    for good_intervals in (0, 0, 0, 3):
+        for interval in range(good_intervals + 1):
+            for host in bench.hosts:
+                for _ in range(10):
+                    is_bad = host is bad and interval == good_intervals
+                    bench.standing.note("m", host.host_id, ttft_ns=100 * MS, ok=not is_bad)
+            now += 10 * S
+            bench.standing.second(now, {"m": bench.hosts})
+        spans.append((bad.ejected_until_ns - now) // S)
+        now = bad.ejected_until_ns
+        bench.run_until(now)
+        assert bad.usable
+    assert spans == [30, 60, 90, 30]
+
+
 def test_what_bars_a_host_first_is_its_bar() -> None:
     bench = Bench(breaker=BreakerConfig(failures=1, open_s=60, open_s_max=60))
     host = bench.host
