@@ -133,7 +133,9 @@ def lever_words(record: Record) -> str:
         asked = record["asked_max_tokens"]
         parts.append(f"max_tokens {record['max_tokens']:,} ({f'asked {asked:,}' if asked else 'none was asked for'})")
     if Lever.TEMPERATURE in levers:
-        parts.append(f"temperature {record['temperature']:g} (asked {record['asked_temperature']:g})")
+        asked_temperature = record["asked_temperature"]
+        asked = f"asked {asked_temperature:g}" if asked_temperature >= 0 else "none was asked for"
+        parts.append(f"temperature {record['temperature']:g} ({asked})")
     if Lever.MODEL in levers:
         parts.append(f"model {record['model']}")
     return ", ".join(parts)
