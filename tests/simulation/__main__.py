@@ -8,7 +8,7 @@
     python -m tests.simulation --seeds 0:3000               many, with the time they took
     python -m tests.simulation --seed 41 --plant NAME       with a bug planted into the router
 
-Exit status: 0 all holds, 1 something does not.
+Exit status: 0 all holds, 1 something does not, 2 usage.
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ def main() -> int:
     arguments = parser.parse_args()
     with shared_memory_directory() as directory, PLANTS[arguments.plant]() if arguments.plant else nullcontext():
         if arguments.replay:
-            return _replay(arguments.replay, directory)
+            try:
+                return _replay(arguments.replay, directory)
+            except ValueError as error:
+                parser.error(str(error))
         if arguments.seeds:
             first, _, end = arguments.seeds.partition(":")
             return _many(int(first), int(end), directory)

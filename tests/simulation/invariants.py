@@ -60,6 +60,7 @@ class Inspector:
         self._content: Tally[int] = Tally()
         self._reloaded_ns = 0
         """When time-outs were last changed: those that are over by then are so from then on."""
+        self._rows = world.daemon.config.limits.in_flight
         self._attempts = [world.daemon.config.limits.attempts]
         """What ``limits.attempts`` was, one configuration after the other."""
         self._busy: dict[Host, int] = {}
@@ -248,15 +249,24 @@ class Inspector:
                 self._report(f"{host.name}: a cancelled slot was not given back in its time")
             if inside.queue_of(host):
                 self._report(f"{host.name}: an attempt waits for a connection at rest")
-        telemetry = self._world.daemon.telemetry
-        missing = loop.limits.in_flight - len(telemetry._free_rows)
-        if missing:
-            self._report(f"{missing} rows of the in-flight table are not given back")
+        self._check_accounts()
+
+    def at_close(self) -> None:
+        """Check what the router leaves behind when it has stopped, its rings still open."""
+        if self._router.in_flight:
+            self._report(f"in flight at the end: {self.what_hangs()}")
+        for host in self._router.hosts:
+            if host.running - sum(1 for c in self._router.fleet._abandoned if c.host is host):
+                self._report(f"{host.name}: {host.running} slots are claimed at the end")
         self._check_accounts()
 
     def _check_accounts(self) -> None:
         """Every request that was published has one end, one record, and one count."""
-        counters = self._world.daemon.telemetry.counters
+        telemetry = self._world.daemon.telemetry
+        missing = self._rows - len(telemetry._free_rows)
+        if missing:
+            self._report(f"{missing} rows of the in-flight table are not given back")
+        counters = telemetry.counters
         done = self._world.done
         seqs = Tally(record["request_seq"] for record in done)
         twice = [seq for seq, count in seqs.items() if count > 1]

@@ -29,7 +29,7 @@ def safely(scenario: Scenario, directory: Path, *, keeps_events: bool = False) -
     try:
         return simulate(scenario, directory, keeps_events=keeps_events)
     except Exception as error:
-        return Result(scenario.seed, "", [f"{type(error).__name__}: {error}"], [], 0, 0.0, 0, {}, [], [])
+        return Result(scenario.seed, "", [f"{type(error).__name__}: {error}"], [], 0, 0.0, 0, {}, [], [], {})
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -78,6 +78,8 @@ class Result(msgspec.Struct):
     ttft_ms: list[float]
     done: list[dict[str, Any]]
     """The done records."""
+    counters: dict[int, int]
+    """The router's counters at its end, by their ids."""
 
 
 class _Log:
@@ -106,6 +108,18 @@ class _NoMemory:
         """Do nothing."""
 
 
+class _InOrder(dict[Any, None]):
+    """A set that is walked through in the order of entry: a set's own order comes from addresses in memory."""
+
+    def add(self, item: Any) -> None:
+        """Take in an item."""
+        self[item] = None
+
+    def discard(self, item: Any) -> None:
+        """Leave an item out."""
+        self.pop(item, None)
+
+
 class World:
     """Everything of one run."""
 
@@ -121,6 +135,7 @@ class World:
         self._hash = hashlib.blake2b(digest_size=8)
         self.network = Network(self.loop, self.trace)
         self.done: list[dict[str, Any]] = []
+        self.counters: dict[int, int] = {}
         self.refused: Tally[Counter] = Tally()
         asks = {ask.id: ask for client in scenario.clients for ask in client.asks}
         serials: dict[str, int] = {}
@@ -154,6 +169,8 @@ class World:
         self.loop.connector = self._host_connector
         ids = count(1)
         daemon.server.next_id = lambda: f"own-{next(ids)}"
+        daemon.server._created = 0  # what the list of models says of the time of day
+        self._put_in_order(daemon)
         self._listen_in()
         self.watch = Watch(
             daemon.loop,
@@ -170,6 +187,18 @@ class World:
         self.health.start()
         self.watch.start()
 
+    @staticmethod
+    def _put_in_order(daemon: Daemon) -> None:
+        """Have nothing depend on where objects lie in memory."""
+        for owner, name in (
+            (daemon.server, "connections"),
+            (daemon.server, "_reading"),
+            (daemon.fleet, "_trailing"),
+            (daemon.fleet, "_tasks"),
+        ):
+            assert getattr(owner, name) == set()
+            setattr(owner, name, _InOrder())
+
     def _listen_in(self) -> None:
         """Take note of each record that is written."""
         telemetry = self.daemon.telemetry
@@ -185,6 +214,14 @@ class World:
             return publish_done(payload)
 
         self._count_refusals()
+        close = telemetry.close
+
+        def closing() -> None:
+            self.inspector.at_close()
+            self.counters = {int(counter): telemetry.counters.get(counter) for counter in Counter}
+            close()
+
+        telemetry.close = closing  # type: ignore[method-assign]
         telemetry.publish_token = token  # type: ignore[assignment]
         telemetry.done_ring = _Ring(telemetry.done_ring, done)  # type: ignore[assignment]
 
@@ -319,7 +356,7 @@ class World:
         ttft = [(a.first_ns - a.sent_ns) / MS for a in answers if a.first_ns and a.status == 200]
         return Result(
             self.scenario.seed, self._hash.hexdigest(), self.violations, self.events, self.loop.callback_count,
-            (self.clock.now_ns - self.begin_ns) / 1e9, len(answers), outcomes, ttft, self.done,
+            (self.clock.now_ns - self.begin_ns) / 1e9, len(answers), outcomes, ttft, self.done, self.counters,
         )  # fmt: skip
 
 

@@ -1,0 +1,29 @@
+"""Bugs that are planted into the router are found: each kind of check fails when it should."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.drawing import draw
+from tests.simulation.plants import PLANTS
+from tests.simulation.replay import safely
+from tests.support.waiting import shared_memory_directory
+
+SEEDS = 150
+FIRST_SEED = {
+    "draining slots are not counted": 39,
+    "a stream is retried behind its first token": 14,
+    "connect_s is forgotten": 61,
+    "first_token_s is forgotten": 11,
+    "a deadline is forgotten": 64,
+    "a host is read on for a slow client": 93,
+}
+"""Where to begin with those that few scenarios reach; only to save time."""
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_found(name: str) -> None:
+    first = FIRST_SEED.get(name, 0)
+    with shared_memory_directory() as directory, PLANTS[name]():
+        found = any(safely(draw(first + seed), directory).violations for seed in range(SEEDS))
+    assert found, f"{name}: no scenario from seed {first} to {first + SEEDS} shows it"
