@@ -16,6 +16,7 @@ from msgspec import NODEFAULT, inspect
 from router.config import (
     CONFIG_VERSION,
     AdmissionConfig,
+    BreakerConfig,
     ClassAdmission,
     Config,
     FeatureConfig,
@@ -26,6 +27,7 @@ from router.config import (
     LeverRules,
     ModelConfig,
     ModelTimeouts,
+    OutliersConfig,
     Price,
     RoutingConfig,
     Slices,
@@ -104,6 +106,8 @@ itself, as the key's meaning says.
 """
 
 _HEADINGS: Final = {
+    BreakerConfig: "[health.breaker]",
+    OutliersConfig: "[health.outliers]",
     HostConfig: "[[hosts]]",
     HostFacts: "[hosts.facts]",
     ModelConfig: "[models.NAME]",

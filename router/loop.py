@@ -578,7 +578,6 @@ class Loop:
 
     def _count(self, request: Request) -> None:
         model, counters = request.model, self.counters
-        model.request_count += 1
         if model.is_compared and request.outcome is _OK:
             ttft_ns = request.tok1 - request.sent_ns if request.stream or request.fold else 0
             self.recovery.standing.note(model.name, request.host, ttft_ns=ttft_ns, ok=True)

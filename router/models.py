@@ -39,8 +39,6 @@ class Model:
         self.fallback: tuple[str, ...] = ()
         """Names of the models that answer when no host of this one can, in their order."""
         self.retry_budget = RetryBudget(config.limits.retry_share, config.limits.retries_per_s)
-        self.request_count = 0
-        """Requests that have ended."""
         self.is_compared = False
         """Whether it has so many hosts that what each does is noted, to find one that is far worse than the others."""
         self.policy: Policy | None = None
@@ -72,6 +70,10 @@ class Model:
         self.stall_ns = int(times.client_stall_s * _NS)
         self.total_ns = int(times.total_s * _NS)
         self.heartbeat_ns = int(times.heartbeat_after_s * _NS)
+
+    def served_count(self) -> int:
+        """Return how many requests its hosts have answered, of whatever model: what retries are measured by."""
+        return sum(host.served_count for host in self.hosts)
 
     def folds(self, *, log_probabilities: bool) -> bool:
         """Return whether a not-streamed answer of this model is folded from a stream.

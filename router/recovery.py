@@ -182,7 +182,7 @@ class Recovery:
         model = request.model if request.detour is None else request.detour.asked
         if not may_retry and self._next_model(request) is None:
             return ""
-        if not model.retry_budget.take(now, model.request_count):
+        if not model.retry_budget.take(now, model.served_count()):
             self._loop.counters.add(Counter.RETRIES_REFUSED)
             return "; not tried again: too many retries (limits.retry_share, limits.retries_per_s)"
         self._loop.counters.add(Counter.RETRIES)
@@ -316,7 +316,7 @@ class Recovery:
         """Once a second: windows go on, hosts are compared, hosts that drain are looked after."""
         loop = self._loop
         for model in loop.models.values():
-            model.retry_budget.second(now, model.request_count)
+            model.retry_budget.second(now, model.served_count())
             model.is_compared = self.standing.compares(len(model.hosts))
         self.standing.second(now, {name: model.hosts for name, model in loop.models.items()})
         for host in [host for host in loop.hosts if host.drains]:

@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument(
+        "--against",
+        type=Path,
+        metavar="OLD",
+        help="print only what differs from this file, as a router that runs with it would log when it reloads",
+    )
     return parser
 
 

@@ -165,8 +165,8 @@ class ModelConfig(Section, frozen=True):
         Meta(
             max_length=8,
             extra={"allowed": "names of other models"},
-            description="Models that answer in its place, in this order, when no host of it can take a request or every "
-            "attempt has failed before the first token. Each brings its own fallback with it. The answer then "
+            description="Models that answer in its place, in this order, when no host of it can take a request or "
+            "every attempt has failed before the first token. Each brings its own fallback with it. The answer then "
             "has the header `x-ringrouter-model`.",
         ),
     ] = msgspec.field(default_factory=list)

@@ -81,8 +81,11 @@ class Limits(Section, frozen=True):
     ] = 3
     retry_share: Annotated[
         float,
-        between(0, 1, "Retries per model: at most this share of its requests in the last 10 s, and `retries_per_s`."),
-    ] = 0.2
+        between(
+            0, 1, "Retries per model: at most this share of what its hosts answered in the last 10 s, and "
+            "`retries_per_s`.",
+        ),
+    ] = 0.2  # fmt: skip
     retries_per_s: Annotated[
         float, between(0, 10_000, "Retries per model and second that are always allowed, saved up for 10 s.")
     ] = 10.0
