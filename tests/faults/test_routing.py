@@ -208,6 +208,15 @@ def test_what_failed_before_leaves_no_trace_of_load(stage: Stage, alpha: Scripte
         assert 3 <= homes.count("alpha") <= 5, homes
 
 
+def test_whole_answers_leave_no_trace_of_load(stage: Stage, alpha: ScriptedHost) -> None:
+    """They have no first token to tell of: what their hosts had to read is read when they end."""
+    for number in range(3):
+        alpha.script(sh.json_answer(200, sh.PLAIN))
+        ask(stage, "prefix", PIN("alpha"), stream=False, messages=[{"role": "user", "content": f"{number}w" * 30_000}])
+    homes = [ask(stage, "prefix", messages=[{"role": "user", "content": f"{n} whole " * 600}]) for n in range(6)]
+    assert homes.count("alpha") == 3, homes
+
+
 # ---------------------------------------------------------------- a host by name
 @pytest.mark.parametrize("model", ["plain", "turns", "talks", "cheap"])
 def test_a_pinned_request_goes_there_and_nowhere_else(stage: Stage, model: str) -> None:

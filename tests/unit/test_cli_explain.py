@@ -146,6 +146,8 @@ def test_the_newest_of_several_is_told_and_the_others_are_counted(
     for seq in range(3):
         fake.finish("again", request_seq=seq, n_in=seq)
     assert explained(run_dir, "again", capsys)[-1].startswith("older      2 more with this id")
+    assert cli.main(["explain", "again", "--json", "--run-dir", str(run_dir)]) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["request_seq"] == 2
 
 
 def test_what_is_kept_is_told_when_nothing_is_found(

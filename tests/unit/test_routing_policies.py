@@ -105,6 +105,22 @@ def test_only_two_are_drawn_and_the_others_are_told_so() -> None:
     assert sorted(reasons) == [Reason.CHOSEN, Reason.SLOWER] + [Reason.NOT_DRAWN] * 6
 
 
+@pytest.mark.parametrize("keys", [{"policy": "p2c_ewma"}, {"policy": "least_predicted_ttft", "samples_min": 3}])
+def test_chance_is_that_of_the_generator_given(keys: dict[str, Any]) -> None:
+    def choices_with(seed: int) -> list[int]:
+        policy = make(RoutingConfig(explore=0.5, **keys), {}, Random(seed))
+        assert policy is not None
+        chosen = []
+        for number in range(60):
+            ask = Ask(number * S)
+            chosen.append(policy.choose([host(i) for i in range(1, 9)], ask))
+            serve(policy, chosen[-1] + 1, ask, 10 * MS * (chosen[-1] + 1))
+        return chosen
+
+    assert choices_with(1) == choices_with(1)
+    assert choices_with(1) != choices_with(2)
+
+
 def test_hosts_without_a_time_are_compared_by_load() -> None:
     policy = p2c_with({1: 10})
     assert policy.choose([host(1, 4), host(2, 1)], Ask(0)) == 1
@@ -145,7 +161,7 @@ def test_a_host_that_became_slow_is_believed_after_some_answers() -> None:
 
 def test_thousands_of_equal_samples_do_not_make_the_model_explode() -> None:
     model = TtftModel()
-    for number in range(20_000):
+    for number in range(60_000):  # the weight of the first one is less than any number
         model.learn(features(1000, 2), 0.1 + 0.01 * (number % 2))
     for _ in range(3):
         model.learn(features(9000, 15), 1.0)
