@@ -92,12 +92,24 @@ def _fault(kind: Any, value: Any, key: str) -> str:
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if _is_struct(bare) and isinstance(value, Mapping) and (fault := _wrong_keys(bare, value, key)):
         return fault
+    if get_origin(bare) is dict and isinstance(value, Mapping):
+        for name in value:
+            if not _fits(name, get_args(bare)[0]):
+                return f"{_joined(key, name)} is not a known key (allowed: {allowed(get_args(bare)[0])})"
     for inner_key, inner_kind, inner_value in _inner(bare, value, key):
         try:
             msgspec.convert(inner_value, inner_kind)
         except msgspec.ValidationError:
             return _fault(inner_kind, inner_value, inner_key)
     return f"{key} = {shown(value)}: expected {allowed(kind)}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _is_struct(kind: Any) -> bool:

@@ -21,7 +21,7 @@ from router.config.admission import (
     ClassAdmission,
     FeatureConfig,
     LeverRules,
-    lever_contradiction,
+    check_admission,
 )
 from router.config.base import Section
 from router.config.health import BreakerConfig, Health, OutliersConfig
@@ -192,7 +192,7 @@ def _check(config: Config) -> None:
     _check_health(config.health)
     check_names(config)
     _check_routing(config)
-    _check_levers(config)
+    check_admission(config)
     _check_observer(config)
 
 
@@ -228,16 +228,6 @@ def _check_health(health: Health) -> None:
             f"health.outliers.eject_s = {outliers.eject_s:g}: expected at most health.outliers.eject_s_max "
             f"({outliers.eject_s_max:g})"
         )
-
-
-def _check_levers(config: Config) -> None:
-    rules: dict[str, LeverRules] = {f"models.{shown_key(name)}.levers": m.levers for name, m in config.models.items()}
-    rules |= {f"features.{shown_key(name)}": feature for name, feature in config.features.items()}
-    for key, section in rules.items():
-        if fault := lever_contradiction(key, section):
-            raise ConfigError(fault)
-    if config.features.keys() & {""}:
-        raise ConfigError('features."": expected a name, the value of the tag feature_name')
 
 
 def _check_routing(config: Config) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from router.config.base import Section, above_zero, between
+from router.config_schema import shown, shown_key
+from router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from router.config import Config
 
 DEADLINE_MS_MAX: Final = 86_400_000
 """A day, as long as any time-out of the waiting room."""
@@ -133,16 +138,37 @@ class FeatureConfig(LeverRules, frozen=True):
     ] = None  # fmt: skip
 
 
-def lever_contradiction(key: str, rules: LeverRules) -> str:
-    """Return what is wrong with rules that contradict each other, empty for nothing; ``key`` is their section."""
+def check_admission(config: Config) -> None:
+    """Check classes, features and levers against each other; raises :class:`ConfigError` that names the key."""
+    for name, model in config.models.items():
+        _check_levers(f"models.{shown_key(name)}.levers", model.levers)
+        for each, rules in model.admission.classes.items():
+            if rules.waiting is not None and rules.waiting > config.limits.waiting:
+                key = f"models.{shown_key(name)}.admission.classes.{each}.waiting"
+                raise ConfigError(f"{key} = {rules.waiting}: expected at most limits.waiting ({config.limits.waiting})")
+    served = {name for host in config.hosts for name in host.models} | set(config.models)
+    served.update(alias for model in config.models.values() for alias in model.aliases)
+    all_known = all(host.models for host in config.hosts)
+    for name, feature in config.features.items():
+        key = f"features.{shown_key(name)}"
+        if not name:
+            raise ConfigError(f"{key}: expected a name, the value of the tag feature_name")
+        _check_levers(key, feature)
+        if feature.model and all_known and config.hosts and feature.model not in served:
+            models = ", ".join(sorted(served)) or "none"
+            raise ConfigError(f"{key}.model = {shown(feature.model)}: expected a model that a host has ({models})")
+
+
+def _check_levers(key: str, rules: LeverRules) -> None:
     most, usual = rules.max_output_tokens, rules.default_max_output_tokens
     if most is not None and usual is not None and usual > most:
-        return f"{key}.default_max_output_tokens = {usual}: expected at most {key}.max_output_tokens ({most})"
+        raise ConfigError(
+            f"{key}.default_max_output_tokens = {usual}: expected at most {key}.max_output_tokens ({most})"
+        )
     low, high, given = rules.temperature_min, rules.temperature_max, rules.default_temperature
     if low is not None and high is not None and low > high:
-        return f"{key}.temperature_min = {low:g}: expected at most {key}.temperature_max ({high:g})"
+        raise ConfigError(f"{key}.temperature_min = {low:g}: expected at most {key}.temperature_max ({high:g})")
     if given is not None and low is not None and given < low:
-        return f"{key}.default_temperature = {given:g}: expected at least {key}.temperature_min ({low:g})"
+        raise ConfigError(f"{key}.default_temperature = {given:g}: expected at least {key}.temperature_min ({low:g})")
     if given is not None and high is not None and given > high:
-        return f"{key}.default_temperature = {given:g}: expected at most {key}.temperature_max ({high:g})"
-    return ""
+        raise ConfigError(f"{key}.default_temperature = {given:g}: expected at most {key}.temperature_max ({high:g})")
