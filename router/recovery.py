@@ -31,6 +31,14 @@ _EMBEDDINGS: Final = Endpoint.EMBEDDINGS
 _MS_NS: Final = 1_000_000
 _STALE_RETRIES_MAX: Final = 2
 _DRAINING: Final = int(Reason.DRAINING)
+_MAY_FALL_BACK: Final = frozenset({
+    Endpoint.CHAT,
+    Endpoint.COMPLETION,
+    Endpoint.RESPONSES,
+    Endpoint.MESSAGES,
+    Endpoint.RERANK,
+})  # fmt: skip
+"""Not vectors or tokens: those of another model mean something else, and nobody would see it."""
 _HEADER_SAFE: Final = "/:@+=,;!$&'()*[] "
 """Characters that names of models have and headers may."""
 
@@ -209,7 +217,7 @@ class Recovery:
     def _next_model(self, request: Request) -> Model | None:
         """Return the first model of a request's fallback chain, beyond where it is, that has a host for it."""
         chain = request.model.fallback if request.detour is None else request.detour.rest
-        if request.pin:  # the client wants this host and no other
+        if request.pin or request.endpoint not in _MAY_FALL_BACK:  # of a pin: the client wants this host and no other
             return None
         path = request.path
         for name in chain:
@@ -255,6 +263,12 @@ class Recovery:
             for request in list(model.waiting):
                 self.fall_back(request, now)
 
+    def _release(self, host: Host, now: int) -> None:
+        """Have what waited for this host alone, since all others had failed it, go to one of them after all."""
+        for other in self._loop.hosts:
+            if other is not host and not other.models.keys().isdisjoint(host.models):
+                self._loop.pump(other, now)
+
     # ------------------------------------------------------------ hosts
     def _blame(self, request: Request, host: Host, began_ns: int, text: str, now: int) -> None:
         host.last_error = text
@@ -286,6 +300,7 @@ class Recovery:
             loop.pump(host, now)
         elif not old_bar:
             self._rescue(host, now)
+            self._release(host, now)
         if host.bar == _DRAINING:
             loop.fleet.close_idle(host)
 
