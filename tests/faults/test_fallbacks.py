@@ -138,6 +138,15 @@ def test_a_client_that_wants_one_host_gets_no_other(stage: Stage, big: ScriptedH
     stage.finished(1)
 
 
+def test_vectors_of_another_model_are_none(stage: Stage, big: ScriptedHost) -> None:
+    big.script(ERROR)
+    client = stage.client()
+    client.post({"model": "large", "input": "text"}, "/v1/embeddings")
+    answer = client.answer()
+    assert (answer.status, "x-ringrouter-model" in answer.headers) == (503, False)
+    stage.finished(1)
+
+
 def test_a_model_without_a_chain_fails_as_ever(stage: Stage, big: ScriptedHost) -> None:
     big.script(ERROR)
     client = stage.client()
