@@ -70,6 +70,8 @@ def _general(random: Random) -> dict[str, Section]:
         "client_buffer_bytes": buffer,
         "client_resume_bytes": random.choice([0, buffer // 4]),
         "attempts": random.choice([1, 2, 3, 4]),
+        "retry_share": random.choice([0.2, 0]),
+        "retries_per_s": random.choice([10, 10, 0.1]),
         "held_bytes": random.choice([1024, 65_536]),
         "pipelined_bytes": random.choice([1024, 262_144]),
         "answer_bytes": random.choice([2048, 1 << 20]),

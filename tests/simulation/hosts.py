@@ -46,6 +46,8 @@ class SimHost:
         self.is_deaf = self.is_down = self.is_sick = self.is_failing = False
         self.frozen: list[Callable[[], None]] | None = None
         self.slowness = 1.0
+        self.is_deaf_to_whole = plan.kind == "llama.cpp" or "cancels_whole_answers = false" in plan.toml
+        """It is said not to notice that nobody waits for a whole answer: the router gives up waiting at total_s."""
         self._serials = serials
         """By request: how many attempts have come to any host. The router does not say, so the hosts count together."""
         self._report = report
@@ -247,9 +249,10 @@ class HostPeer(Peer):
         work = self.work
         if work is None or work.is_over:
             return
-        if self.host.plan.cancel_ms < 0:
+        if self.host.plan.cancel_ms < 0 or (self.host.is_deaf_to_whole and not work.job.stream):
             work.is_excused = True
-            return
+            if self.host.plan.cancel_ms < 0:
+                return
         delay_ns = int(self.host.plan.cancel_ms * MS)
         if not delay_ns:
             self._cancelled(work)

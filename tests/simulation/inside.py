@@ -13,11 +13,6 @@ OUT_OF_ORDER: Final[frozenset[tuple[str, str]]] = frozenset()
 """Pairs of stamps of which the first may come before the second."""
 
 
-def slots_now(host: Host) -> int:
-    """Return how many slots of a host may be in use before another request goes there."""
-    return host.slots
-
-
 def queue_of(host: Host) -> list[Any]:
     """Return the attempts that wait for a connection to a host."""
     return host.queue

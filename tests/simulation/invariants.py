@@ -87,6 +87,9 @@ class Inspector:
         def see(request: Request, host: Host, *, fresh: bool = False) -> bool:
             if not (host.usable or fresh):  # a kept connection that was gone is replaced, whatever the host is now
                 self._report(f"{request.request_id} goes to {host.name}, which cannot be used")
+            used = host.running + len(host.draining)
+            if used > host.slots and not fresh:
+                self._report(f"{request.request_id} goes to {host.name}, of whose {host.slots} slots {used} are in use")
             if request.pin and request.pin != host.host_id:
                 self._report(f"{request.request_id} goes to {host.name} and is for another host alone")
             return connect(request, host, fresh=fresh)
@@ -108,8 +111,8 @@ class Inspector:
             used = running + len(host.draining)
             if running < 0:
                 self._report(f"{host.name}: {running} requests run there")
-            if used > inside.slots_now(host) and used > busy.get(host, 0):
-                self._report(f"{host.name}: {used} of {inside.slots_now(host)} slots are in use, draining ones counted")
+            if used > host.facts.slot_count and used > busy.get(host, 0):
+                self._report(f"{host.name}: {used} of {host.facts.slot_count} slots are in use, draining ones counted")
             busy[host] = used
 
     def token(self, now: int, seq: int, kind: int, flags: int) -> None:
@@ -187,11 +190,13 @@ class Inspector:
         last = self._last.get(request.seq)
         if request.ending or last is None:
             return total
+        if request.phase == Phase.CONNECTING:  # again, perhaps: a kept connection may have been gone
+            return min(total, (request.routed + model.connect_ns, "connect_s"))
         since, kind = last
         if kind in {Kind.OPEN, Kind.ATTEMPT_FAILED}:
             if request.phase == Phase.WAITING:
                 return min(total, (since + model.queue_ns, "queue_s"), *inside.deadlines(request))
-            return min(total, (request.routed + model.connect_ns, "connect_s"))
+            return total
         if not (request.stream or request.fold):
             return total
         if kind == Kind.DISPATCHED:
@@ -210,7 +215,7 @@ class Inspector:
         most = self._router.limits.client_buffer_bytes + READ_BYTES_MAX
         if request.tok1 and request.stream and not request.ending and transport.get_write_buffer_size() > most:
             self._report(f"{request.request_id}: {transport.get_write_buffer_size()} bytes wait for a slow client")
-        since = max(transport.taken_ns, request.blocked_ns)
+        since = max(transport.taken_ns, request.blocked_ns, self._reloaded_ns)
         if now > since + request.model.stall_ns + BLOCKED_LATE_NS + self._late_ns - LATE_NS:
             self._report(f"{request.request_id}: its client takes nothing since {(now - since) / MS:.1f} ms")
 
@@ -327,7 +332,8 @@ class Inspector:
             mine = [records.get(answer.ask.id) for answer in client.answers]
             stalled = any(record and record["outcome"] == Outcome.CLIENT_STALLED for record in mine)
             for answer, record in zip(client.answers, mine, strict=True):
-                if answer.was_reset and not answer.is_whole and stalled:
+                dropped = stalled or (self._world.is_told_to_stop and client.plan.pace is not None)
+                if answer.was_reset and not answer.is_whole and dropped:
                     self._check_prefix(answer, jobs.get(answer.ask.id, {}))  # it has not read what it got
                 else:
                     self._check_answer(answer, record, jobs.get(answer.ask.id, {}))

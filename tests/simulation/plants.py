@@ -22,6 +22,7 @@ from router.hosts.host import Host
 from router.http1 import LAST_CHUNK
 from router.ingress.http import ClientConnection
 from router.loop import Loop
+from router.recovery import Recovery
 from router.request import Request
 from router.telemetry.records import Outcome
 from router.telemetry.writer import Telemetry
@@ -205,6 +206,7 @@ PLANTS: Final[dict[str, Plant]] = {
     "draining slots are not counted": _plant(Host, "drain_slot", _nothing),
     "a barred host gets requests": _plant(Loop, "_candidates", _every_host_usable),
     "nobody wakes those who wait": _plant(Loop, "pump", _nothing),
+    "who waits for a host that is barred is forgotten": _plant(Recovery, "_release", _nothing),
     "hosts are not cancelled": _plant(HostConnection, "kill", _no_cancel),
     "hosts are cancelled a turn later": _plant(connection, "shut_down", _cancel_later),
     "a request is answered twice": _plant(ClientConnection, "fail", _answered_twice),

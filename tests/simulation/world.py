@@ -217,7 +217,8 @@ class World:
         close = telemetry.close
 
         def closing() -> None:
-            self.inspector.at_close()
+            if self.is_stopped:
+                self.inspector.at_close()
             self.counters = {int(counter): telemetry.counters.get(counter) for counter in Counter}
             close()
 
