@@ -10,7 +10,7 @@ NO_HOST: Final = -1
 
 Candidate = tuple[int, int, int, bool, bool]
 """What routing sees of a host: its id, how many of its slots are busy (running and draining requests), how many it has
-now, whether it can be used, and whether it failed this request already."""
+now (at least one), whether it can be used, and whether it failed this request already."""
 
 Verdict = tuple[int, int, float]
 """What is said of a candidate: the id of its host, a :class:`Reason`, and a score whose unit the reason gives."""

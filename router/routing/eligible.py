@@ -67,8 +67,8 @@ def least_loaded(candidates: Sequence[Candidate], among: Sequence[int], turn: in
 
 
 def load(candidate: Candidate) -> float:
-    """Return the share of a host's slots in use; all of them where it has none."""
-    return candidate[1] / candidate[2] if candidate[2] else 1.0
+    """Return the share of a host's slots in use."""
+    return candidate[1] / candidate[2]
 
 
 def barred(candidate: Candidate) -> Verdict:

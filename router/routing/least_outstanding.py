@@ -40,7 +40,7 @@ def explain(candidates: Sequence[Candidate], chosen: int) -> list[Verdict]:
     """Return ``(host_id, reason, load)`` for each candidate, the chosen one first."""
     out: list[Verdict] = []
     for index, (host_id, busy, slots, healthy, tried) in enumerate(candidates):
-        load = busy / slots if slots else 1.0
+        load = busy / slots
         if index == chosen:
             out.insert(0, (host_id, _CHOSEN, load))
         elif not healthy:

@@ -29,7 +29,6 @@ from router.telemetry.tags import TagReader
 
 if TYPE_CHECKING:
     from router.request import Request
-    from router.routing import Verdict
 
 
 ERRORS_MAX: Final = 256
@@ -279,14 +278,18 @@ def pack_candidates(request: Request) -> None:
     ask = request.ask
     verdicts = explain(request.candidates, request.chosen) if ask is None else ask.verdicts
     for verdict in verdicts[:_VERDICTS_MAX]:
-        values += verdict if verdict[1] != _UNHEALTHY else _barred(request, verdict)
+        values += verdict
+    if _UNHEALTHY in values:  # seldom, and never too seldom: a score may look like it
+        _tell_bars(request, values)
     if request.pin:
         values[1] = _PINNED
     request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
     request.candidates = ()
 
 
-def _barred(request: Request, verdict: Verdict) -> Verdict:
-    """Return why a host of a request's model could not be used, as far as it still is so."""
-    host_id, _, score = verdict
-    return host_id, next((h.bar for h in request.model.hosts if h.host_id == host_id), 0) or _UNHEALTHY, score
+def _tell_bars(request: Request, values: list[float]) -> None:
+    """Say of hosts of a request's model that could not be used why that was, as far as it still is so."""
+    bars = {host.host_id: host.bar for host in request.model.hosts}
+    for at in range(0, len(values), 3):
+        if values[at + 1] == _UNHEALTHY:
+            values[at + 1] = bars.get(int(values[at]), 0) or _UNHEALTHY
