@@ -16,7 +16,7 @@ THEMES: Final = (
 )  # fmt: skip
 _KINDS: Final = ("openai", "vllm", "sglang", "llama.cpp", "ollama")
 _TROUBLES: Final = tuple(kind for kind in get_args(FateKind) if kind != "ok")
-_DEATHS: Final = tuple(kind for kind in _TROUBLES if kind.startswith("die_")) + ("silent", "stall")
+_DEATHS: Final = (*(kind for kind in _TROUBLES if kind.startswith("die_")), "silent", "stall")
 _SLOTS: Final = re.compile(r"^slots = \d+\n", re.MULTILINE)
 _PACES: Final = ((100, 1.0), (300, 20.0), (4000, 20.0), (2000, 300.0), (4000, 1500.0), (8000, 4000.0))
 """Bytes and milliseconds of a slow client's reads; the last ones are as good as none."""
@@ -131,8 +131,8 @@ class Draw:
             kind=kind,
             ttft_ms=round(random.expovariate(1 / random.choice([1, 20, 200])), 3),
             gap_ms=round(random.expovariate(1 / random.choice([0.2, 5, 20])), 3),
-            tokens=random.choice([1, 2, 6, 20, 40]),
-            token_bytes=random.choice([0, 0, 3, 400, 2000]) if self.theme == "slow_clients" else random.choice([0, 3]),
+            tokens=random.choice([6, 40, 40] if self.theme == "slow_clients" else [1, 2, 6, 20, 40]),
+            token_bytes=random.choice([3, 400, 2000, 4000] if self.theme == "slow_clients" else [0, 3]),
             at=random.randint(0, 10),
             status=random.choice([400, 404, 429, 500, 502, 503]),
             retry_after=random.choice([0, 3]),

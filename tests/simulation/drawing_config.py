@@ -29,7 +29,7 @@ def config_text(random: Random, models: list[str], *, plain: bool) -> str:
             own["aliases"] = [alias(name)]
             if index == 0 and len(models) > 1 and random.random() < 0.6:
                 own["fallback"] = models[1:]
-            sections.update(_of_model(random, f"models.{name}"))
+            sections.update(_of_model(random, f"models.{name}", sections["limits"]["waiting"]))
     if not plain:
         sections.update(_standing(random))
         sections[f"features.{FEATURE}"] = _feature(random, models)
@@ -109,7 +109,7 @@ def _standing(random: Random) -> dict[str, Section]:
     }
 
 
-def _of_model(random: Random, prefix: str) -> dict[str, Section]:
+def _of_model(random: Random, prefix: str, waiting_max: object) -> dict[str, Section]:
     routing: Section = {
         "policy": random.choice(POLICIES),
         "sticky": random.choice(["", "", "session_id"]),
@@ -133,7 +133,7 @@ def _of_model(random: Random, prefix: str) -> dict[str, Section]:
         if random.random() < 0.2:
             rules["deadline_ms"] = random.choice([50, 300, 1500])
         if random.random() < 0.2:
-            rules["waiting"] = random.choice([0, 1, 5])
+            rules["waiting"] = min(random.choice([0, 1, 5]), waiting_max)  # type: ignore[type-var]
         if random.random() < 0.3:
             rules["starve_s"] = random.choice([0.05, 0.5])
         sections[f"{prefix}.admission.classes.{name}"] = rules

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from router.request import Request
 
 STALE_RETRIES_MAX: Final = 2
-OUT_OF_ORDER: Final[frozenset[tuple[str, str]]] = frozenset()
-"""Pairs of stamps of which the first may come before the second."""
 
 
 def queue_of(host: Host) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -302,8 +303,8 @@ class Inspector:
         at = dict(zip(STAMPS, stamps, strict=True))
         ordered = _IN_ORDER if record["outcome"] == Outcome.OK else _IN_ORDER[:-1]  # who left has not taken the last
         happened = [(stamp, at[stamp]) for stamp in ordered if at[stamp]]
-        for (first, before), (second, after) in zip(happened, happened[1:], strict=False):
-            if after < before and (second, first) not in inside.OUT_OF_ORDER:
+        for (first, before), (second, after) in pairwise(happened):
+            if after < before:
                 self._report(f"{name}: {second} is {before - after} ns before {first}")
         whole = normalise(stamps)
         parts = stages(stamps)

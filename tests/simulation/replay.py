@@ -108,12 +108,12 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
     for position, client in enumerate(clients):
         for index in range(len(client.asks) if len(client.asks) > 1 else 0):
             fewer = replace(client, asks=client.asks[:index] + client.asks[index + 1 :])
-            yield replace(scenario, clients=clients[:position] + [fewer] + clients[position + 1 :])
+            yield replace(scenario, clients=[*clients[:position], fewer, *clients[position + 1 :]])
     hosts = scenario.hosts
     for position, host in enumerate(hosts):
         for index in range(len(host.events)):
             calmer = replace(host, events=host.events[:index] + host.events[index + 1 :])
-            yield replace(scenario, hosts=hosts[:position] + [calmer] + hosts[position + 1 :])
+            yield replace(scenario, hosts=[*hosts[:position], calmer, *hosts[position + 1 :]])
     if scenario.stalls:
         yield replace(scenario, stalls=[])
     for index in range(len(scenario.reloads)):

@@ -98,8 +98,8 @@ class HostEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """A turn in a host's life.
 
     ``down`` refuses and drops everything, ``up`` ends every trouble, ``frozen`` keeps its sockets open and says
-    nothing, ``deaf`` lets nobody connect, ``sick`` fails its probes only, ``failing`` closes on every request though its
-    probes are well, ``slow`` takes ``value`` times as long, ``slots`` has ``value`` slots after a restart.
+    nothing, ``deaf`` lets nobody connect, ``sick`` fails its probes only, ``failing`` closes on every request though
+    its probes are well, ``slow`` takes ``value`` times as long, ``slots`` has ``value`` slots after a restart.
     """
 
     at_ms: float

@@ -59,10 +59,6 @@ level = "error"
 """
 
 
-class Violation(AssertionError):
-    """Something did not hold that must."""
-
-
 class Result(msgspec.Struct):
     """What came of a run."""
 
