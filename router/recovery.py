@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 from router import outbound, verdicts
 from router.errors import ErrorKind
-from router.hosts.standing import Standing
+from router.hosts.standing import Standing, condition
 from router.routing import Reason
 from router.telemetry.counters import Counter
+from router.telemetry.host_rows import HostRow
 from router.telemetry.records import Endpoint, Kind, Outcome, Phase
 
 if TYPE_CHECKING:
@@ -244,9 +245,9 @@ class Recovery:
         request.tried = ()
         request.ask = None
         request.model, request.model_id = model, model.model_id
-        lines = request.answer_lines.removesuffix(detour.line)
+        lines = request.terms.answer_lines.removesuffix(detour.line)
         detour.line = _model_line(model.name)
-        request.answer_lines = lines + detour.line
+        request.own_terms().answer_lines = lines + detour.line
         generates = not request.path and request.endpoint is not _EMBEDDINGS
         if generates and not request.stream and request.fields is not None:
             request.fold = model.folds(log_probabilities=bool(getattr(request.fields, "logprobs", None)))
@@ -295,6 +296,7 @@ class Recovery:
         """A host may get requests again, or no more, or for another reason not."""
         loop = self._loop
         loop.on_standing(host, old_bar)
+        self.show_hosts(now)
         if host.usable:
             loop.fleet.top_up(host, now)
             loop.pump(host, now)
@@ -319,6 +321,25 @@ class Recovery:
                 self.attempt_failed(attempt, ErrorKind.HOST_DRAINED, text, now)
         self._loop.fleet.give_up(host)
 
+    def show_hosts(self, now: int) -> None:
+        """Show how every host is, to whoever reads shared memory."""
+        self._loop.telemetry.host_rows.write(
+            HostRow(
+                host_id=host.host_id,
+                name=host.name,
+                bar=host.bar,
+                is_removed=host.removed,
+                running=host.running + len(host.draining),
+                slots=host.slots,
+                slot_count=host.facts.slot_count,
+                t_ns=now,
+                text=condition(host, now, in_own_words=False),
+            )
+            for host in sorted(
+                self._loop.hosts, key=lambda host: not host.removed
+            )  # of two with one id the one that stays
+        )
+
     # ------------------------------------------------------------ time goes by
     def tick(self, now: int) -> None:
         """Do what is due of the hosts' standing."""
@@ -337,6 +358,7 @@ class Recovery:
         for host in [host for host in loop.hosts if host.drains]:
             if not host.running and not host.draining:
                 self._drained(host)
+        self.show_hosts(now)
 
     def _drained(self, host: Host) -> None:
         """Nothing runs any more at a host that is taken out of service."""

@@ -248,17 +248,18 @@ def _bar(host: Host, breaker: Breaker) -> int:
     return _EJECTED if host.ejected_until_ns else 0
 
 
-def condition(host: Host, now: int) -> str:
-    """Return how a host is, in words."""
+def condition(host: Host, now: int, *, in_own_words: bool = True) -> str:
+    """Return how a host is, in words; with those of the host itself only if ``in_own_words``: it may quote a prompt."""
+    error = host.last_error if in_own_words else host.last_error.partition(": ")[0]
     if host.bar == _DRAINING:
         return f"draining, {host.running} running" if host.running else "drained"
     if host.bar == _UNHEALTHY:
-        return f"unhealthy: {host.last_error}" if host.last_error else "not probed yet"
+        return f"unhealthy: {error}" if error else "not probed yet"
     if host.bar == _BREAKER_OPEN:
         left_s = (host.breaker.until_ns - now) / _NS if host.breaker is not None else 0.0
-        return f"breaker open for {max(left_s, 0.0):.1f} s: {host.last_error}"
+        return f"breaker open for {max(left_s, 0.0):.1f} s: {error}"
     if host.bar == _EJECTED:
-        return f"left out for {max(host.ejected_until_ns - now, 0) / _NS:.0f} s: {host.last_error}"
+        return f"left out for {max(host.ejected_until_ns - now, 0) / _NS:.0f} s: {error}"
     if host.on_trial:
         return f"breaker half open, {host.slots} of {host.facts.slot_count} slots"
     if host.slow_since_ns:

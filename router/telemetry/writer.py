@@ -24,6 +24,7 @@ from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
 from router.telemetry.host_report import read_report
+from router.telemetry.host_rows import HostRows
 from router.telemetry.packing import packer
 from router.telemetry.tags import TagReader
 
@@ -112,7 +113,11 @@ class Telemetry:
         self.counters = CountersWriter.create(path / "counters", CATALOGUE)
         self.errors = DistinctErrorsWriter.create(path / "errors", row_count=ERRORS_MAX, name="errors")
         self.names = Names(names, self.counters)
-        self._segments = (self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors)
+        self.host_rows = HostRows(path)
+        self._segments = (
+            self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors,
+            self.host_rows.table,
+        )  # fmt: skip
         self._free_rows = list(range(config.limits.in_flight - 1, -1, -1))
         for position, own in enumerate(config.tags.own):
             self.names.intern(rec.NAME_OWN_TAG, own)
@@ -281,7 +286,7 @@ def pack_candidates(request: Request) -> None:
         values += verdict
     if _UNHEALTHY in values:  # seldom, and never too seldom: a score may look like it
         _tell_bars(request, values)
-    if request.pin:
+    if request.terms.pin:
         values[1] = _PINNED
     request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
     request.candidates = ()
