@@ -127,7 +127,7 @@ class Loop:
         waiting = model.waiting.size
         if waiting and free and not self._is_behind(request):
             waiting = 0
-        decision = admit(waiting, self.limits.waiting, healthy, free)
+        decision = _RUN if free and not waiting else admit(waiting, self.limits.waiting, healthy, free)
         if request.terms.deadline_ns and self._is_hopeless(request, decision, candidates, now):
             return
         if decision is _RUN:
@@ -244,7 +244,8 @@ class Loop:
     def _candidates(self, request: Request) -> list[Candidate]:
         tried = request.tried
         candidates = []
-        for h in self.hosts_of(request):
+        hosts = self.hosts_of(request) if request.path or request.terms.pin else request.model.hosts
+        for h in hosts:
             host_id = h.host_id
             candidates.append(
                 (host_id, h.running + len(h.draining), h.slots, h.usable, bool(tried) and host_id in tried)

@@ -83,7 +83,8 @@ class Terms:
     """
 
     __slots__ = (
-        "asked_model", "deadline_ns", "levered", "predicted_ttft_us", "serves_late", "share_key", "workload",
+        "answer_lines", "asked_model", "deadline_ns", "levered", "pin", "predicted_ttft_us", "serves_late", "share_key",
+        "workload",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -102,6 +103,10 @@ class Terms:
         """Id of the model that it asked for where a rule has set another; 0 where none has."""
         self.levered: Any = None
         """What rules changed of it, a :class:`router.levers.Levered`; ``None`` for most."""
+        self.pin = 0
+        """Id of the host that the client asked for, 0 where any may answer."""
+        self.answer_lines = b""
+        """Header lines of the router's own for its answer."""
 
 
 NO_TERMS: Final = Terms()
@@ -166,12 +171,8 @@ class Request:
     tried: tuple[int, ...] = ()
     """Ids of the hosts that failed it."""
     failed_attempts: tuple[tuple[int, int, int, int, int, int, int, int], ...] = ()
-    pin: int = 0
-    """Id of the host that the client asked for, 0 where any may answer."""
     terms: Terms = NO_TERMS
     """How it is to be served, where anybody has said so."""
-    answer_lines: bytes = b""
-    """Header lines of the router's own for its answer."""
     ask: Any = None
     """What a routing policy knows of it, the :class:`router.routing.policy.Ask`; ``None`` while none was asked."""
     candidates: Sequence[Candidate] = ()
@@ -254,6 +255,11 @@ class Request:
     def share_key(self) -> str:
         """With whom it shares turns in the waiting room, as :attr:`Terms.share_key`."""
         return self.terms.share_key
+
+    @property
+    def pin(self) -> int:
+        """Id of the host that the client asked for, 0 where any may answer."""
+        return self.terms.pin
 
     def own_terms(self) -> Terms:
         """Return terms that are this request's alone, and may be changed before it waits."""

@@ -65,11 +65,8 @@ class PassThrough:
         name = fields.model if fields.model is not None else headers.get(_MODEL_HEADER, b"").decode("utf-8", "replace")
         if fields.metadata:
             wishes = with_metadata(wishes, headers, fields.metadata)
-        if wishes is not None:
-            if self._loop.config.features:
-                name = model_for(self._loop, wishes, endpoint, name)
-            elif not wishes.says_more:
-                wishes = None
+        if wishes is not None and wishes.feature:
+            name = model_for(self._loop, wishes, endpoint, name)
         model = self._model(path, name)
         dialect = dialect_of(path)
         request = Request(

@@ -34,7 +34,7 @@ def pin(loop: Loop, request: Request, name: str) -> None:
     if request.path and request.path not in host.facts.paths:
         able = [host for host in model.hosts if request.path in host.facts.paths]
         raise _refused(f"host {name!r} does not have {request.path} (hosts that have it: {_names(able)})")
-    request.pin = host.host_id
+    request.own_terms().pin = host.host_id
 
 
 def _refused(text: str) -> RequestError:

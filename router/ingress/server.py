@@ -79,6 +79,7 @@ class HttpServer:
         self._head_ns = int(config.timeouts.head_s * _NS)
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
         self._passed.configure(config)
+        self.heads.forget()  # what heads say of features is kept with them
 
     # ------------------------------------------------------------ connections
     def accept(self, connection: ClientConnection) -> bool:
@@ -149,7 +150,7 @@ class HttpServer:
     # ------------------------------------------------------------ requests
     def route(self, head: Head) -> Route:
         """Return what a head says of its request, and keep it with the head."""
-        route = head.route = Route(head)
+        route = head.route = Route(head, has_features=bool(self._config.features))
         return route
 
     def take(self, connection: ClientConnection, head: Head, endpoint: Endpoint, body: bytes) -> None:

@@ -64,11 +64,8 @@ def make_request(
     name = fields.model
     if fields.metadata:
         wishes = with_metadata(wishes, headers, fields.metadata)
-    if wishes is not None:
-        if loop.config.features:
-            name = model_for(loop, wishes, endpoint, name)
-        elif not wishes.says_more:
-            wishes = None
+    if wishes is not None and wishes.feature:
+        name = model_for(loop, wishes, endpoint, name)
     model = loop.by_name.get(name)
     if model is None:
         raise unknown_model(loop, name)

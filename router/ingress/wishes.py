@@ -68,15 +68,15 @@ class Wishes(NamedTuple):
 NO_WISHES: Final = Wishes()
 
 
-def read_wishes(headers: Mapping[bytes, bytes]) -> Wishes | None:
-    """Return what a head says, ``None`` where it says nothing."""
+def read_wishes(headers: Mapping[bytes, bytes], *, has_features: bool) -> Wishes | None:
+    """Return what a head says, ``None`` where it says nothing: its feature is nothing while none is configured."""
     said = CLASS_HEADER in headers or DEADLINE_HEADER in headers
     if not (said or b"baggage" in headers or any(name.startswith(_TAG_PREFIX) for name in headers)):
         return None
     wishes = _with_tags(NO_WISHES, headers, None)
     if said:
         wishes = _with_headers(wishes, headers)
-    return None if wishes == NO_WISHES else wishes
+    return wishes if wishes.says_more or (has_features and wishes.feature) else None
 
 
 def with_metadata(wishes: Wishes | None, headers: Mapping[bytes, bytes], metadata: Mapping[str, Any]) -> Wishes | None:
@@ -167,7 +167,7 @@ def _pull_levers(loop: Loop, request: Request, feature: FeatureConfig | None) ->
     if not flags:
         return
     request.terms.levered = (levered or levers.NOTHING)._replace(flags=flags, notes=tuple(notes))
-    request.answer_lines += b"x-ringrouter-levers: %b\r\n" % ", ".join(notes).encode("ascii")
+    request.terms.answer_lines += b"x-ringrouter-levers: %b\r\n" % ", ".join(notes).encode("ascii")
     loop.counters.add(Counter.LEVERS_APPLIED)
 
 
