@@ -45,7 +45,7 @@ def test_what_is_read_at_the_start_only_needs_a_restart() -> None:
     text = '[listen]\nhttp = "127.0.0.1:1"\n[rings]\ntokens = 2048\n[limits]\nin_flight = 9\nwaiting = 5\n'
     text += '[observer]\nhttp = "127.0.0.1:2"\n'
     before, after = config(), config(text)
-    assert dict((key.partition(":")[0], needs) for key, needs in texts(before, after)) == {
+    assert {key.partition(":")[0]: needs for key, needs in texts(before, after)} == {
         "listen.http": "router",
         "rings.tokens": "router",
         "limits.in_flight": "router",

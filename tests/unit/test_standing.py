@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 from typing import Any
 
@@ -85,9 +86,9 @@ def test_a_host_that_keeps_failing_is_let_in_ever_more_seldom() -> None:
         if bench.host.usable:
             times.append(now)
             bench.fail(now)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert len(times) <= 7
-    assert all(later > 1.3 * earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+    assert all(later > 1.3 * earlier for earlier, later in itertools.pairwise(gaps))
 
 
 def test_half_open_lets_so_many_through_and_no_more() -> None:
