@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router import cli
 from tests.faults.client import Client
 from tests.faults.stage import QUIET, SHORT_TICK, Stage, host_entry
 from tests.support import scripted_host as sh
@@ -48,17 +49,25 @@ def alpha() -> Iterator[ScriptedHost]:
 
 @pytest.fixture(scope="module")
 def beta() -> Iterator[ScriptedHost]:
-    with ScriptedHost("beta", models=(*POLICIES, "own")) as host:
+    with ScriptedHost("beta", models=(*POLICIES, "own", "spare")) as host:
         yield host
 
 
 @pytest.fixture(scope="module")
-def running_stage(directory: Path, alpha: ScriptedHost, beta: ScriptedHost) -> Iterator[Stage]:
+def gone() -> Iterator[ScriptedHost]:
+    with ScriptedHost("gone", models=("spare",)) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def running_stage(directory: Path, alpha: ScriptedHost, beta: ScriptedHost, gone: ScriptedHost) -> Iterator[Stage]:
     routing = "".join(f"[models.{model}.routing]\n{keys}\n" for model, keys in POLICIES.items())
-    hosts = host_entry(alpha, slots=SLOT_COUNT, cost_per_hour=1.0) + host_entry(
-        beta, slots=SLOT_COUNT, cost_per_hour=9.0
+    hosts = (
+        host_entry(alpha, slots=SLOT_COUNT, cost_per_hour=1.0)
+        + host_entry(beta, slots=SLOT_COUNT, cost_per_hour=9.0)
+        + host_entry(gone, slots=SLOT_COUNT, drain=True)
     )
-    with Stage(directory, [alpha, beta], f"{QUIET}{SHORT_TICK}{routing}{hosts}", models=["plain"]) as stage:
+    with Stage(directory, [alpha, beta, gone], f"{QUIET}{SHORT_TICK}{routing}{hosts}", models=["plain"]) as stage:
         yield stage
 
 
@@ -235,6 +244,18 @@ def test_it_waits_for_its_own_host_while_others_pass(stage: Stage, beta: Scripte
     let_go(stage, gates)
 
 
+def test_a_host_that_cannot_serve_now_is_a_503_that_names_it(stage: Stage) -> None:
+    assert ask(stage, "spare") == "beta"
+    assert reasons(stage.last_finished()) == {"beta": "chosen", "gone": "draining"}
+    client = stage.client()
+    client.chat(model="spare", more=PIN("gone"))
+    answer = client.answer()
+    assert answer.status == 503
+    assert answer.error["code"] == "no_host"
+    assert "(gone: " in answer.error["message"]
+    assert "beta" not in answer.error["message"], "only the host that was asked for is in question"
+
+
 def test_its_failure_is_not_tried_elsewhere(stage: Stage, alpha: ScriptedHost, beta: ScriptedHost) -> None:
     error = {"error": {"message": "busy", "type": "server_error", "param": None, "code": 503}}
     beta.script(sh.json_answer(503, error))
@@ -273,6 +294,26 @@ def test_a_zeromq_client_names_its_host(stage: Stage) -> None:
     client.finish(refused)
     assert refused.error["code"] == "bad_request"
     assert "'gamma' is not a host here" in refused.error["message"]
+
+
+def test_what_was_decided_is_explained(stage: Stage, beta: ScriptedHost, capsys: pytest.CaptureFixture[str]) -> None:
+    def explained() -> list[str]:
+        directory = stage.router.instance_dir.parent
+        assert cli.main(["explain", "why-1", "--run-dir", str(directory)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    gates = hold(stage, beta, 1, "plain", PIN("beta") + "x-request-id: why-1\r\n")
+    assert any(line.startswith("outcome    in flight: ") for line in explained())
+    let_go(stage, gates)
+    stage.finished(1)
+    lines = explained()
+    assert lines[0].startswith("request why-1 of plain at ")
+    assert lines[1].startswith("outcome    ok after ")
+    at = lines.index("policy     least_outstanding")
+    assert (
+        lines[at + 1]
+        == "  beta  chosen, because the client asked for it: 0% of its slots busy; 0 other requests ran there"
+    )
 
 
 def test_heads_that_differ_in_the_host_alone_are_kept_apart(stage: Stage) -> None:
