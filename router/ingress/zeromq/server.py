@@ -423,7 +423,7 @@ class ZmqServer:
         headers = as_headers(header)
         request = make_request(
             self.loop, reply, API_VERBS[header.verb], header.id, body, headers, recv_ns, monotonic_ns(),
-            streams_by_default=True, 
+            streams_by_default=True,
             wishes=read_wishes(headers, has_features=bool(self.loop.config.features)) if headers else None,
         )  # fmt: skip
         if b"traceparent" in headers:
