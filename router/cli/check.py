@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from router import config
 from router.cli import EXIT_OK, fail
-from router.config import Config, HostConfig
+from router.config import Config, HostConfig, ModelConfig, RoutingConfig
 from router.config.changes import changes
 from router.errors import ConfigError
 
@@ -88,7 +88,16 @@ def _model_names(settings: Config) -> list[str]:
 
 def _model_row(settings: Config, name: str) -> tuple[str, ...]:
     at = [_model_at(host, name) for host in settings.hosts if name in host.models]
-    return name, f"at {', '.join(at)}"
+    return name, f"at {', '.join(at)}", _routing(settings.models.get(name, ModelConfig()).routing)
+
+
+def _routing(routing: RoutingConfig) -> str:
+    """Say how a model's requests are routed, nothing where it is the default."""
+    if routing.is_default:
+        return ""
+    parts = [f"sticky by {routing.sticky}"] if routing.sticky else []
+    parts += [f"in the order of {routing.order}"] if routing.order != "none" else []
+    return ", ".join([f"routed by {routing.policy}", *parts])
 
 
 def _model_at(host: HostConfig, name: str) -> str:

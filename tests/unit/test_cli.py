@@ -142,6 +142,12 @@ class TestCheck:
         assert self.check(EXAMPLE_LLAMA, tmp_path) == 0
         assert "what laptop will name when asked" in capsys.readouterr().out
 
+    def test_how_a_model_is_routed_is_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        routing = '[models.chat.routing]\npolicy = "prefix_affinity"\nsticky = "user_id"\norder = "priority"'
+        assert self.check(f"{EXAMPLE_VLLM}\n{routing}", tmp_path) == 0
+        out = capsys.readouterr().out
+        assert "routed by prefix_affinity, sticky by user_id, in the order of priority\n" in out
+
     def test_a_model_that_no_host_has_is_a_warning(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.check(f"{EXAMPLE_VLLM}\n[models.other]\nfold = 'never'", tmp_path) == 0
         assert "warning: [models.other]: no host has this model" in capsys.readouterr().out
