@@ -267,6 +267,7 @@ class ClientPeer(Peer):
         self.client = client
         self._open: list[Answer] = []
         self._sent_ns = 0
+        self._is_stuck = False
         self._check: Callable[[], None] = lambda: None
 
     # ------------------------------------------------------------ asking
@@ -279,7 +280,10 @@ class ClientPeer(Peer):
         data = message(ask)
         size = max(len(data) // ask.pieces, 1)
         pieces = [data[i * size : (i + 1) * size] for i in range(ask.pieces - 1)] + [data[(ask.pieces - 1) * size :]]
-        if ask.stuck:
+        if self._is_stuck:
+            pieces.clear()  # it would be taken for the rest of the one before
+        elif ask.stuck:
+            self._is_stuck = True
             pieces.pop()
         for index, piece in enumerate(pieces):
             self._sent_ns = max(self._sent_ns, now + index * 5 * MS)  # behind what was asked before

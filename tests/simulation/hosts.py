@@ -42,7 +42,6 @@ class SimHost:
         self.jobs: dict[Work, None] = {}
         self.attempts: dict[str, list[tuple[int, Job]]] = {}
         """By request: the jobs that have come, with their times, at this host."""
-        self.emitted = 0
         self.is_deaf = self.is_down = self.is_sick = self.is_failing = False
         self.frozen: list[Callable[[], None]] | None = None
         self.slowness = 1.0
@@ -181,7 +180,6 @@ class Work:
             return
         if doing == "send":
             self.peer.send(data)
-            self.host.emitted += 1
         elif doing == "fin":
             self.stop()
             self.peer.finish()

@@ -33,6 +33,8 @@ LATE_NS: Final = 50 * MS
 """What a time-out may be late."""
 BLOCKED_LATE_NS: Final = 150 * MS
 """The same for a client that takes nothing: two looks at its socket, and what is on its way."""
+_FRAMING_BYTES: Final = 4096
+"""What the router adds to a read: heads, chunk sizes, an error event."""
 _CONTENT: Final = frozenset({Kind.TEXT, Kind.REASONING, Kind.TOOL_CALL})
 _OUTCOME_COUNTERS: Final = {
     Counter.REQUESTS_OK: {Outcome.OK},
@@ -213,7 +215,7 @@ class Inspector:
         transport: Transport = egress._transport  # type: ignore[attr-defined]
         if transport is None:
             return
-        most = self._router.limits.client_buffer_bytes + READ_BYTES_MAX
+        most = self._router.limits.client_buffer_bytes + READ_BYTES_MAX + _FRAMING_BYTES
         if request.tok1 and request.stream and not request.ending and transport.get_write_buffer_size() > most:
             self._report(f"{request.request_id}: {transport.get_write_buffer_size()} bytes wait for a slow client")
         since = max(transport.taken_ns, request.blocked_ns, self._reloaded_ns)
