@@ -15,7 +15,7 @@ from tests.faults.client import Answer, Client
 from tests.faults.stage import MS, QUIET, SHORT_TICK, Stage, check_on_time, host_entry
 from tests.support import scripted_host as sh
 from tests.support.scripted_host import Gate, ScriptedHost
-from tests.support.waiting import wait_until
+from tests.support.waiting import shared_memory_directory, wait_until
 
 SAMPLE_COUNT = 10
 """Answers after which the router foretells."""
@@ -191,6 +191,27 @@ def test_a_deadline_that_passes_while_waiting_ends_the_request(stage: Stage, hos
     assert stage.counter("deadlines_exceeded") > expired
     queue.gate.open()
     assert queue.clients[0].answer().ended
+
+
+def test_a_deadline_nearer_than_the_next_tick_is_met_too() -> None:
+    with (
+        shared_memory_directory() as directory,
+        ScriptedHost("alpha") as host,
+        Stage(directory, [host], QUIET + host_entry(host, slots=1)) as stage,
+    ):
+        queue = Queue(stage, host)
+
+        def measure() -> tuple[int, int, int]:
+            client = stage.client()
+            client.chat(more="x-ringrouter-deadline-ms: 60")
+            assert refused(client)[:2] == (503, "deadline_exceeded")
+            stamps = stage.last_finished()["stamps"]
+            return stamps["recv"], stamps["done"], stamps["done"]
+
+        check_on_time(measure, 0.06)
+        queue.gate.open()
+        assert queue.clients[0].answer().ended
+        stage.settle()
 
 
 def test_a_deadline_that_only_orders(stage: Stage, host: ScriptedHost) -> None:
