@@ -107,31 +107,30 @@ def _sections(
     results: Results, plan: Plan, capacities: dict[str, float], found: Sequence[policies_report.Comparison]
 ) -> dict[str, str]:
     load = LOAD_OF_TABLES if LOAD_OF_TABLES in plan.loads else plan.loads[0]
-    short = (
-        f"TTFT at the 95th percentile, ms, at {load} % load, medians of {plan.seeds} seeds.\n\n"
-        f"{policies_report.short_table(results, load)}"
-    )
-    long = [LEGEND]
-    for name in plan.workloads:
-        workload = _WORKLOADS[name]
-        limits = f"first token within {workload.ttft_s:g} s, then one each {1000 * workload.token_s:g} ms"
-        heading = f"#### {name}\n\n{workload.meaning[0].upper()}{workload.meaning[1:]}; {limits}."
-        for at in plan.loads:
-            rate = f"**{at} % load**, {capacities[name] * at / 100:.1f} requests/s"
-            heading += f"\n\n{rate}\n\n{policies_report.workload_table(results, name, at)}"
-        long.append(heading)
-    sections = {"policies-short": short, "policies": "\n\n".join(long)}
+    short = [f"TTFT at the 95th percentile, ms, medians of {plan.seeds} seeds."]
+    short += [f"At {at} % load:\n\n{policies_report.short_table(results, at)}" for at in plan.loads]
+    long = [LEGEND, *(_workload(results, name, load, capacities[name]) for name in plan.workloads)]
+    sections = {"policies-short": "\n\n".join(short), "policies": "\n\n".join(long)}
     if found:
         sections["policies-compared"] = _compared(plan, found)
     return sections
+
+
+def _workload(results: Results, name: str, load: int, capacity_per_s: float) -> str:
+    workload = _WORKLOADS[name]
+    limits = f"first token within {workload.ttft_s:g} s, then one each {1000 * workload.token_s:g} ms"
+    meaning = workload.meaning[0].upper() + workload.meaning[1:]
+    rate = f"{load} % load: {capacity_per_s * load / 100:.1f} requests/s"
+    table = policies_report.workload_table(results, name, load)
+    return f"#### {name}\n\n{meaning}; {limits}. {rate}.\n\n{table}"
 
 
 def _compared(plan: Plan, found: Sequence[policies_report.Comparison]) -> str:
     worse = sum(bool(each.worse) for each in found)
     better = sum(bool(each.better) and not each.worse for each in found)
     return (
-        f"`{RECOMMENDED}` beside each rule, {plan.seeds} seeds compared pairwise in TTFT p50, p95, p99 and goodput. Of "
-        f"{len(found)} comparisons it is better in {better}, worse in {worse}.\n\n"
+        f"`{RECOMMENDED}` beside each rule, {plan.seeds} seeds compared pairwise in TTFT p50, p95, p99 and in goodput. "
+        f"In {len(found)} comparisons it is better {better} times and worse {worse} times.\n\n"
         f"{policies_report.comparison_table(found)}"
     )
 

@@ -19,9 +19,10 @@ MIN_DIFFERENCE = 0.05
 """A time that differs by less than this share is called the same, whatever the seeds say."""
 MIN_GOOD_DIFFERENCE = 0.005
 """The same for shares of good answers, as a difference."""
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_T_95_MANY = 2.2
+# Two-sided 99 % quantiles of Student's t for 1, 2, ... degrees of freedom. Not 95 %: hundreds of differences are looked
+# at, and dozens would be found where there are none.
+_T_99 = (63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106, 3.055, 3.012, 2.977, 2.947)
+_T_99_MANY = 2.9
 
 
 class Quantity(NamedTuple):
@@ -37,9 +38,9 @@ def _log_s(seconds: float) -> float:
 
 
 COMPARED = (
-    Quantity("TTFT p50", lambda o: _log_s(o.ttft_p50_s), MIN_DIFFERENCE),
-    Quantity("TTFT p95", lambda o: _log_s(o.ttft_p95_s), MIN_DIFFERENCE),
-    Quantity("TTFT p99", lambda o: _log_s(o.ttft_p99_s), MIN_DIFFERENCE),
+    Quantity("p50", lambda o: _log_s(o.ttft_p50_s), MIN_DIFFERENCE),
+    Quantity("p95", lambda o: _log_s(o.ttft_p95_s), MIN_DIFFERENCE),
+    Quantity("p99", lambda o: _log_s(o.ttft_p99_s), MIN_DIFFERENCE),
     Quantity("goodput", lambda o: -o.good_share, MIN_GOOD_DIFFERENCE),
 )
 
@@ -47,7 +48,7 @@ COMPARED = (
 def verdict(own: Sequence[Outcome], other: Sequence[Outcome], quantity: Quantity) -> int:
     """Return -1 where the first policy is better than the other, 1 where it is worse, 0 where no difference shows.
 
-    Seeds are compared pairwise: both policies were asked the same. A difference shows when the 95 % interval of its
+    Seeds are compared pairwise: both policies were asked the same. A difference shows when the 99 % interval of its
     mean (Student's t) does not contain 0 and it is not too small to matter.
     """
     differences = [_difference(quantity.value(a), quantity.value(b)) for a, b in zip(own, other, strict=True)]
@@ -65,11 +66,11 @@ def _difference(one: float, other: float) -> float:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of a mean, infinite for a single value."""
+    """Return half the width of the 99 % interval of a mean, infinite for a single value."""
     count = len(values)
     if count < 2:
         return inf
-    quantile = _T_95[count - 2] if count - 2 < len(_T_95) else _T_95_MANY
+    quantile = _T_99[count - 2] if count - 2 < len(_T_99) else _T_99_MANY
     return quantile * statistics.stdev(values) / sqrt(count)
 
 
@@ -109,10 +110,8 @@ def comparison_table(found: Sequence[Comparison]) -> str:
 
 def _words(found: Comparison) -> str:
     if found.worse:
-        return "WORSE: " + ", ".join(found.worse)
-    if len(found.better) == len(COMPARED):
-        return "better"
-    return "better: " + ", ".join(found.better) if found.better else "same"
+        return " ".join(("WORSE", *found.worse))
+    return " ".join(("better", *found.better)) if found.better else "same"
 
 
 def short_table(results: Results, load: int) -> str:

@@ -50,7 +50,7 @@ class RoutingConfig(Section, frozen=True):
     idle_share: Annotated[
         float,
         between(0, 1, "A host with a smaller share of its slots busy is never above the load bound."),
-    ] = 0.25
+    ] = 0.5
     decay_s: Annotated[
         float, above_zero(86_400, "`p2c_ewma`: seconds after which a time to the first token counts for 1/e.")
     ] = 10.0
@@ -70,7 +70,7 @@ class RoutingConfig(Section, frozen=True):
     ] = 0.02  # fmt: skip
     block_bytes: Annotated[
         int, between(16, 65_536, "Bytes of a prompt that are compared as one; a shorter prompt is never recognised.")
-    ] = 512
+    ] = 256
     blocks_max: Annotated[
         int, between(1, 65_536, "Blocks of a prompt that are looked at, from its beginning; each costs about 0.3 µs.")
     ] = 1024

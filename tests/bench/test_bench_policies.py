@@ -179,8 +179,8 @@ def test_what_is_worse_stands_in_the_table() -> None:
         ("chat", 80, "random"): outcomes(1.0, 1.05, 0.9),
     }
     (found,) = policies_report.comparisons(results, RECOMMENDED, ["random"])
-    assert found.worse == ("TTFT p95",)
-    assert "WORSE: TTFT p95" in policies_report.comparison_table([found])
+    assert found.worse == ("p95",)
+    assert "WORSE p95" in policies_report.comparison_table([found])
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:
@@ -191,7 +191,7 @@ def test_percentiles_are_of_the_nearest_rank() -> None:
 
 # ---------------------------------------------------------------- the command
 def test_the_recommended_policy_is_no_worse_than_any_baseline_in_a_short_study() -> None:
-    plan = policies.Plan(["agents", "documents"], [*BASELINES, RECOMMENDED], [80], 3, 500, 2)
+    plan = policies.Plan(["agents", "documents"], [*BASELINES, RECOMMENDED], [80], 4, 500, 2)
     results, _ = policies.study(plan)
     found = policies_report.comparisons(results, RECOMMENDED, BASELINES)
     assert [each for each in found if each.worse] == []
