@@ -242,7 +242,6 @@ class Recovery:
         detour.attempts_before = request.attempt_count
         loop.counters.add(Counter.FALLBACKS)
         request.reset_attempt()
-        request.tried = ()
         request.ask = None
         request.model, request.model_id = model, model.model_id
         lines = request.terms.answer_lines.removesuffix(detour.line)

@@ -120,6 +120,18 @@ def test_the_last_error_stands_when_the_chain_is_at_its_end(
     assert record["asked_model"] == "large"
 
 
+def test_each_model_of_the_chain_has_attempts_of_its_own(stage: Stage, big: ScriptedHost, small: ScriptedHost) -> None:
+    for host, count in ((big, 2), (small, 1)):
+        for _ in range(count):
+            host.script(sh.stream_head(), sh.End.CLOSE)
+    client = stage.client()
+    client.chat(model="large")
+    assert client.answer().text == "one two three"
+    (record,) = stage.finished(1)
+    assert [each["host"] for each in record["failed_attempts"]] == ["big", "big", "small"]
+    assert record["attempt_count"] == 4
+
+
 def test_a_broken_stream_is_not_answered_again_by_another_model(stage: Stage, big: ScriptedHost) -> None:
     big.script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("half")), 0.02, sh.End.CLOSE)
     client = stage.client()

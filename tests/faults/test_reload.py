@@ -184,6 +184,20 @@ def test_more_slots_are_used_at_once(router: Reloaded) -> None:
     router.stage.finished(2)
 
 
+def test_a_host_that_gets_a_model_takes_what_waits_for_it(router: Reloaded) -> None:
+    other = router.entry("b").replace("['m']", "['other']")
+    router.write(BASE + router.entry("a") + other)
+    router.stage.wait(lambda: router.stage.counter("hosts_healthy") == 2, "both are there")
+    _client, gate = router.streams("a")
+    waiting = router.stage.client()
+    waiting.chat()
+    router.stage.wait_phase("waiting")
+    router.write(BASE + router.entry("a") + router.entry("b").replace("['m']", "['other', 'm']"))
+    assert waiting.answer().headers["x-ringrouter-host"] == "b"
+    gate.open()
+    router.stage.finished(2)
+
+
 def test_a_host_with_another_address_is_another_host_under_the_same_name(router: Reloaded) -> None:
     _client, gate = router.streams("a")
     router.write(BASE + router.entry("a").replace(router.hosts["a"].url, router.hosts["b"].url))

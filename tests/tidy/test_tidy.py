@@ -280,3 +280,28 @@ def test_struct_packs_no_live_word() -> None:
     """``pack_into`` zeroes before it writes: a reader would see zeros that were never stored."""
     for path in SOURCES:
         assert "pack_into" not in path.read_text(encoding="utf-8"), path
+
+
+WALL_CLOCK = {
+    "router.ingress.server": "when the models were listed first, as OpenAI's API wants it",
+    "router.cli": "commands show times of day",
+    "router.observer": "its journal has times of day, from the anchor in the segments",
+    "router.log": "a line of the log has one",
+    "router.embedded": "an id of its own demonstration",
+}
+"""Who may ask for the time of day. Nobody else: when the clock of the machine jumps, nothing that runs may notice."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_interval_is_measured_by_the_time_of_day(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    if any(module == name or module.startswith(f"{name}.") for name in WALL_CLOCK) or module.startswith("ringbuffer"):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    of_time = {"time", "time_ns", "gmtime", "localtime", "clock_gettime", "clock_gettime_ns"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in {"time", "datetime"}:
+            wrong = {name.name for name in node.names} & (of_time | {"datetime", "date"})
+            assert not wrong, f"{module} imports {wrong} at line {node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+            assert node.attr not in of_time, f"{module} calls time.{node.attr} at line {node.lineno}"
