@@ -98,7 +98,7 @@ class TokenPath:
         self._parts = {count: list(stream_parts(count)) for count in (SHORT_TOKENS, LONG_TOKENS)}
         self._cold_parts = list(stream_parts(len(COLD_STEPS) - 2))
         self._daemon = Daemon(config, set_up(config.log))
-        self._hosts = [pair for host in self._daemon.hosts for pair in self._connected(host)]
+        self._hosts = [pair for host in self._daemon.roster.hosts for pair in self._connected(host)]
         self._client = ClientConnection(self._daemon.server)
         self._answer = transport()
         self._client.connection_made(self._answer)  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ class TokenPath:
         for connection, transport in made:
             connection.connection_made(transport)  # type: ignore[arg-type]
             self._daemon.fleet.keep(connection)
-        self._daemon.loop.set_health(host, healthy=True, now=monotonic_ns())
+        self._daemon.loop.recovery.standing.set_health(host, healthy=True, now=monotonic_ns())
         return made
 
     def run(self, stream_count: int, token_count: int) -> None:

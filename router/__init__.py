@@ -16,7 +16,9 @@ The path of a request, in order:
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
-Beside the path: :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits),
+Beside the path: :mod:`router.recovery` (what comes after a failed attempt), :mod:`router.hosts.standing` (which hosts
+may get requests), :mod:`router.roster` (hosts and models of a configuration), :mod:`router.asking` (what routing
+policies are asked), :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits),
 :mod:`router.hosts.health` (probes), :mod:`router.daemon` (builds it all). In processes of their own: :mod:`router.cli`
 (commands), :mod:`router.observer` (makes metrics, costs and a journal of those records), :mod:`router.client` (for
 programs that ask over ZeroMQ).

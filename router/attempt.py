@@ -296,6 +296,10 @@ class Attempt:
     def _first_content(self, now: int) -> None:
         request = self.request
         request.tok1 = now
+        if request.ask is not None:
+            request.ask.policy.first_token(self.host.host_id, request.ask, now - (request.sent_ns or request.conn_ns))
+        if request.model.forecast is not None:
+            request.model.forecast.note_first(now - (request.sent_ns or request.conn_ns), now, whole=False)
         self._early_end_ns = now + EARLY_WINDOW_NS
         if self._live:  # there will be no further attempt
             pack_candidates(request)
@@ -477,7 +481,7 @@ class Attempt:
         request = self.request
         passes = bool(request.path)
         if self.status != 200 and not (passes and 200 <= self.status < 300):
-            self._loop.host_status(self, self.status, self._content_type, body, now)
+            self._loop.recovery.host_status(self, self.status, self._content_type, body, now)
             return
         if request.committed:  # a heartbeat promised a stream, and the host sends none
             self._fail(ErrorKind.HOST_PROTOCOL, "the host answered a request for a stream with a whole answer", now)
@@ -488,6 +492,8 @@ class Attempt:
         else:
             request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
+        if request.model.forecast is not None:
+            request.model.forecast.note_first(now - (request.sent_ns or request.conn_ns), now, whole=True)
         request.status = self.status
         request.egress.whole(request, self.status, self._content_type, body, self.passed_headers)
         self.complete(now)
@@ -503,6 +509,12 @@ class Attempt:
         if connection is not None:
             reusable = self._keep_alive and (self.host.facts.reuse_after_stream or not streamed)
             connection.release(decoder, reusable=reusable)
+        ask = self.request.ask
+        if ask is not None:
+            ask.policy.ended(self.host.host_id, ask)
+        request = self.request
+        if request.model.forecast is not None:
+            request.model.forecast.note_held(now - request.routed, now)
         self._loop.release_slot(self.host, now)
 
     def take_connection(self) -> HostConnection | None:
@@ -518,7 +530,7 @@ class Attempt:
         decoder = self._decoder
         self.connection = None
         if self.scanner is None and decoder is None:
-            self._loop.closed_before_answer(self, now)
+            self._loop.recovery.closed_before_answer(self, now)
             return
         framed = decoder is not None and decoder.length_is_framed
         if self.scanner is not None:
@@ -545,10 +557,10 @@ class Attempt:
 
     def fault(self, now: int) -> None:
         """The router itself has failed at this answer."""
-        self._loop.fault(self, now)
+        self._loop.recovery.fault(self, now)
 
     def _fail(self, kind: ErrorKind, text: str, now: int) -> None:
-        self._loop.attempt_failed(self, kind, text, now)
+        self._loop.recovery.attempt_failed(self, kind, text, now)
 
     @property
     def live(self) -> bool:

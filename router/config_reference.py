@@ -15,14 +15,21 @@ from msgspec import NODEFAULT, inspect
 
 from router.config import (
     CONFIG_VERSION,
+    AdmissionConfig,
+    BreakerConfig,
+    ClassAdmission,
     Config,
+    FeatureConfig,
     Goodput,
     HostConfig,
     HostFacts,
     JournalConfig,
+    LeverRules,
     ModelConfig,
     ModelTimeouts,
+    OutliersConfig,
     Price,
+    RoutingConfig,
     Slices,
 )
 from router.config_schema import allowed, number, shown
@@ -99,10 +106,17 @@ itself, as the key's meaning says.
 """
 
 _HEADINGS: Final = {
+    BreakerConfig: "[health.breaker]",
+    OutliersConfig: "[health.outliers]",
     HostConfig: "[[hosts]]",
     HostFacts: "[hosts.facts]",
     ModelConfig: "[models.NAME]",
     ModelTimeouts: "[models.NAME.timeouts]",
+    RoutingConfig: "[models.NAME.routing]",
+    AdmissionConfig: "[models.NAME.admission]",
+    ClassAdmission: "[models.NAME.admission.classes.CLASS]",
+    LeverRules: "[models.NAME.levers]",
+    FeatureConfig: "[features.NAME]",
     Slices: "[observer.slices]",
     JournalConfig: "[observer.journal]",
     Price: "[[observer.prices]]",

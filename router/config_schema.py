@@ -92,12 +92,24 @@ def _fault(kind: Any, value: Any, key: str) -> str:
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if _is_struct(bare) and isinstance(value, Mapping) and (fault := _wrong_keys(bare, value, key)):
         return fault
+    if get_origin(bare) is dict and isinstance(value, Mapping):
+        for name in value:
+            if not _fits(name, get_args(bare)[0]):
+                return f"{_joined(key, name)} is not a known key (allowed: {allowed(get_args(bare)[0])})"
     for inner_key, inner_kind, inner_value in _inner(bare, value, key):
         try:
             msgspec.convert(inner_value, inner_kind)
         except msgspec.ValidationError:
             return _fault(inner_kind, inner_value, inner_key)
     return f"{key} = {shown(value)}: expected {allowed(kind)}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _is_struct(kind: Any) -> bool:
@@ -138,5 +150,10 @@ def _inner(kind: Any, value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
 
 def _joined(key: str, name: str) -> str:
     """Append a name to a dotted key, quoted where TOML would need it."""
-    step = name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    step = shown_key(name)
     return f"{key}.{step}" if key else step
+
+
+def shown_key(name: str) -> str:
+    """Write a key as TOML takes it: quoted where it must be."""
+    return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)

@@ -18,7 +18,8 @@ import uvloop
 import ringbuffer
 from ringbuffer import RingError
 from router import native
-from router.config import Config, is_tmpfs, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
+from router.config import Config, is_tmpfs, load, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
+from router.config.changes import changes, taken_over
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
@@ -28,15 +29,14 @@ from router.ingress.server import HttpServer
 from router.ingress.unix_path import make_free
 from router.log import log_unhandled, set_up
 from router.loop import Loop
-from router.models import Model
-from router.telemetry import records as rec
+from router.roster import Roster
+from router.routing import Reason
+from router.telemetry.counters import Counter
 from router.telemetry.writer import Telemetry
 from router.wait_strategy import stay_awake
 from router.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
@@ -48,18 +48,22 @@ _OTHER_DESCRIPTORS: Final = 256
 class Daemon:
     """One router. :meth:`run` returns when it was told to stop and has drained."""
 
-    def __init__(self, config: Config, log: Any) -> None:
+    def __init__(self, config: Config, log: Any, path: Path | None = None) -> None:
+        """``path`` is the file that the configuration is read from again on SIGHUP; without one it stays as it is."""
         self.config = config
+        self._path = path
+        self._reloading: asyncio.Task[None] | None = None
         self.log = log
         self.run_dir = _usable_run_dir(run_dir(config), log)
         self.telemetry = Telemetry(self.run_dir / config.listen.instance, config)
-        self.hosts = self._make_hosts()
-        names = {name for host in config.hosts for name in _names(host.models)}
-        connect_s = max([config.timeouts.connect_s, *(model_timeouts(config, n).connect_s for n in names)])
-        self.fleet = Fleet(self.hosts, self.telemetry.counters, connect_s)
-        self.loop = Loop(config, self.hosts, self.fleet, self.telemetry)
+        self.roster = Roster(config, self.telemetry, log)
+        self.fleet = Fleet(self.roster.hosts, self.telemetry.counters, _longest_connect_s(config))
+        self.loop = Loop(config, self.roster.hosts, self.fleet, self.telemetry)
+        self.loop.recovery.random.seed(self.telemetry.generation.path.name)
         self.fleet.loop = self.loop
-        self.loop.on_health = self._log_health  # type: ignore[method-assign]
+        self.roster.attach(self.loop)
+        self.loop.on_standing = self._log_standing  # type: ignore[method-assign]
+        self.loop.on_drained = self._log_drained  # type: ignore[method-assign]
         self.server = HttpServer(config, self.loop)
         self.server.ready = self._is_ready
         self._stop = asyncio.Event()
@@ -68,16 +72,6 @@ class Daemon:
         self.zeromq: ZmqServer | None = None
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
-        for host in self.hosts:
-            for name in _names(host.config.models):
-                self._model(name)
-
-    def _make_hosts(self) -> list[Host]:
-        hosts = []
-        for index, config in enumerate(self.config.hosts):
-            host_id = self.telemetry.names.intern(rec.NAME_HOST, config.name)
-            hosts.append(Host(config, host_id, index))
-        return hosts
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -89,11 +83,13 @@ class Daemon:
         watch = Watch(
             self.loop,
             threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
-            shortest_s=self._shortest_timeout_s(),
+            shortest_s=_shortest_timeout_s(self.config),
             clients_under_way=self._check_clients,
         )
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
-        health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
+        health = HealthMonitor(self.loop, self.config.health, self.roster.probed, self.log)
+        self.loop.on_host_added = health.watch  # type: ignore[method-assign]
+        event_loop.add_signal_handler(signal.SIGHUP, self._begin_reload, watch, health)
         await self._listen()
         self._listen_zeromq()
         health.start()
@@ -156,12 +152,44 @@ class Daemon:
         self.telemetry.close()
         self.log.info("stopped")
 
-    def _shortest_timeout_s(self) -> float:
-        """Return the shortest of all time-outs: what the tick must never sleep past."""
-        config = self.config
-        times = [model_timeouts(config, name) for name in config.models] + [config.timeouts]
-        named: list[float] = [getattr(t, key) for t in times for key in t.__struct_fields__ if key != "drain_s"]
-        return min(value for value in named if value > 0)
+    # ------------------------------------------------------------ another configuration
+    def _begin_reload(self, watch: Watch, health: HealthMonitor) -> None:
+        """Read the file again; a further signal while it is read has it read once more."""
+        before = self._reloading
+        self._reloading = asyncio.get_running_loop().create_task(self._reload(before, watch, health))
+
+    async def _reload(self, before: asyncio.Task[None] | None, watch: Watch, health: HealthMonitor) -> None:
+        if before is not None:
+            await before
+        if self._path is None or self.loop.stopping:
+            return
+        try:
+            wanted = await asyncio.to_thread(load, self._path)  # the disk must not hold up a token
+            if not wanted.hosts:
+                raise ConfigError(f"{self._path}: hosts: none is configured, so every request would be refused")
+            self._take_over(wanted, watch, health)
+        except ConfigError as error:
+            self.log.error("configuration not reloaded", reason=str(error))
+            self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
+            self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
+
+    def _take_over(self, wanted: Config, watch: Watch, health: HealthMonitor) -> None:
+        """Go on with another configuration, in this call; raises :class:`ConfigError` before anything has changed."""
+        found = changes(self.config, wanted)
+        config = taken_over(self.config, wanted)
+        self.roster.apply(config, monotonic_ns())
+        self.config = config
+        self.server.configure(config)
+        self.fleet.connect_timeout_s = _longest_connect_s(config)
+        health.configure(config.health)
+        watch.configure(_shortest_timeout_s(config))
+        for each in found:
+            if each.needs:
+                self.log.warning("configuration change needs a restart", change=each.text, of=each.needs)
+            else:
+                self.log.info("configuration change", change=each.text)
+        self.log.info("configuration reloaded", changes=len(found))
+        self.telemetry.counters.add(Counter.CONFIG_RELOADS)
 
     # ------------------------------------------------------------ listening
     async def _listen(self) -> None:
@@ -227,31 +255,18 @@ class Daemon:
         return out
 
     # ------------------------------------------------------------ hosts
-    def _probed(self, host: Host) -> None:
-        for model in self.loop.models.values():
-            if host in model.hosts and model.name not in host.models:
-                model.hosts.remove(host)  # it was started anew without it
-        for name in host.models:
-            model = self._model(name)
-            if host not in model.hosts:
-                model.hosts.append(host)
-        self.log.info(
-            "host probed", host=host.name, kind=host.kind, slots=host.facts.slot_count, models=sorted(host.models)
-        )
-
-    def _model(self, name: str) -> Model:
-        model = self.loop.models.get(name)
-        if model is None:
-            model = Model(name, self.telemetry.names.intern(rec.NAME_MODEL, name), self.config)
-            self.loop.models[name] = model
-        return model
-
-    def _log_health(self, host: Host) -> None:
-        if host.healthy:
+    def _log_standing(self, host: Host, old_bar: int) -> None:
+        bar = host.bar
+        if not bar:
             self.log.info("host healthy", host=host.name)
+        elif bar == Reason.DRAINING:
+            self.log.info("host draining", host=host.name, running=host.running)
         else:
-            self.log.warning("host unhealthy", host=host.name, reason=host.last_error)
-            self.telemetry.errors.note(f"host {host.name}: unhealthy", monotonic_ns())
+            what = _BARRED.get(bar, "host unhealthy")
+            self.log.warning(what, host=host.name, reason=host.last_error)
+            self.telemetry.errors.note(f"host {host.name}: {what.removeprefix('host ')}", monotonic_ns())
+        if old_bar == Reason.UNHEALTHY and host.healthy:
+            self.roster.came_back(host)
         if not self._was_ready and self._is_ready():
             self._was_ready = True
             self.log.info("ready", models=sorted(self.loop.models))
@@ -259,11 +274,28 @@ class Daemon:
     def _is_ready(self) -> bool:
         """Whether every model has a host that can serve it."""
         models = self.loop.models.values()
-        return bool(models) and all(any(h.healthy for h in m.hosts) for m in models)
+        return bool(models) and all(any(h.usable for h in m.hosts) for m in models)
+
+    def _log_drained(self, host: Host) -> None:
+        self.log.info("host removed" if host.removed else "host drained", host=host.name)
 
 
-def _names(models: Sequence[str] | dict[str, str]) -> list[str]:
-    return list(models)
+_BARRED: Final[dict[int, str]] = {
+    Reason.BREAKER_OPEN: "host breaker open",
+    Reason.EJECTED: "host left out",
+}
+
+
+def _longest_connect_s(config: Config) -> float:
+    """Return the longest time that any request gives a connect."""
+    return max([config.timeouts.connect_s, *(model_timeouts(config, name).connect_s for name in config.models)])
+
+
+def _shortest_timeout_s(config: Config) -> float:
+    """Return the shortest of all time-outs: what the tick must never sleep past."""
+    times = [model_timeouts(config, name) for name in config.models] + [config.timeouts]
+    named: list[float] = [getattr(t, key) for t in times for key in t.__struct_fields__ if key != "drain_s"]
+    return min(value for value in named if value > 0)
 
 
 def _unix_socket(path: str) -> socket.socket:
@@ -311,12 +343,15 @@ def _fit_descriptors(config: Config, log: Any) -> Config:
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, connections=clients))
 
 
-async def _run(config: Config, log: Any) -> None:
-    await Daemon(config, log).run()
+async def _run(config: Config, log: Any, path: Path | None) -> None:
+    await Daemon(config, log, path).run()
 
 
-def serve(config: Config) -> int:
-    """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace."""
+def serve(config: Config, path: Path | None = None) -> int:
+    """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace.
+
+    ``path`` is where the configuration was read, and is read again on SIGHUP.
+    """
     log = set_up(config.log)
     if not config.hosts:
         log.error("cannot start", reason="hosts: none is configured, so every request would be refused")
@@ -327,7 +362,7 @@ def serve(config: Config) -> int:
         log.warning("streams are scanned without the C extension: more time for each request, the same answers")
     config = _fit_descriptors(config, log)
     try:
-        uvloop.run(_run(config, log))
+        uvloop.run(_run(config, log, path))
     except (ConfigError, RingError, OSError) as error:
         log.error("cannot start", reason=str(error))
         return 2

@@ -65,6 +65,12 @@ class ErrorKind(IntEnum):
     """The client said so."""
     INTERNAL = 33
     """A fault of the router's own."""
+    HOST_DRAINED = 34
+    """The host was taken out of service, and the time for what ran there is over."""
+    DEADLINE_UNREACHABLE = 35
+    """Refused at once: its first token is not to be expected by its deadline."""
+    DEADLINE_EXCEEDED = 36
+    """Its deadline passed while it waited for a host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,9 @@ WIRE: Final[dict[ErrorKind, WireError]] = {
     ErrorKind.DUPLICATE_REQUEST: WireError(409, _INVALID, "duplicate_request"),
     ErrorKind.CANCELLED: WireError(499, "client_error", "cancelled"),
     ErrorKind.INTERNAL: WireError(500, "internal_error", "internal_error"),
+    ErrorKind.HOST_DRAINED: WireError(503, _HOST, "host_drained"),
+    ErrorKind.DEADLINE_UNREACHABLE: WireError(503, "overloaded_error", "deadline_unreachable"),
+    ErrorKind.DEADLINE_EXCEEDED: WireError(503, "timeout_error", "deadline_exceeded"),
 }
 
 assert set(WIRE) == set(ErrorKind) - {ErrorKind.NONE}

@@ -208,6 +208,10 @@ class HeadMemo:
         head = self._known.get(key)
         return head or self._learn(key, data[position:end]), length, end
 
+    def forget(self) -> None:
+        """Forget all heads, with what was kept with them."""
+        self._known.clear()
+
     def _learn(self, key: bytes, data: bytes) -> Head:
         head = self._parse(data)
         if len(data) <= self._HEAD_BYTES_MAX and not any(name in head.headers for name in self._unlike):

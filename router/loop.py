@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from router import outbound, verdicts
-from router.admission import Admission, admit
+from router.admission import Admission, Turns, admit, class_name, is_idle, next_of, slots_of
 from router.attempt import Attempt
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
+from router.hosts.standing import condition
 from router.models import Model
+from router.recovery import Recovery
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from router.config import Config
     from router.hosts.connection import HostConnection
     from router.hosts.fleet import Fleet
     from router.hosts.host import Host
     from router.request import Request
+    from router.routing.policy import Policy
     from router.telemetry.writer import Telemetry
 
 # The interpreter looks members of an enum up anew each time: those of every request are kept here.
@@ -41,29 +44,38 @@ _DRAIN_MAX: Final = 64
 """Requests taken off the ring in one turn."""
 _ENDED_MAX: Final = 16
 """Ended requests whose records wait to be written; then they are written at once."""
-_MS_NS: Final = 1_000_000
 _RETRY_AFTER_S: Final = 1
-_STALE_RETRIES_MAX: Final = 2
+_U32: Final = 0xFFFFFFFF
+_MS_NS: Final = 1_000_000
 
 
 class Loop:
     """Owns requests, models, and the slots of hosts."""
 
-    def __init__(self, config: Config, hosts: Sequence[Host], fleet: Fleet, telemetry: Telemetry) -> None:
+    def __init__(self, config: Config, hosts: list[Host], fleet: Fleet, telemetry: Telemetry) -> None:
         self.config = config
         self.limits = config.limits
         self.hosts = hosts
+        """Those of the configuration, and those that were taken out of it as long as something runs there."""
+        self.host_of = {host.host_id: host for host in hosts}
+        """By id: the hosts that there were since the start, each as it is now."""
         self.fleet = fleet
         self.telemetry = telemetry
         self.counters = telemetry.counters
+        self.host_settings = {host.host_id: host.config for host in hosts}
+        """By host id: what routing policies look at for each decision."""
         self.models: dict[str, Model] = {}
+        """By their own names."""
+        self.by_name: dict[str, Model] = {}
+        """By every name that a client may use: aliases too."""
         self.in_flight: dict[int, Request] = {}
         self.waiting_count = 0
         self.stopping = False
+        self.turns = Turns()
         self._published: dict[int, Request] = {}
         self._pumping = False
         self._ended: deque[Request] = deque()
-        self._fail_after = config.health.fail_after
+        self.recovery = Recovery(self, hosts)
 
     # ------------------------------------------------------------ in
     def submit(self, request: Request, w4: int, w5: int, w6: int) -> None:
@@ -77,6 +89,7 @@ class Loop:
         if len(self.in_flight) >= self.limits.in_flight:
             text = f"{self.limits.in_flight} requests are in flight (limits.in_flight)"
             self.telemetry.errors.note(f"overloaded: {text}", monotonic_ns())
+            self.counters.add(Counter.REFUSED_FULL)
             raise RequestError(ErrorKind.OVERLOADED, text)
         request.pub = monotonic_ns()
         sequence = self.telemetry.requests.try_publish(request.recv, request.body_ns, request.pub, w4, w5, w6, 0)
@@ -94,14 +107,16 @@ class Loop:
         first, end = reader.poll(_DRAIN_MAX)
         try:
             for sequence in range(first, end):
-                self._admit(self._published.pop(sequence))
+                request = self._published.pop(sequence)
+                now = request.deq = monotonic_ns()
+                self.in_flight[sequence] = request
+                self.place(request, now)
         finally:
             reader.release(end)  # whatever happened to one request, the next ones follow it
 
-    def _admit(self, request: Request) -> None:
-        now = request.deq = monotonic_ns()
+    def place(self, request: Request, now: int) -> None:
+        """Have a request run, wait or be refused, by its model's hosts and who waits for them."""
         model = request.model
-        self.in_flight[request.seq] = request
         candidates = self._candidates(request)
         healthy = free = 0
         for _, busy, slots, is_healthy, _ in candidates:
@@ -109,21 +124,68 @@ class Loop:
                 healthy += 1
                 if slots > busy:
                     free += slots - busy
-        waiting = len(model.waiting)
+        waiting = model.waiting.size
         if waiting and free and not self._is_behind(request):
             waiting = 0
-        decision = admit(waiting, self.limits.waiting, healthy, free)
+        decision = _RUN if free and not waiting else admit(waiting, self.limits.waiting, healthy, free)
+        if request.terms.deadline_ns and self._is_hopeless(request, decision, candidates, now):
+            return
         if decision is _RUN:
             self._run(request, now, candidates)
             if request.row < 0:  # it waits for a connection
                 self._book(request)
-        elif decision is Admission.WAIT:
+        elif decision is Admission.WAIT and not model.waiting.is_full(request.workload):
             self._wait(request)
-        elif decision is Admission.REFUSE_FULL:
-            text = f"{self.limits.waiting} requests wait for {model.name!r} (limits.waiting)"
-            self.fail(request, ErrorKind.OVERLOADED, text, now)
-        else:
+        elif decision is Admission.WAIT or decision is Admission.REFUSE_FULL:
+            self._refuse_full(request, candidates, now)
+        elif not self.recovery.fall_back(request, now):
             self.fail(request, ErrorKind.NO_HOST, self._no_host_text(request), now)
+
+    def _refuse_full(self, request: Request, candidates: list[Candidate], now: int) -> None:
+        """Refuse a request for which the waiting room has no place, and say when it may have one."""
+        self.counters.add(Counter.REFUSED_FULL)
+        room, forecast, name = request.model.waiting, request.model.forecast, request.model.name
+        text = f"{self.limits.waiting} requests wait for {name!r} (limits.waiting)"
+        if room.is_full(request.workload):
+            which = class_name(request.workload)
+            key = f"models.{name}.admission.classes.{which}.waiting"
+            text = f"{room.count(request.workload)} {which} requests wait for {name!r} ({key})"
+        retry_after_s = forecast.until_next_s(slots_of(candidates), now) if forecast is not None else _RETRY_AFTER_S
+        self.fail(request, ErrorKind.OVERLOADED, text, now, retry_after_s)
+
+    def _is_hopeless(self, request: Request, decision: Admission, candidates: list[Candidate], now: int) -> bool:
+        """Refuse a request that cannot have its first token by its deadline, as far as can be told; false if it can."""
+        if decision is not _RUN and decision is not Admission.WAIT:
+            return False
+        model = request.model
+        if now >= request.deadline_ns and not request.serves_late:
+            self.deadline_passed(request, now)
+            return True
+        if model.forecast is None:
+            from router.admission.predict import Forecast  # noqa: PLC0415 - only who sets deadlines loads it
+
+            model.forecast = Forecast()
+        ahead = -1
+        if decision is not _RUN:
+            self._know_share(request)
+            ahead = model.waiting.ahead_of(request.workload, request.deadline_ns, request.share_key)
+        foretold = model.forecast.of(ahead, slots_of(candidates), now, whole=not (request.stream or request.fold))
+        if foretold is None:
+            return False
+        request.own_terms().predicted_ttft_us = min(foretold.ttft_ns // 1000, _U32)
+        if request.serves_late or now + foretold.ttft_ns <= request.deadline_ns or is_idle(candidates):
+            return False
+        self.counters.add(Counter.REFUSED_DEADLINE)
+        text, retry_after_s = foretold.refusal(request.deadline_ns - request.recv, request.deadline_ns - now)
+        self.fail(request, ErrorKind.DEADLINE_UNREACHABLE, text, now, retry_after_s)
+        return True
+
+    def deadline_passed(self, request: Request, now: int) -> None:
+        """End a request whose deadline has passed before a host was free."""
+        self.counters.add(Counter.DEADLINES_EXCEEDED)
+        after_ms = (request.deadline_ns - request.recv) // _MS_NS
+        text = f"no host was free by the deadline, {after_ms} ms after the request came"
+        self.fail(request, ErrorKind.DEADLINE_EXCEEDED, text, now)
 
     def _book(self, request: Request) -> None:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
@@ -141,42 +203,52 @@ class Loop:
         Who waits is not always in its way: requests that pass through wait for hosts that have their path, and those
         that a host has failed wait for another.
         """
-        free = [h for h in self._hosts(request) if h.healthy and h.free_slots > 0]
+        free = [h for h in self.hosts_of(request) if h.usable and h.free_slots > 0]
         return any(self._may_serve(host, waiting) for waiting in request.model.waiting for host in free)
 
     def _no_host_text(self, request: Request) -> str:
-        hosts = self._hosts(request)
-        reasons = "; ".join(f"{h.name}: {h.last_error or 'not healthy'}" for h in hosts) or "none is configured"
+        now = monotonic_ns()
+        reasons = "; ".join(f"{h.name}: {condition(h, now)}" for h in self.hosts_of(request)) or "none is configured"
         return f"no host can serve {request.model.name!r} now ({reasons})"
 
     def _wait(self, request: Request, *, first: bool = False) -> None:
         waiting = request.model.waiting
         request.phase = Phase.WAITING
         request.check_ns = 0
-        if first:
-            waiting.appendleft(request)
-        else:
-            request.waiting_ahead = len(waiting)
-            waiting.append(request)
+        if not first:
+            self._know_share(request)
+            deadline_ns, key = request.deadline_ns, request.share_key
+            request.waiting_ahead = waiting.ahead_of(request.workload, deadline_ns, key)
+        waiting.add(request, first=first)
         self.waiting_count += 1
+        if request.deadline_ns:
+            self.on_blocked()  # it may be nearer than the next tick
         self._book(request)
         self.telemetry.show_phase(request)
 
+    def _know_share(self, request: Request) -> None:
+        """Find out with whom a request shares its turns."""
+        if not request.share_key and request.model.waiting.is_fair and (user := self.telemetry.user_of(request)):
+            request.own_terms().share_key = user
+
     # ------------------------------------------------------------ to a host
     @staticmethod
-    def _hosts(request: Request) -> list[Host]:
-        """Return the hosts of a request's model that have its path."""
+    def hosts_of(request: Request) -> list[Host]:
+        """Return the hosts of a request's model that have its path, of one that is pinned that host alone."""
         hosts: list[Host] = request.model.hosts
         path = request.path
+        if request.pin:
+            hosts = [h for h in hosts if h.host_id == request.pin]
         return [h for h in hosts if path in h.facts.paths] if path else hosts
 
     def _candidates(self, request: Request) -> list[Candidate]:
         tried = request.tried
         candidates = []
-        for h in self._hosts(request):
+        hosts = self.hosts_of(request) if request.path or request.terms.pin else request.model.hosts
+        for h in hosts:
             host_id = h.host_id
             candidates.append(
-                (host_id, h.running + len(h.draining), h.facts.slot_count, h.healthy, bool(tried) and host_id in tried)
+                (host_id, h.running + len(h.draining), h.slots, h.usable, bool(tried) and host_id in tried)
             )
         return candidates
 
@@ -185,13 +257,14 @@ class Loop:
         model = request.model
         if candidates is None:
             candidates = self._candidates(request)
-        chosen = choose(candidates, model.turn)
+        policy = model.policy
+        chosen = choose(candidates, model.turn) if policy is None else self._choose(policy, request, candidates, now)
         if chosen == NO_HOST:
             return False
         model.turn = chosen + 1
         if not request.admitted:
             request.admitted = now
-        host = self.hosts[candidates[chosen][0] - 1]
+        host = self.host_of[candidates[chosen][0]]
         request.candidates = candidates
         request.chosen = chosen
         request.host = host.host_id
@@ -200,13 +273,37 @@ class Loop:
             request.routed1 = routed
         request.attempt_count += 1
         running = host.running = host.running + 1
-        sent = self._connect(request, host)
+        if policy is not None:
+            self._note_choice(policy, request)
+        sent = self.connect(request, host)
         host.spares.start(routed, running)
         if sent:
             self.fleet.top_up(host, routed)
         return True
 
-    def _connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
+    @staticmethod
+    def _choose(policy: Policy, request: Request, candidates: list[Candidate], now: int) -> int:
+        """Have a policy of its own choose for a request."""
+        ask = request.ask
+        if ask is None or ask.policy is not policy:
+            ask = request.ask = request.model.asker.ask(request, now)
+        ask.now_ns = now
+        return policy.choose(candidates, ask)
+
+    @staticmethod
+    def _note_choice(policy: Policy, request: Request) -> None:
+        """Tell a policy that its choice is carried out, and keep for the record what it said."""
+        ask = request.ask
+        request.policy = policy.number
+        ask.verdicts = policy.verdicts()
+        policy.sent(request.host, ask)
+
+    def run_or_wait(self, request: Request, now: int) -> None:
+        """Have a request that was admitted before run again, or be the first to when a slot is free."""
+        if not self._run(request, now):
+            self._wait(request, first=True)
+
+    def connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
         """Start an attempt; return whether there was a connection for it at once."""
         attempt = request.attempt = Attempt(self, request, host)
         request.phase = _CONNECTING
@@ -224,7 +321,7 @@ class Loop:
         try:
             data = outbound.build(attempt)
         except UNDECODABLE as error:  # what could just be decoded may be too deep to be edited
-            self._end_attempt(attempt, now, host_may_work=False)
+            self.recovery.end_attempt(attempt, now, host_may_work=False)
             self.fail(request, ErrorKind.BAD_REQUEST, f"the body cannot be edited: {error}", now)
             self.fleet.keep(connection)
             return
@@ -237,41 +334,26 @@ class Loop:
         telemetry.publish_token(now, request.seq, _DISPATCHED | request.host << 16, request.event_index, 0, 0, 0)
         request.egress.prepare(request)
 
-    def closed_before_answer(self, attempt: Attempt, now: int) -> None:
-        """A host closed before the answer's head was complete.
-
-        Before its first byte on a kept connection that is no failure of the request: the host gave the connection up at
-        the same moment. It goes out again on a new connection to the same host, which the client never sees.
-        """
-        request = attempt.request
-        stale = attempt.on_kept_connection and not request.hfb
-        if stale and request.stale_retries < _STALE_RETRIES_MAX:
-            request.stale_retries += 1
-            self.counters.add(Counter.RETRIES_STALE)
-            attempt.over = True
-            request.conn_ns = request.sent_ns = 0
-            request.routed = now  # the time to connect begins anew
-            self._connect(request, attempt.host, fresh=True)
-            return
-        self.attempt_failed(attempt, ErrorKind.HOST_CLOSED, f"host {attempt.host.name} closed before it answered", now)
-
     # ------------------------------------------------------------ slots
     def release_slot(self, host: Host, now: int) -> None:
         """A request no longer runs at a host: the next waiting one takes its place in this turn."""
         host.running -= 1
+        if host.on_trial:
+            self.recovery.standing.refresh(host, now)
         self.pump(host, now)
 
     def pump(self, host: Host, now: int) -> None:
-        """Start waiting requests while the host has free slots, the longest waiting first."""
+        """Start waiting requests while the host has free slots, in the order of :mod:`router.admission`."""
         if self._pumping or not self.waiting_count:
             return
         self._pumping = True
         try:
-            while host.healthy and host.free_slots > 0:
-                request = self._longest_waiting(host)
+            while host.usable and host.free_slots > 0:
+                request = self._next_waiting(host, now)
                 if request is None:
                     break
-                request.model.waiting.remove(request)
+                request.model.waiting.start(request)
+                self.turns.started(host.host_id)
                 self.waiting_count -= 1
                 if not self._run(request, now):
                     self._wait(request, first=True)
@@ -279,163 +361,60 @@ class Loop:
         finally:
             self._pumping = False
 
-    def _longest_waiting(self, host: Host) -> Request | None:
-        """Return the request that has waited longest of those the host may serve."""
-        best: Request | None = None
-        for name in host.models:
-            model = self.models[name]
-            for request in model.waiting:
-                if best is not None and best.deq <= request.deq:
-                    break
-                if self._may_serve(host, request):
-                    best = request
-                    break
-        return best
+    def _next_waiting(self, host: Host, now: int) -> Request | None:
+        """Return who of those that the host may serve is next."""
+        rooms = [self.models[name].waiting for name in host.models]
+        starving = self.turns.is_for_starving(host.host_id)
+        request: Request | None = next_of(rooms, partial(self._may_serve, host), now, for_starving=starving)
+        return request
 
     def _may_serve(self, host: Host, request: Request) -> bool:
         """Whether a waiting request of one of the host's models may go there."""
         if request.path and request.path not in host.facts.paths:
             return False
-        return host.host_id not in request.tried or not self._untried(request)
+        if request.pin and request.pin != host.host_id:
+            return False
+        return host.host_id not in request.tried or not self.untried(request)
 
-    def _untried(self, request: Request) -> bool:
+    def untried(self, request: Request) -> bool:
         """Whether a healthy host is left that has not failed this request."""
-        return any(h.healthy and h.host_id not in request.tried for h in self._hosts(request))
+        return any(h.usable and h.host_id not in request.tried for h in self.hosts_of(request))
 
     # ------------------------------------------------------------ failures
-    def host_failed(self, host: Host, text: str, now: int) -> None:
-        """Count a failure of a host; after several in a row it gets no requests until a probe succeeds."""
-        host.failures += 1
-        host.last_error = text
-        if host.healthy and host.failures >= self._fail_after:
-            self.set_health(host, healthy=False, now=now)
-
-    def set_health(self, host: Host, *, healthy: bool, now: int) -> None:
-        """Mark a host; one that comes back takes waiting requests at once."""
-        if host.healthy == healthy:
-            return
-        host.healthy = healthy
-        host.failures = 0
-        if healthy:
-            host.last_error = ""
-        self.counters.set(Counter.HOSTS_HEALTHY, sum(h.healthy for h in self.hosts))
-        self.on_health(host)
-        if healthy:
-            self.fleet.top_up(host, now)
-            self.pump(host, now)
-
     def on_blocked(self) -> None:
-        """Called when a client is blocked; the daemon lets the tick look closer."""
+        """Called when a client is blocked or a deadline set; the daemon lets the tick look closer."""
 
-    def on_health(self, host: Host) -> None:
-        """Called when a host's health has changed; the daemon logs it."""
+    def on_host_added(self, host: Host) -> None:
+        """Called with a host that has come while the router runs; the daemon has it probed."""
 
-    def attempt_failed(self, attempt: Attempt, kind: ErrorKind, text: str, now: int) -> None:
-        """An attempt failed: tried elsewhere before the commit point, an error for the client after it."""
-        if attempt.over:
-            return
-        request, host = attempt.request, attempt.host
-        self._end_attempt(attempt, now, host_may_work=kind in verdicts.BROKEN_OFF and bool(request.sent_ns))
-        self._note_failed(request, host, kind, attempt.status, now)
-        if kind in verdicts.UNHEALTHY:
-            self.host_failed(host, text, now)
-        elsewhere = kind in verdicts.ANSWERED
-        if attempt.live or kind not in verdicts.RETRIED or not self._retry(request, host, now, elsewhere=elsewhere):
-            self.fail(request, kind, text, now)
-        self.pump(host, now)
+    def on_drained(self, host: Host) -> None:
+        """Called once nothing runs any more at a host that is taken out of service; the daemon logs it."""
 
-    def fault(self, attempt: Attempt, now: int) -> None:
-        """The router itself has failed at an answer: the request ends and its slot is free, whatever else fails."""
-        request = attempt.request
-        try:
-            self.attempt_failed(attempt, ErrorKind.INTERNAL, "the router failed; its log says how", now)
-        finally:
-            if request.phase is not _DONE and not request.ending:
-                self._drop_client(request, Outcome.ABORTED, ErrorKind.INTERNAL, now)
-                request.egress.abort()
+    def waits(self, request: Request) -> bool:
+        """Whether a request is in a waiting room."""
+        return request.phase == Phase.WAITING
 
-    def host_status(self, attempt: Attempt, status: int, content_type: bytes, body: bytes, now: int) -> None:
-        """A host answered with an error status: retried elsewhere if that can help, else passed on as it is."""
-        request, host = attempt.request, attempt.host
-        attempt.complete(now)
-        request.attempt = None
-        self._note_failed(request, host, ErrorKind.HOST_STATUS, status, now)
-        if status in verdicts.RETRIED_STATUSES and self._retry(request, host, now, elsewhere=True):
-            return
-        text = outbound.error_text(body) or f"host {host.name} answered {status}"
-        request.error = ErrorKind.HOST_STATUS
-        request.message = text
-        request.status = status
-        outcome = Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR
-        if request.committed:
-            request.egress.break_stream(request, request.failure(ErrorKind.HOST_STATUS, f"{status}: {text}"))
-        else:
-            if not request.path:
-                content_type, body = outbound.openai_shaped(status, content_type, body)
-            extra = b"retry-after: %b\r\n" % attempt.retry_after if attempt.retry_after else b""
-            request.egress.whole(request, status, content_type, body, extra + attempt.passed_headers)
-        self._end(request, outcome, now)
+    def on_standing(self, host: Host, old_bar: int) -> None:
+        """Called when a host may get requests again, no more, or for another reason not; the daemon logs it."""
 
-    def _note_failed(self, request: Request, host: Host, kind: ErrorKind, status: int, now: int) -> None:
-        self.counters.add(Counter.ATTEMPTS_FAILED)
-        self.telemetry.event(now, request, Kind.ATTEMPT_FAILED)
-        # The kind alone: what a host says may quote a prompt, and may be different every time.
-        what = f"{kind.name.lower()} {status}" if kind == ErrorKind.HOST_STATUS else kind.name.lower()
-        self.telemetry.errors.note(f"host {host.name}: {what}", now)
-        attempt = (host.host_id, kind, status, request.routed, request.conn_ns, request.sent_ns, request.hfb, now)
-        request.failed_attempts += (attempt,)
-
-    def _retry(self, request: Request, host: Host, now: int, *, elsewhere: bool) -> bool:
-        """Start another attempt, at once or as soon as a slot is free; false when the request has none left.
-
-        ``elsewhere``: the host has worked on it and would do no better a second time.
-        """
-        total_ns = request.model.total_ns
-        if request.attempt_count >= self.limits.attempts or now - request.recv >= total_ns or self.stopping:
-            return False
-        request.tried += (host.host_id,)
-        if not (self._untried(request) if elsewhere else any(h.healthy for h in self._hosts(request))):
-            return False
-        request.reset_attempt()
-        if not self._run(request, now):
-            self._wait(request, first=True)
-        return True
-
-    def _end_attempt(self, attempt: Attempt, now: int, *, host_may_work: bool) -> None:
-        """Take connection and slot back from an attempt that did not complete; the host learns of it in this call."""
-        connection = attempt.take_connection()
-        request, host = attempt.request, attempt.host
-        request.attempt = None
-        deaf = not (request.stream or request.fold or request.hfb or host.facts.cancels_whole_answers)
-        if connection is None:
-            self.fleet.withdraw(attempt)
-        elif host_may_work and deaf:
-            self.fleet.abandon(connection, request.recv + request.model.total_ns)
-            return
-        else:
-            connection.kill()
-        host.running -= 1
-        grace_ns = int(host.facts.cancel_grace_ms * _MS_NS)
-        if host_may_work and grace_ns:
-            host.drain_slot(now + grace_ns)
-
-    def fail(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
-        """End a request with an error of the router's own."""
+    def fail(
+        self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = _RETRY_AFTER_S
+    ) -> None:
+        """End a request with an error of the router's own; a refusal says when to ask again."""
         request.error = kind
         request.message = text
         if kind in verdicts.OF_NO_ATTEMPT:
             self.telemetry.errors.note(f"model {request.model.name}: {kind.name.lower()}", now)
-        self._leave_waiting(request)
+        self.leave_waiting(request)
         if request.committed:
             self.telemetry.event(now, request, Kind.ERROR)
             request.egress.break_stream(request, request.failure(kind, text))
         else:
             request.status = WIRE[kind].status
-            retry_after = _RETRY_AFTER_S if request.status in {429, 503} else 0
-            request.egress.fail(request, kind, text, retry_after)
+            request.egress.fail(request, kind, text, retry_after_s if request.status in {429, 503} else 0)
         if kind in verdicts.TIMEOUTS:
             self.counters.add(Counter.TIMEOUTS)
-        self._end(request, verdicts.outcome_of(kind), now)
+        self.end(request, verdicts.outcome_of(kind), now)
 
     def time_out(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
         """A time-out of the router has come: end the attempt, if there is one, and the request."""
@@ -443,11 +422,12 @@ class Loop:
         if request.ending:  # the answer is complete: nothing may be written behind it
             self.client_stalled(request, now)
         elif attempt is not None:
-            self.attempt_failed(attempt, kind, text, now)
+            self.recovery.attempt_failed(attempt, kind, text, now)
         else:
             self.fail(request, kind, text, now)
 
-    def _leave_waiting(self, request: Request) -> None:
+    def leave_waiting(self, request: Request) -> None:
+        """Take a request out of the waiting room, if it is there."""
         if request.phase == Phase.WAITING:
             request.model.waiting.remove(request)
             self.waiting_count -= 1
@@ -456,23 +436,26 @@ class Loop:
     # ------------------------------------------------------------ the client
     def client_left(self, request: Request, now: int) -> None:
         """The client is gone: whatever is done for it stops in this very call."""
-        self._drop_client(request, Outcome.CLIENT_GONE, ErrorKind.CLIENT_GONE, now)
+        self.drop_client(request, Outcome.CLIENT_GONE, ErrorKind.CLIENT_GONE, now)
 
     def client_stalled(self, request: Request, now: int) -> None:
         """The client has taken no byte for too long: its own fault."""
         egress = request.egress
-        self._drop_client(request, Outcome.CLIENT_STALLED, ErrorKind.CLIENT_STALLED, now)
+        self.drop_client(request, Outcome.CLIENT_STALLED, ErrorKind.CLIENT_STALLED, now)
         egress.abort()
 
-    def _drop_client(self, request: Request, outcome: Outcome, kind: ErrorKind, now: int) -> None:
+    def drop_client(self, request: Request, outcome: Outcome, kind: ErrorKind, now: int) -> None:
+        """End a request that nobody waits for any more, and whatever is done for it."""
         if request.phase is _DONE:
             return
         request.left_ns = now
-        self._leave_waiting(request)
+        self.leave_waiting(request)
         attempt = request.attempt
         if attempt is not None and not attempt.over:
             host = attempt.host
-            self._end_attempt(attempt, now, host_may_work=bool(request.sent_ns))
+            self.recovery.end_attempt(attempt, now, host_may_work=bool(request.sent_ns))
+            if request.model.forecast is not None:
+                request.model.forecast.note_held(now - request.routed, now)
             request.cancel_latency_ns = monotonic_ns() - now
             request.tokens_saved = max(0, request.max_tokens - request.content_count)
             self.telemetry.event(now, request, Kind.CANCEL)
@@ -531,16 +514,19 @@ class Loop:
     def end_ok(self, request: Request, now: int) -> None:
         """The answer is written and complete."""
         if request.attempt is not None:
-            request.attempt.host.failures = 0
-        self._end(request, _OK, now)
+            host = request.attempt.host
+            host.served_count += 1
+            if host.on_trial:
+                self.recovery.standing.served(host, request.routed, now)
+        self.end(request, _OK, now)
 
     def end_with_host_error(self, request: Request, text: str, now: int) -> None:
         """The host ended its stream with an error event, which the client has got."""
         request.error = ErrorKind.HOST_ERROR_EVENT
         request.message = text
-        self._end(request, Outcome.HOST_ERROR, now)
+        self.end(request, Outcome.HOST_ERROR, now)
 
-    def _end(self, request: Request, outcome: Outcome, now: int) -> None:
+    def end(self, request: Request, outcome: Outcome, now: int) -> None:
         """Everything is written; wait for the client's socket to take it, then finish."""
         request.attempt = None
         if request.egress.blocked:
@@ -592,7 +578,10 @@ class Loop:
                 asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
 
     def _count(self, request: Request) -> None:
-        counters = self.counters
+        model, counters = request.model, self.counters
+        if model.is_compared and request.outcome is _OK:
+            ttft_ns = request.tok1 - request.sent_ns if request.stream or request.fold else 0
+            self.recovery.standing.note(model.name, request.host, ttft_ns=ttft_ns, ok=True)
         counters.add(_OUTCOME_COUNTERS[request.outcome])
         counters.add(_TOKEN_EVENTS, request.event_index)
         counters.add(_BYTES_TO_CLIENTS, request.bytes_out)

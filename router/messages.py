@@ -72,6 +72,14 @@ class PassBody(msgspec.Struct):
         return 0
 
 
+class _LeverFields(msgspec.Struct):
+    max_tokens: Any = UNSET
+    max_completion_tokens: Any = UNSET
+    max_output_tokens: Any = UNSET
+    n_predict: Any = UNSET
+    temperature: Any = UNSET
+
+
 _CHAT: Final = Endpoint.CHAT
 _DECODERS: Final = (
     None,
@@ -83,6 +91,7 @@ _DECODERS: Final = (
 assert (Endpoint.CHAT, Endpoint.COMPLETION, Endpoint.EMBEDDINGS) == (1, 2, 3)
 _NULL, _ARRAY = b"n"[0], b"["[0]
 _decode_pass_body: Final = msgspec.json.Decoder(PassBody).decode
+_decode_lever_fields: Final = msgspec.json.Decoder(_LeverFields).decode
 _decode_fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode: Final = msgspec.json.Encoder().encode
 _PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
@@ -153,6 +162,15 @@ def _field_error(message: str) -> RequestError:
     if missing:
         return RequestError(ErrorKind.BAD_REQUEST, f"{missing[1]} is missing", missing[1])
     return RequestError(ErrorKind.BAD_REQUEST, f"{field or 'the body'}: {text[:1].lower()}{text[1:]}", field or None)
+
+
+def lever_fields(body: bytes) -> dict[str, Any]:
+    """Return those fields of a body, with their values, that :mod:`router.levers` may change; a null is a value.
+
+    The body must be a JSON object. What else it holds is skipped, not decoded.
+    """
+    found = _decode_lever_fields(body)
+    return {name: value for name in found.__struct_fields__ if (value := getattr(found, name)) is not UNSET}
 
 
 def edit_body(body: bytes, add: dict[str, bytes], replace: dict[str, bytes]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from router.dialects import OPENAI, Dialect, Failure
 from router.errors import ErrorKind
-from router.routing import Candidate, Policy
+from router.routing import Candidate, PolicyId
 from router.telemetry.records import Endpoint, Outcome, Phase
 from router.token_state import TokenState
 
@@ -77,6 +77,43 @@ class CountingEgress(Egress, Protocol):
         """Write one event of a stream that has begun, as :meth:`note` and ``write`` together would."""
 
 
+class Terms:
+    """How one request is to be served: what it, its feature or its model says, and what followed from that.
+
+    Most requests say nothing and share :data:`NO_TERMS`: for them all of this is one field.
+    """
+
+    __slots__ = (
+        "answer_lines", "asked_model", "deadline_ns", "levered", "pin", "predicted_ttft_us", "serves_late", "share_key",
+        "workload",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.workload = 0
+        """Its class (:mod:`router.admission.classes`), 0 where nobody said one."""
+        self.deadline_ns = 0
+        """When its first token is due, 0 = never."""
+        self.serves_late = False
+        """Its deadline orders it among those that wait and does no more."""
+        self.share_key = ""
+        """With whom it shares turns in the waiting room: its ``user_id``; empty: with all others without one. Of a
+        request that need not wait it may not be known."""
+        self.predicted_ttft_us = 0
+        """What was foretold when it came, of one with a deadline; 0 where nothing could be."""
+        self.asked_model = 0
+        """Id of the model that it asked for where a rule has set another; 0 where none has."""
+        self.levered: Any = None
+        """What rules changed of it, a :class:`router.levers.Levered`; ``None`` for most."""
+        self.pin = 0
+        """Id of the host that the client asked for, 0 where any may answer."""
+        self.answer_lines = b""
+        """Header lines of the router's own for its answer."""
+
+
+NO_TERMS: Final = Terms()
+"""Never changed."""
+
+
 @dataclass(slots=True, eq=False)
 class Request(TokenState):
     """One request. Times are nanoseconds of the one clock, 0 = has not happened.
@@ -118,10 +155,11 @@ class Request(TokenState):
     choices_asked: int = 1
     """The body's ``n``: a host that dies before each choice has ended has not answered."""
     temperature: float = 0.0
-    policy: Policy = Policy.LEAST_OUTSTANDING
+    policy: int = PolicyId.LEAST_OUTSTANDING
+    """The :class:`router.routing.PolicyId` that decided."""
     model_id: int = 0
     body_bytes: int = 0
-    """Length of ``body`` once it was let go."""
+    """Length of ``body`` as it came, once it was let go or edited."""
     seq: int = 0
     row: int = -1
     phase: Phase = Phase.NONE
@@ -134,7 +172,13 @@ class Request(TokenState):
     tried: tuple[int, ...] = ()
     """Ids of the hosts that failed it."""
     failed_attempts: tuple[tuple[int, int, int, int, int, int, int, int], ...] = ()
+    terms: Terms = NO_TERMS
+    """How it is to be served, where anybody has said so."""
+    ask: Any = None
+    """What a routing policy knows of it, the :class:`router.routing.policy.Ask`; ``None`` while none was asked."""
     candidates: Sequence[Candidate] = ()
+    detour: Any = None
+    """Where it went on that its own model could not answer, a :class:`router.recovery.Detour`; ``None`` for most."""
     chosen: int = -1
     """Which of ``candidates`` got the request."""
     host: int = 0
@@ -184,10 +228,41 @@ class Request(TokenState):
     timings: bytes | None = None
     metrics: bytes | None = None
 
+    @property
+    def workload(self) -> int:
+        """Its class, as :attr:`Terms.workload`."""
+        return self.terms.workload
+
+    @property
+    def deadline_ns(self) -> int:
+        """When its first token is due, 0 = never."""
+        return self.terms.deadline_ns
+
+    @property
+    def serves_late(self) -> bool:
+        """Whether it is served after its deadline too."""
+        return self.terms.serves_late
+
+    @property
+    def share_key(self) -> str:
+        """With whom it shares turns in the waiting room, as :attr:`Terms.share_key`."""
+        return self.terms.share_key
+
+    @property
+    def pin(self) -> int:
+        """Id of the host that the client asked for, 0 where any may answer."""
+        return self.terms.pin
+
+    def own_terms(self) -> Terms:
+        """Return terms that are this request's alone, and may be changed before it waits."""
+        if self.terms is NO_TERMS:
+            self.terms = Terms()
+        return self.terms
+
     def let_go(self) -> None:
         """Forget what only a further attempt would need: an idle stream should hold little."""
         if self.body:
-            self.body_bytes, self.body = len(self.body), b""
+            self.body_bytes, self.body = self.body_bytes or len(self.body), b""
         self.fields = None
         self.headers = _NO_HEADERS
 

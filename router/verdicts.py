@@ -17,6 +17,7 @@ RETRIED: Final = frozenset({
     ErrorKind.HOST_ERROR_EVENT,
     ErrorKind.HOST_STATUS,
     ErrorKind.NO_FINISH,
+    ErrorKind.HOST_DRAINED,
 })  # fmt: skip
 """Another attempt may succeed."""
 ANSWERED: Final = frozenset({ErrorKind.HOST_PROTOCOL, ErrorKind.HOST_ERROR_EVENT, ErrorKind.NO_FINISH})
@@ -33,23 +34,42 @@ BROKEN_OFF: Final = TIMEOUTS | {
     ErrorKind.ANSWER_TOO_LARGE,
     ErrorKind.SHUTTING_DOWN,
     ErrorKind.INTERNAL,
+    ErrorKind.HOST_DRAINED,
 }
 """The router breaks off what the host may still be working on."""
-UNHEALTHY: Final = frozenset({
+HOST_FAULTS: Final = frozenset({
     ErrorKind.CONNECT_TIMEOUT,
     ErrorKind.HOST_CLOSED,
     ErrorKind.HOST_PROTOCOL,
+    ErrorKind.NO_FINISH,
     ErrorKind.FIRST_TOKEN_TIMEOUT,
     ErrorKind.IDLE_TIMEOUT,
 })  # fmt: skip
-"""It says something of the host's health. A status or an error event is an answer, and no time-out of the whole request
-is the host's alone."""
-OF_NO_ATTEMPT: Final = frozenset({ErrorKind.OVERLOADED, ErrorKind.NO_HOST, ErrorKind.QUEUE_TIMEOUT})
+"""The host is to blame. An error event is an answer to this one request, and no time-out of the whole request is the
+host's alone. Connects that fail are counted where they are made: some are for no request."""
+OF_NO_ATTEMPT: Final = frozenset({
+    ErrorKind.OVERLOADED,
+    ErrorKind.NO_HOST,
+    ErrorKind.QUEUE_TIMEOUT,
+    ErrorKind.DEADLINE_UNREACHABLE,
+    ErrorKind.DEADLINE_EXCEEDED,
+})  # fmt: skip
 """No attempt has noted it, and no client has brought it about."""
+
+
+def blames_host(kind: ErrorKind, status: int) -> bool:
+    """Return whether a failed attempt says something of the host: with ``HOST_STATUS``, by its ``status``.
+
+    A 429 says that it has too much to do and a 4xx that it works.
+    """
+    return kind in HOST_FAULTS or (kind == ErrorKind.HOST_STATUS and status >= 500)
+
 
 _OUTCOMES: Final = dict.fromkeys(TIMEOUTS, Outcome.TIMEOUT) | {
     ErrorKind.OVERLOADED: Outcome.REJECTED,
     ErrorKind.NO_HOST: Outcome.REJECTED,
+    ErrorKind.DEADLINE_UNREACHABLE: Outcome.REJECTED,
+    ErrorKind.DEADLINE_EXCEEDED: Outcome.REJECTED,
     ErrorKind.SHUTTING_DOWN: Outcome.ABORTED,
     ErrorKind.INTERNAL: Outcome.ABORTED,
     ErrorKind.BAD_REQUEST: Outcome.BAD_REQUEST,

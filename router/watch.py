@@ -11,6 +11,7 @@ import asyncio
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
+from router.admission import BATCH, INTERACTIVE, REALTIME
 from router.errors import ErrorKind
 from router.memory import MemoryKeeper
 from router.telemetry.counters import Counter
@@ -32,6 +33,11 @@ _SLOW_NS: Final = 1_000_000_000
 _NS: Final = 1_000_000_000
 _HEARTBEAT_TEXT: Final = b"waiting for the model"
 _FAR_NS: Final = 1 << 62
+_WAITING_COUNTERS: Final = (
+    (REALTIME, Counter.WAITING_REALTIME),
+    (INTERACTIVE, Counter.WAITING_INTERACTIVE),
+    (BATCH, Counter.WAITING_BATCH),
+)
 
 
 class Watch:
@@ -47,11 +53,21 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._due_ns = 0
         self._slow_ns = 0
-        # A request that begins right after a tick is looked at by the next one, before any of its time-outs is near.
-        self._long_s = min(max(shortest_s - 2 * TICK_S, TICK_S), LONG_TICK_S)
+        self._long_s = TICK_S
+        self.configure(shortest_s)
         self._cycle_max_ns = 0
         self._blocked = False
         self._memory = MemoryKeeper()
+
+    def configure(self, shortest_s: float) -> None:
+        """Go on with other time-outs, the shortest of which is this long; the next tick comes soon."""
+        # A request that begins right after a tick is looked at by the next one, before any of its time-outs is near.
+        self._long_s = min(max(shortest_s - 2 * TICK_S, TICK_S), LONG_TICK_S)
+        for request in self._loop.in_flight.values():
+            request.check_ns = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._arm(TICK_S)
 
     def start(self) -> None:
         """Begin ticking."""
@@ -93,6 +109,10 @@ class Watch:
             if now >= request.check_ns:
                 self._check(request, now)
             near = near or request.check_ns < soon
+        recovery = loop.recovery
+        if now >= recovery.standing.due_ns:
+            recovery.tick(now)
+        near = near or recovery.standing.due_ns < soon
         for host in loop.hosts:
             if host.draining:
                 near = True
@@ -115,9 +135,13 @@ class Watch:
     def _second(self, now: int) -> None:
         loop = self._loop
         loop.telemetry.beat(now)
+        loop.recovery.second(now)
         loop.fleet.prune(now)
         loop.counters.set(Counter.IN_FLIGHT, len(loop.in_flight))
         loop.counters.set(Counter.WAITING, loop.waiting_count)
+        rooms = [model.waiting for model in loop.models.values()]
+        for workload, counter in _WAITING_COUNTERS:
+            loop.counters.set(counter, sum(room.count(workload) for room in rooms) if loop.waiting_count else 0)
         self._memory.second(busy=bool(loop.in_flight))
 
     # ------------------------------------------------------------ one request
@@ -138,7 +162,10 @@ class Watch:
             return
         due, kind = self._phase_deadline(request)
         if now >= due:
-            self._loop.time_out(request, kind, self._reason(request, kind), now)
+            if kind is ErrorKind.DEADLINE_EXCEEDED:
+                self._loop.deadline_passed(request, now)
+            else:
+                self._loop.time_out(request, kind, self._reason(request, kind), now)
             return
         self._loop.telemetry.show_phase(request)  # decoding has begun, perhaps: shown here, off the token's path
         beat = self._beat(request, now)
@@ -150,7 +177,10 @@ class Watch:
         model, attempt = request.model, request.attempt
         if request.phase == Phase.WAITING or attempt is None:
             start = request.failed_attempts[-1][7] if request.failed_attempts else request.deq
-            return start + model.queue_ns, ErrorKind.QUEUE_TIMEOUT
+            due = start + model.queue_ns
+            if request.deadline_ns and not request.serves_late and request.deadline_ns < due:
+                return request.deadline_ns, ErrorKind.DEADLINE_EXCEEDED
+            return due, ErrorKind.QUEUE_TIMEOUT
         if request.phase == Phase.CONNECTING:
             return request.routed + model.connect_ns, ErrorKind.CONNECT_TIMEOUT
         if request.tok1:  # a host is silent too because we do not read it

@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument(
+        "--against",
+        type=Path,
+        metavar="OLD",
+        help="print only what differs from this file, as a router that runs with it would log when it reloads",
+    )
     return parser
 
 
@@ -141,6 +147,9 @@ def _add_observers(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="heartbeat age from which a live router counts as hung (%(default)g)",
     )
     _add_dump(commands)
+    explain = commands.add_parser("explain", help="say why a request went where it went, and what it waited for")
+    explain.add_argument("request_id", metavar="REQUEST_ID", help="the x-request-id of its answer")
+    _add_location(explain)
     tail = commands.add_parser("tail", help="show finished requests as they end")
     _add_location(tail)
     tail.add_argument("-n", type=_count, default=10, metavar="N", dest="last", help="begin with the last N (10)")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from router import config
 from router.cli import EXIT_OK, fail
-from router.config import Config, HostConfig
+from router.config import Config, HostConfig, ModelConfig, RoutingConfig
+from router.config.changes import changes
 from router.errors import ConfigError
 
 
@@ -18,8 +19,23 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         return fail(error)
     print(f"{args.file}: ok")
+    if args.against is not None:
+        return _print_changes(args)
     for line in describe(settings):
         print(line)
+    return EXIT_OK
+
+
+def _print_changes(args: argparse.Namespace) -> int:
+    """Print what a router that runs with another file would say when it takes this one over; 2 if that one is bad."""
+    try:
+        found = changes(config.load(args.against, need_keys=False), config.load(args.file, need_keys=False))
+    except ConfigError as error:
+        return fail(error)
+    if not found:
+        print(f"nothing differs from {args.against}")
+    for each in found:
+        print(f"  {each.text}{f'  (needs a restart of the {each.needs})' if each.needs else ''}")
     return EXIT_OK
 
 
@@ -72,7 +88,16 @@ def _model_names(settings: Config) -> list[str]:
 
 def _model_row(settings: Config, name: str) -> tuple[str, ...]:
     at = [_model_at(host, name) for host in settings.hosts if name in host.models]
-    return name, f"at {', '.join(at)}"
+    return name, f"at {', '.join(at)}", _routing(settings.models.get(name, ModelConfig()).routing)
+
+
+def _routing(routing: RoutingConfig) -> str:
+    """Say how a model's requests are routed, nothing where it is the default."""
+    if routing.is_default:
+        return ""
+    parts = [f"sticky by {routing.sticky}"] if routing.sticky else []
+    parts += [f"in the order of {routing.order}"] if routing.order != "none" else []
+    return ", ".join([f"routed by {routing.policy}", *parts])
 
 
 def _model_at(host: HostConfig, name: str) -> str:

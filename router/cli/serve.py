@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from router import config
 from router.cli import fail
@@ -21,4 +22,4 @@ def run(args: argparse.Namespace) -> int:
         return fail(error)
     from router import daemon  # noqa: PLC0415 - the event loop is not needed to refuse a configuration
 
-    return daemon.serve(settings)
+    return daemon.serve(settings, Path(args.config))

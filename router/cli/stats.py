@@ -34,6 +34,7 @@ from router.cli import EXIT_OK, fail, fail_to_read
 from router.cli.location import all_instance_dirs, instance_dir
 from router.errors import ConfigError
 from router.telemetry.counters import Counter
+from router.telemetry.host_rows import FILE, HostRow, read_hosts
 from router.telemetry.reader import DoneReader, InflightReader, Names
 from router.telemetry.summary import Group, Percentiles, Summary, summarise
 from router.telemetry.units import ABSENT, duration, rate, span
@@ -70,6 +71,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """From the start until now, or until the last heartbeat of a router that is dead."""
     rings: ring_stats.Report
     router: Summary
+    hosts: tuple[HostRow, ...]
+    """How each host is, in words too."""
     token_events_per_s: float | None
     """Records of the token ring, between two looks a moment apart."""
     previous: Previous | None
@@ -98,6 +101,7 @@ class Records:
 
     def __init__(self, directory: Path) -> None:
         self.problems: dict[str, str] = {}
+        self._directory = directory
         names = self._open("names.tab", lambda: Names(directory)) or Names(None)
         self.done_reader = self._open("done.ring", lambda: DoneReader(directory, "oldest", names=names))
         self.inflight_reader = self._open("inflight.tab", lambda: InflightReader(directory, names))
@@ -123,6 +127,10 @@ class Records:
             published_count = self.done_reader.published_count
         in_flight = self.inflight_reader.read() if self.inflight_reader is not None else []
         return summarise(self.done, in_flight, published_count=published_count, now_ns=now_ns)
+
+    def hosts(self) -> list[HostRow]:
+        """Return how each host is."""
+        return self._open(FILE, lambda: read_hosts(self._directory)) or []
 
     def damage(self) -> list[str]:
         """Say what was left out because it cannot be true."""
@@ -163,6 +171,7 @@ class Source:
             uptime_ns=_uptime_ns(now, now_ns),
             rings=rings,
             router=summary,
+            hosts=tuple(records.hosts()),
             token_events_per_s=_rate_of(rings, "tokens"),
             previous=self._previous,
             problems=tuple(map(ring_stats.shown, _problems(directory, now, records))),
@@ -263,7 +272,7 @@ def _previous(directory: Path, now: Sample) -> Previous | None:
     if left is None or not left.segments:
         return None
     silent_ns = now.segments[0].header.created_mono_ns - max(segment.heartbeat_ns for segment in left.segments)
-    in_flight_count = sum(segment.rows_in_use for segment in left.segments)
+    in_flight_count = sum(each.rows_in_use for each in left.segments if each.header.name == "inflight")
     return Previous(
         pid=left.segments[0].header.writer_pid,
         path=ring_stats.shown(str(left.path)),
@@ -324,6 +333,7 @@ def as_plain(report: Report, rings: ring_stats.Report) -> dict[str, Any]:
         "previous": msgspec.to_builtins(report.previous),
         "problems": report.problems,
         "router": msgspec.to_builtins(report.router),
+        "hosts": msgspec.to_builtins(report.hosts),
         "rings": ring_stats.as_json(rings),
     }
 
@@ -339,6 +349,8 @@ def format_stats(report: Report) -> list[str]:
         *_finished(report),
         "",
         *_in_flight(report),
+        "",
+        *_hosts(report.hosts),
         "",
         *_loop(report.rings.counters),
         *(format_counter(row) for row in report.rings.counters),
@@ -426,6 +438,19 @@ def _in_flight(report: Report) -> list[str]:
         f"{'TTFT p50':>10}{'p95':>10}{'p99':>10}{'TPOT p50':>10}{'p95':>10}{'p99':>10}{'tokens/s':>10}"
     )
     return lines + [_group(group, host_width, model_width) for group in summary.groups]
+
+
+def _hosts(hosts: Sequence[HostRow]) -> list[str]:
+    """Say how each host is."""
+    if not hosts:
+        return ["hosts: none is known"]
+    usable = sum(not host.bar for host in hosts)
+    lines = [f"hosts: {usable:,} of {len(hosts):,} can be used"]
+    width = max(len(host.name) for host in hosts)
+    for host in hosts:
+        busy = f"{host.running:,} of {host.slot_count:,} slots busy"
+        lines.append(f"      {host.name:<{width}}  {busy}, {host.text}{', removed' if host.is_removed else ''}")
+    return lines
 
 
 def _group(group: Group, host_width: int, model_width: int) -> str:

@@ -61,9 +61,9 @@ def request(
     streamed: bool = False,
     timeout_s: float | None = None,
     first_token_timeout_s: float | None = None,
-    **header: Mapping[str, str] | str | None,
+    **header: Mapping[str, str] | str | float | None,
 ) -> Request:
-    """Build a request; ``header`` are ``tags`` and the W3C headers, left out where ``None``.
+    """Build a request; ``header`` are the other keys of its header, left out where ``None``.
 
     Raises :class:`ValueError` for what the protocol does not allow and :class:`TypeError` for what is not JSON.
     """

@@ -29,6 +29,8 @@ class Reply:
         """The request's number in all records of the router."""
         self.host = done.host
         """The host that answered."""
+        self.levers = done.levers
+        """What rules of the router changed of the request, in words: ``max_tokens=512 (asked 4096)``."""
         self.usage = done.usage or usage_of(self.json.get("usage"))
         self.timing: Timing = finished_timing(exchange, done, self.usage, same_clock=same_clock)
 

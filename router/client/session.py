@@ -81,6 +81,7 @@ class Done(NamedTuple):
     usage: dict[str, Any] | None
     stamps: list[int]
     body: bytes
+    levers: tuple[str, ...]
 
 
 class Pong(NamedTuple):
@@ -365,7 +366,9 @@ class Session:
             self._end(exchange, now_ns, error=_protocol_error(exchange, link.endpoint, what))
         else:
             body = frames[1] if len(frames) > 1 else b""
-            result = Done(status, facts.get("host") or "", protocol.usage_of(facts.get("usage")), stamps, body)
+            usage = protocol.usage_of(facts.get("usage"))
+            levers = tuple(str(lever) for lever in facts.get("levers") or ())
+            result = Done(status, facts.get("host") or "", usage, stamps, body, levers)
             self._end(exchange, now_ns, result=result)
 
     def _on_error(self, link: _Link, header: list[Any], frames: Sequence[bytes], now_ns: int) -> None:

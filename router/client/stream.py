@@ -72,6 +72,11 @@ class StreamState:
         return self._done.usage if self._done else None
 
     @property
+    def levers(self) -> tuple[str, ...]:
+        """What rules of the router changed of the request, in words; empty until the end."""
+        return self._done.levers if self._done else ()
+
+    @property
     def timing(self) -> Timing | None:
         """Where the time went; ``None`` until the end."""
         done = self._done

@@ -16,8 +16,17 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from router.config.admission import (
+    AdmissionConfig,
+    ClassAdmission,
+    FeatureConfig,
+    LeverRules,
+    check_admission,
+)
 from router.config.base import Section
+from router.config.health import BreakerConfig, Health, OutliersConfig
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
+from router.config.names import aliases, check_names, fallback_chain
 from router.config.observer import (
     SLICE_ALLOWED,
     SLICE_FIELDS,
@@ -39,8 +48,9 @@ from router.config.places import (
     tmpfs_run_dir,
     zeromq_endpoint,
 )
-from router.config.serving import Health, Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
-from router.config_schema import explain, shown
+from router.config.routing import RoutingConfig, routing_contradiction
+from router.config.serving import Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
+from router.config_schema import explain, shown, shown_key
 from router.errors import ConfigError
 from router.telemetry.records import TAGS, TEXT_TAGS
 
@@ -49,12 +59,17 @@ __all__ = [
     "SLICE_ALLOWED",
     "SLICE_FIELDS",
     "SLICE_TAG_COUNT_MAX",
+    "AdmissionConfig",
+    "BreakerConfig",
+    "ClassAdmission",
     "Config",
+    "FeatureConfig",
     "Goodput",
     "Health",
     "HostConfig",
     "HostFacts",
     "JournalConfig",
+    "LeverRules",
     "Limits",
     "Listen",
     "Log",
@@ -62,13 +77,17 @@ __all__ = [
     "ModelConfig",
     "ModelTimeouts",
     "ObserverConfig",
+    "OutliersConfig",
     "Price",
     "Rings",
+    "RoutingConfig",
     "Slices",
     "TagsConfig",
     "Timeouts",
+    "aliases",
     "data_dir",
     "default_run_dir",
+    "fallback_chain",
     "host_address",
     "is_tmpfs",
     "load",
@@ -100,6 +119,7 @@ class Config(Section, frozen=True):
     observer: ObserverConfig = msgspec.field(default_factory=ObserverConfig)
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
+    features: dict[str, FeatureConfig] = msgspec.field(default_factory=dict)
 
 
 def model_timeouts(config: Config, model_name: str) -> Timeouts:
@@ -169,6 +189,10 @@ def _check(config: Config) -> None:
     for index, endpoint in enumerate(config.listen.zeromq):
         zeromq_endpoint(config, endpoint, f"listen.zeromq[{index}]")
     _check_hosts(config.hosts)
+    _check_health(config.health)
+    check_names(config)
+    _check_routing(config)
+    check_admission(config)
     _check_observer(config)
 
 
@@ -190,6 +214,29 @@ def _check_hosts(hosts: list[HostConfig]) -> None:
             )
         seen[host.name] = index
         host_address(host.url, f"hosts[{index}].url")
+
+
+def _check_health(health: Health) -> None:
+    breaker, outliers = health.breaker, health.outliers
+    if breaker.open_s > breaker.open_s_max:
+        raise ConfigError(
+            f"health.breaker.open_s = {breaker.open_s:g}: expected at most health.breaker.open_s_max "
+            f"({breaker.open_s_max:g})"
+        )
+    if outliers.eject_s > outliers.eject_s_max:
+        raise ConfigError(
+            f"health.outliers.eject_s = {outliers.eject_s:g}: expected at most health.outliers.eject_s_max "
+            f"({outliers.eject_s_max:g})"
+        )
+
+
+def _check_routing(config: Config) -> None:
+    hosts = {host.name: host for host in config.hosts}
+    for name, model in config.models.items():
+        serving = {host.name for host in config.hosts if not host.models or name in host.models}
+        fault = routing_contradiction(f"models.{shown_key(name)}.routing", model.routing, hosts, serving)
+        if fault:
+            raise ConfigError(fault)
 
 
 def _check_observer(config: Config) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from router.config.admission import AdmissionConfig, LeverRules
 from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.routing import PRIORITY_MAX, WEIGHT_MAX, RoutingConfig
 
 
 class HostFacts(Section, frozen=True):
@@ -96,6 +98,28 @@ class HostConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    weight: Annotated[
+        int, between(1, WEIGHT_MAX, 'Its share of the requests beside other hosts, with `policy = "weighted"`.')
+    ] = 1
+    priority: (
+        Annotated[
+            int,
+            between(
+                0,
+                PRIORITY_MAX,
+                'With `order = "priority"` lower ones are used first, equal ones together. Absent: its place in the '
+                "file, from 1.",
+            ),
+        ]
+        | None
+    ) = None
+    drain: Annotated[
+        bool,
+        Meta(
+            description="The host is being taken out of service: it gets no new request, and what runs there may go on "
+            "for `timeouts.drain_s`. To be set or taken back while the router runs (SIGHUP)."
+        ),
+    ] = False
     facts: Annotated[HostFacts, Meta(description="Overrides of what the router believes of this host.")] = (
         msgspec.field(default_factory=HostFacts)
     )
@@ -128,6 +152,33 @@ class ModelConfig(Section, frozen=True):
             "`auto`: where the host cancels only streams."
         ),
     ] = "auto"
+    aliases: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256, extra={"allowed": "1 to 256 characters"})]],
+        Meta(
+            max_length=64,
+            description="Further names under which clients may ask for it. They are listed in `/v1/models` and stand "
+            "for this model even where a host has one of that name.",
+        ),
+    ] = msgspec.field(default_factory=list)
+    fallback: Annotated[
+        list[str],
+        Meta(
+            max_length=8,
+            extra={"allowed": "names of other models"},
+            description="Models that answer in its place, in this order, when no host of it can take a request or "
+            "every attempt has failed before the first token. Each brings its own fallback with it. The answer then "
+            "has the header `x-ringrouter-model`.",
+        ),
+    ] = msgspec.field(default_factory=list)
+    admission: Annotated[AdmissionConfig, Meta(description="Who is served first, and until when.")] = msgspec.field(
+        default_factory=AdmissionConfig
+    )
+    levers: Annotated[LeverRules, Meta(description="What requests may ask for.")] = msgspec.field(
+        default_factory=LeverRules
+    )
+    routing: Annotated[RoutingConfig, Meta(description="Which host gets a request.")] = msgspec.field(
+        default_factory=RoutingConfig
+    )
     timeouts: Annotated[ModelTimeouts, Meta(description="Time-outs of this model.")] = msgspec.field(
         default_factory=ModelTimeouts
     )

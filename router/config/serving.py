@@ -77,8 +77,18 @@ class Limits(Section, frozen=True):
         int, between(1024, 1 << 26, "Bytes a client may send ahead while it is being answered; over it 400 and close.")
     ] = 256 * 1024
     attempts: Annotated[
-        int, between(1, 4, "Attempts per request at a host, the first included; all before the commit point.")
+        int, between(1, 4, "Attempts per request and model, the first included; all before the commit point.")
     ] = 3
+    retry_share: Annotated[
+        float,
+        between(
+            0, 1, "Retries per model: at most this share of what its hosts answered in the last 10 s, and "
+            "`retries_per_s`.",
+        ),
+    ] = 0.2  # fmt: skip
+    retries_per_s: Annotated[
+        float, between(0, 10_000, "Retries per model and second that are always allowed, saved up for 10 s.")
+    ] = 10.0
 
 
 class Timeouts(Section, frozen=True):
@@ -125,16 +135,6 @@ class Rings(Section, frozen=True):
     tokens: Annotated[int, between(1024, 1 << 26, "Slots of `tokens.ring` (64 bytes each).")] = 262_144
     done: Annotated[int, between(64, 1 << 22, "Slots of `done.ring` (1,024 bytes each).")] = 16_384
     names: Annotated[int, between(256, 1 << 20, "Rows of `names.tab` (96 bytes each).")] = 32_768
-
-
-class Health(Section, frozen=True):
-    """`[health]`: active probes and passive marking."""
-
-    interval_s: Annotated[float, between(0.05, 3600, "Between two probes of a host's health path.")] = 2.0
-    timeout_s: Annotated[float, between(0.05, 600, "A probe without an answer counts as failed.")] = 2.0
-    fail_after: Annotated[
-        int, between(1, 1000, "Consecutive failures (probes, connects, broken answers) that mark a host unhealthy.")
-    ] = 2
 
 
 class LoopConfig(Section, frozen=True):

@@ -25,14 +25,13 @@ _TRAILING_NS: Final = _NS
 
 
 class Fleet:
-    """Connections by host. An attempt without one waits in ``queues``; whichever connection comes first serves it."""
+    """Connections by host. An attempt without one waits in its host's ``queue`` for whichever comes first."""
 
     def __init__(self, hosts: Sequence[Host], counters: CountersWriter, connect_timeout_s: float) -> None:
         self.hosts = hosts
         self.loop: Loop
         self._counters = counters
-        self._connect_timeout_s = connect_timeout_s
-        self._queues: dict[int, list[Attempt]] = {host.host_id: [] for host in hosts}
+        self.connect_timeout_s = connect_timeout_s
         self._trailing: set[HostConnection] = set()
         self._abandoned: dict[HostConnection, int] = {}
         """Connections whose answers nobody wants, and until when they are waited for."""
@@ -56,12 +55,12 @@ class Fleet:
 
     def request(self, attempt: Attempt) -> None:
         """Have a connection made for an attempt that found none."""
-        self._queues[attempt.host.host_id].append(attempt)
+        attempt.host.queue.append(attempt)
         self._connect(attempt.host)
 
     def withdraw(self, attempt: Attempt) -> None:
         """The attempt no longer waits for a connection."""
-        queue = self._queues[attempt.host.host_id]
+        queue = attempt.host.queue
         if attempt in queue:
             queue.remove(attempt)
 
@@ -70,15 +69,18 @@ class Fleet:
         self._trailing.discard(connection)
         host = connection.host
         now = monotonic_ns()
-        queue = self._queues[host.host_id]
+        queue = host.queue
         if self._closed or connection.transport is None or connection.transport.is_closing():
             connection.close()
             if queue and not connection.used:  # accepted and closed at once: nobody serves there
                 text = f"host {host.name} closed a new connection at once"
-                self.loop.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
+                self.loop.recovery.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
             return
         if queue:
             self.loop.connected(queue.pop(0), connection, now)
+            return
+        if host.drains:
+            connection.close()
             return
         connection.idle_since = now
         host.idle.append(connection)
@@ -107,10 +109,10 @@ class Fleet:
     # ------------------------------------------------------------ spares
     def top_up(self, host: Host, now: int) -> None:
         """Open spares until there are as many as the recent bursts ask for."""
-        if not host.healthy or self._closed:
+        if not host.usable or self._closed:
             return
         target = host.spares.target(now, max(host.free_slots, 0))
-        missing = target + len(self._queues[host.host_id]) - len(host.idle) - host.connecting
+        missing = target + len(host.queue) - len(host.idle) - host.connecting
         for _ in range(missing):
             self._connect(host)
 
@@ -127,6 +129,15 @@ class Fleet:
                 host.idle = [c for c in host.idle if now - c.idle_since <= age_ns]
                 self._close_all(old)
             self.top_up(host, now)
+
+    def close_idle(self, host: Host) -> None:
+        """Close the idle connections of a host: it gets no requests for now."""
+        self._close_all(host.idle)
+
+    def give_up(self, host: Host) -> None:
+        """Close the connections of a host on which answers are under way that nobody wants; their slots are free."""
+        for connection in [c for c in self._abandoned if c.host is host]:
+            connection.kill()
 
     @staticmethod
     def _close_all(connections: list[HostConnection]) -> None:
@@ -147,7 +158,7 @@ class Fleet:
         text = ""
         connection: HostConnection | None = None
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(self.connect_timeout_s):
                 address = host.resolved
                 if address is None:
                     raise OSError(f"the name of host {host.name} is not resolved")
@@ -166,11 +177,11 @@ class Fleet:
             self.keep(connection)
             return
         now = monotonic_ns()
-        queue = self._queues[host.host_id]
+        queue = host.queue
         if not own:
-            self.loop.host_failed(host, text, now)
+            self.loop.recovery.connect_failed(host, text, now)
         if queue:
-            self.loop.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
+            self.loop.recovery.attempt_failed(queue.pop(0), ErrorKind.CONNECT_FAILED, text, now)
 
     async def close(self) -> None:
         """Close every connection and wait for what is being connected."""

@@ -27,11 +27,22 @@ class HealthMonitor:
         self._config = config
         self._on_probed = on_probed
         self._log = log
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin probing every host."""
-        self._tasks = [asyncio.create_task(self._watch(host), name=f"health-{host.name}") for host in self._loop.hosts]
+        for host in self._loop.hosts:
+            self.watch(host)
+
+    def configure(self, config: Health) -> None:
+        """Go on with other settings, each host from its next probe on."""
+        self._config = config
+
+    def watch(self, host: Host) -> None:
+        """Probe a host until it is removed."""
+        task = asyncio.create_task(self._watch(host), name=f"health-{host.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
         """End all probes."""
@@ -40,18 +51,18 @@ class HealthMonitor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, host: Host) -> None:
-        interval_s = self._config.interval_s
-        while True:
+        while not host.removed:
             try:
                 await self._probe(host)
             except Exception as error:
                 self._log.error("internal error", what="probe", host=host.name, type=type(error).__name__)
+            interval_s = self._config.interval_s
             await asyncio.sleep(interval_s if host.healthy else min(interval_s, _DOWN_INTERVAL_S))
 
     async def _probe(self, host: Host) -> None:
         timeout_s = self._config.timeout_s
         try:
-            if not host.healthy:  # it may have been started anew, with other slots and models
+            if not (host.healthy and host.probed):  # it may have been started anew, with other slots and models
                 await interview(host, timeout_s)
                 self._on_probed(host)
             await check_health(host, timeout_s)
@@ -59,7 +70,7 @@ class HealthMonitor:
             self._failed(host, error)
         else:
             host.probe_failures = 0
-            self._loop.set_health(host, healthy=True, now=monotonic_ns())
+            self._loop.recovery.standing.set_health(host, healthy=True, now=monotonic_ns())
 
     def _failed(self, host: Host, error: ProbeError) -> None:
         """Count a failed probe, apart from failed requests: a host can answer the one and not the other."""
@@ -68,4 +79,4 @@ class HealthMonitor:
             return
         host.probe_failures += 1
         if host.probe_failures >= self._config.fail_after:
-            self._loop.set_health(host, healthy=False, now=monotonic_ns())
+            self._loop.recovery.standing.set_health(host, healthy=False, now=monotonic_ns())

@@ -123,7 +123,7 @@ async def check_health(host: Host, timeout_s: float) -> None:
 async def interview(host: Host, timeout_s: float) -> None:
     """Ask a host for its kind, models and slots and take them over; raises :class:`ProbeError`."""
     config = host.config
-    kind = config.kind
+    kind: str = config.kind
     names: list[str] = []
     if kind == "auto" or not config.models:
         status, body = await get(host, "/v1/models", timeout_s)
@@ -131,15 +131,13 @@ async def interview(host: Host, timeout_s: float) -> None:
             raise ProbeError(f"GET /v1/models answered {status}")
         names, owner = _read_models(body)
         if kind == "auto":
-            kind = kind_of_owner(owner)  # type: ignore[assignment]
-    host.kind = kind
-    host.facts = facts_of(kind, config)
-    models = config.models or names
-    if not models:
+            kind = kind_of_owner(owner)
+    if not (config.models or names):
         raise ProbeError("GET /v1/models names no model")
-    host.models = dict(models) if isinstance(models, dict) else {name: name for name in models}
-    if config.slots is None and host.facts.slots_path:
-        await _ask_slots(host, timeout_s)
+    path = facts_of(kind, config).slots_path
+    slot_count = await _ask_slots(host, path, timeout_s) if config.slots is None and path else 0
+    # All at once: it may be in use, asked anew because its settings have changed.
+    host.take_facts(kind, {name: name for name in names}, slot_count)
     host.probed = True
 
 
@@ -153,13 +151,13 @@ def _read_models(body: bytes) -> tuple[list[str], str]:
         raise ProbeError("GET /v1/models: not a list of models") from None
 
 
-async def _ask_slots(host: Host, timeout_s: float) -> None:
-    status, body = await get(host, host.facts.slots_path, timeout_s)
+async def _ask_slots(host: Host, path: str, timeout_s: float) -> int:
+    """Return how many slots a host says that it has, 0 if it does not."""
+    status, body = await get(host, path, timeout_s)
     if status != 200:
-        return
+        return 0
     try:
         slots = msgspec.json.decode(body).get("total_slots")
     except (*UNDECODABLE, AttributeError):
-        return
-    if isinstance(slots, int) and slots > 0:
-        host.facts = msgspec.structs.replace(host.facts, slot_count=slots)
+        return 0
+    return slots if isinstance(slots, int) and slots > 0 else 0

@@ -402,7 +402,7 @@ class ClientConnection(asyncio.Protocol):
         start = _STREAM_START if self.raw else _STREAM_START_1_0
         request_id = request.request_id.encode("latin-1")
         close = b"" if self.raw and not self._close_after else self._connection_header()
-        self._stream_head = b"".join((start, request_id, b"\r\n", host, close))
+        self._stream_head = b"".join((start, request_id, b"\r\n", host, request.terms.answer_lines, close))
 
     def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
         """Write the head of a streamed answer and its first bytes at once."""
@@ -444,7 +444,8 @@ class ClientConnection(asyncio.Protocol):
             (
                 heads.status_line(status), b"content-type: ", content_type,
                 b"\r\nx-request-id: ", request.request_id.encode("latin-1"), b"\r\n", host,
-                b"server-timing: ", heads.server_timing(request), b"\r\n", extra, close, length, b"\r\n", body,
+                request.terms.answer_lines, b"server-timing: ", heads.server_timing(request), b"\r\n",
+                extra, close, length, b"\r\n", body,
             )
         )  # fmt: skip
         request.bytes_out += len(data)

@@ -12,14 +12,16 @@ from router.dialects import dialect_of, endpoint_of
 from router.errors import ErrorKind, RequestError
 from router.hosts.kinds import KINDS
 from router.ingress.submission import F32, U32, trace_headers, unknown_model
+from router.ingress.wishes import NO_WISHES, model_for, settle, with_metadata
 from router.messages import decode_pass_body
 from router.request import Request
 
 if TYPE_CHECKING:
+    from router.config import Config
     from router.http1 import Head
     from router.ingress.http import ClientConnection
+    from router.ingress.wishes import Wishes
     from router.loop import Loop
-    from router.messages import PassBody
     from router.models import Model
 
 _MODEL_HEADER: Final = b"x-ringrouter-model"
@@ -34,7 +36,11 @@ class PassThrough:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        facts = [host.config.facts for host in loop.hosts]
+        self.configure(loop.config)
+
+    def configure(self, config: Config) -> None:
+        """Take over which paths hosts may have."""
+        facts = [host.facts for host in config.hosts]
         named = [own.paths if own.paths is not None else () for own in facts]
         self._paths = frozenset(path for paths in named for path in paths).union(*(k.paths for k in KINDS.values()))
 
@@ -45,16 +51,27 @@ class PassThrough:
             return False
         return any(name in host.facts.paths if host.probed else True for host in self._loop.hosts)
 
-    def request(self, connection: ClientConnection, head: Head, body: bytes, body_ns: int) -> Request:
-        """Return the request; raises :class:`RequestError` when no model of the router can answer it."""
+    def request(
+        self, connection: ClientConnection, head: Head, body: bytes, body_ns: int, wishes: Wishes | None
+    ) -> Request:
+        """Return the request; raises :class:`RequestError` when no model of the router can answer it.
+
+        ``wishes`` are what the head says.
+        """
         path = head.url.partition(b"?")[0].decode("latin-1")
         headers = head.headers
         fields = decode_pass_body(body)
-        model = self._model(path, fields, headers.get(_MODEL_HEADER, b"").decode("utf-8", "replace"))
+        endpoint = endpoint_of(path)
+        name = fields.model if fields.model is not None else headers.get(_MODEL_HEADER, b"").decode("utf-8", "replace")
+        if fields.metadata:
+            wishes = with_metadata(wishes, headers, fields.metadata)
+        if wishes is not None and wishes.feature:
+            name = model_for(self._loop, wishes, endpoint, name)
+        model = self._model(path, name)
         dialect = dialect_of(path)
         request = Request(
             connection,
-            endpoint_of(path),
+            endpoint,
             connection.request_id,
             body,
             fields,
@@ -75,13 +92,14 @@ class PassThrough:
             request.temperature = min(max(fields.temperature, -F32), F32)
         if b"traceparent" in headers:
             request.trace_headers = trace_headers(headers)
+        if wishes is not None or model.has_rules:
+            settle(self._loop, request, wishes or NO_WISHES)
         return request
 
-    def _model(self, path: str, fields: PassBody, header: str) -> Model:
-        name = fields.model if fields.model is not None else header
+    def _model(self, path: str, name: str) -> Model:
         if not name:
             return self._only_model(path)
-        model = self._loop.models.get(name)
+        model = self._loop.by_name.get(name)
         if model is None:
             raise unknown_model(self._loop, name)
         if not _has(model, path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.ingress.pinning import PIN_HEADER
 from router.ingress.submission import trace_headers
+from router.ingress.wishes import read_wishes
 from router.telemetry.records import Endpoint
 
 if TYPE_CHECKING:
@@ -22,18 +24,21 @@ class Route:
     """Holds no head: each would keep the other alive until the garbage collector comes.
 
     ``path`` is without its query. ``endpoint`` is set for a request that any host can take, ``None`` for whatever
-    else the path and the method may mean. ``request_id`` is the client's own, empty if it gave none that is usable.
+    else the path and the method may mean. ``request_id`` is the client's own, empty if it gave none that is usable;
+    ``host`` is the one that it wants to be answered by, empty for any. ``has_features``: features are configured.
     """
 
-    __slots__ = ("endpoint", "identities", "path", "request_id", "timing_asked", "trace_headers")
+    __slots__ = ("endpoint", "host", "identities", "path", "request_id", "timing_asked", "trace_headers", "wishes")
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, *, has_features: bool = False) -> None:
         headers = head.headers
         self.path = head.url.partition(b"?")[0]
         self.endpoint = _API.get(self.path) if head.method == b"POST" else None
         self.request_id = _usable(headers.get(b"x-request-id", b""))
         self.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         self.trace_headers = trace_headers(headers) if b"traceparent" in headers else b""
+        self.host = headers[PIN_HEADER].decode("utf-8", "replace") if PIN_HEADER in headers else ""
+        self.wishes = read_wishes(headers, has_features=has_features)
         self.identities: dict[str, tuple[bytes, bytes]] = {}
         """By model: what stands before and behind the request's id in the identity of its records."""
 

@@ -11,9 +11,11 @@ import msgspec
 
 from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
+from router.hosts.standing import condition
 from router.http1 import HeadMemo, parse_request_head
 from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
+from router.ingress.pinning import pin
 from router.ingress.route import Route, takes_post
 from router.ingress.submission import RequestIds, is_refusal, make_request, submit, unknown_model
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
@@ -56,12 +58,12 @@ class HttpServer:
         self._idle: dict[ClientConnection, int] = {}
         self._lingering: dict[ClientConnection, int] = {}
         self._idle_check_ns = 0
-        self._head_ns = int(config.timeouts.head_s * _NS)
-        self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
+        self._head_ns = self._keep_alive_ns = 0
         self.next_id = RequestIds().next
         self._connection_count = 0
         self._created = int(time())
         self._passed = PassThrough(loop)
+        self.configure(config)
         self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
             b"/health": self._health,
             b"/ready": self._ready_page,
@@ -69,6 +71,15 @@ class HttpServer:
             b"/models": self._models,
             b"/metrics": self._metrics,
         }
+
+    def configure(self, config: Config) -> None:
+        """Take over limits and time-outs, for what begins from now on."""
+        self._config = config
+        self.limits = config.limits
+        self._head_ns = int(config.timeouts.head_s * _NS)
+        self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
+        self._passed.configure(config)
+        self.heads.forget()  # what heads say of features is kept with them
 
     # ------------------------------------------------------------ connections
     def accept(self, connection: ClientConnection) -> bool:
@@ -139,7 +150,7 @@ class HttpServer:
     # ------------------------------------------------------------ requests
     def route(self, head: Head) -> Route:
         """Return what a head says of its request, and keep it with the head."""
-        route = head.route = Route(head)
+        route = head.route = Route(head, has_features=bool(self._config.features))
         return route
 
     def take(self, connection: ClientConnection, head: Head, endpoint: Endpoint, body: bytes) -> None:
@@ -148,11 +159,13 @@ class HttpServer:
         try:
             request = make_request(
                 self.loop, connection, endpoint, connection.request_id, body, head.headers,
-                connection.recv_ns, monotonic_ns(), streams_by_default=False,
+                connection.recv_ns, monotonic_ns(), streams_by_default=False, wishes=route.wishes,
             )  # fmt: skip
             request.timing_asked = route.timing_asked
             request.trace_headers = route.trace_headers
             request.identities = route.identities
+            if route.host:
+                pin(self.loop, request, route.host)
             connection.request = request
             submit(self.loop, request, connection.number)
         except RequestError as error:
@@ -168,8 +181,10 @@ class HttpServer:
         try:
             page = self._pages.get(path) or self._one_model(path)
             if page is None and self._passed.takes(path) and head.method == b"POST":
-                request = self._passed.request(connection, head, body, monotonic_ns())
+                request = self._passed.request(connection, head, body, monotonic_ns(), route.wishes)
                 request.timing_asked = route.timing_asked
+                if route.host:
+                    pin(self.loop, request, route.host)
                 connection.request = request
                 submit(self.loop, request, connection.number)
                 return
@@ -208,7 +223,7 @@ class HttpServer:
     # ------------------------------------------------------------ answers about a request
     def host_name(self, request: Request) -> str:
         """Return the name of the host that answers, empty while there is none."""
-        return self.loop.hosts[request.host - 1].name if request.host else ""
+        return self.loop.host_of[request.host].name if request.host else ""
 
     def timing_comment(self, request: Request) -> bytes:
         """Return the comment that ``x-ringrouter-timing: 1`` asks for: what is known before the last byte is out."""
@@ -235,19 +250,23 @@ class HttpServer:
         connection.answer(200, _JSON, b'{"status":"ok"}', head_only=head_only)
 
     def _ready_page(self, connection: ClientConnection, head_only: bool) -> None:
-        hosts = {h.name: "healthy" if h.healthy else h.last_error or "not probed yet" for h in self.loop.hosts}
+        now = monotonic_ns()
+        hosts = {h.name: condition(h, now) for h in self.loop.hosts}
         ready = self.ready()
         body = _encode({"status": "ready" if ready else "not ready", "hosts": hosts})
         connection.answer(200 if ready else 503, _JSON, body, head_only=head_only)
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._created, "owned_by": "ringrouter"}
+        """Return what is told of a model; ``root``, as vLLM has it, is the model's own name where this is an alias."""
+        shown = {"id": name, "object": "model", "created": self._created, "owned_by": "ringrouter"}
+        root = self.loop.by_name[name].name
+        return shown if root == name else {**shown, "root": root}
 
     def _one_model(self, path: bytes) -> Callable[[ClientConnection, bool], None] | None:
         name = unquote(path.removeprefix(b"/v1/models/").decode("utf-8", "replace"))
         if not path.startswith(b"/v1/models/"):
             return None
-        if name not in self.loop.models:
+        if name not in self.loop.by_name:
             raise unknown_model(self.loop, name)
         return lambda connection, head_only: connection.answer(
             200, _JSON, _encode(self._model(name)), head_only=head_only
@@ -255,7 +274,7 @@ class HttpServer:
 
     def models_page(self) -> bytes:
         """Return the list of models in OpenAI's shape, as JSON."""
-        data = [self._model(name) for name in sorted(self.loop.models)]
+        data = [self._model(name) for name in sorted(self.loop.by_name)]
         return _encode({"object": "list", "data": data})
 
     def _models(self, connection: ClientConnection, head_only: bool) -> None:

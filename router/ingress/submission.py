@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from router.errors import ErrorKind, RequestError
+from router.ingress.wishes import NO_WISHES, model_for, settle, with_metadata
 from router.messages import decode_body
 from router.request import Request
 from router.telemetry.counters import Counter
@@ -15,8 +16,8 @@ from router.telemetry.records import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from router.ingress.wishes import Wishes
     from router.loop import Loop
-    from router.models import Model
     from router.request import Egress
 
 U32: Final = 0xFFFFFFFF
@@ -53,15 +54,21 @@ def make_request(
     body_ns: int,
     *,
     streams_by_default: bool,
+    wishes: Wishes | None = None,
 ) -> Request:
     """Return the request that a body asks for; raises :class:`RequestError` that names what is wrong with it.
 
-    ``streams_by_default``: an answer is streamed whose body does not say.
+    ``streams_by_default``: an answer is streamed whose body does not say. ``wishes``: what the head says.
     """
     fields = decode_body(endpoint, body)
-    model = loop.models.get(fields.model)
+    name = fields.model
+    if fields.metadata:
+        wishes = with_metadata(wishes, headers, fields.metadata)
+    if wishes is not None and wishes.feature:
+        name = model_for(loop, wishes, endpoint, name)
+    model = loop.by_name.get(name)
     if model is None:
-        raise unknown_model(loop, fields.model)
+        raise unknown_model(loop, name)
     request = Request(egress, endpoint, request_id, body, fields, headers, model, recv_ns, body_ns)
     request.target = _TARGETS[endpoint]
     request.model_id = model.model_id
@@ -70,7 +77,7 @@ def make_request(
         if stream is not True and stream is not False:
             stream = streams_by_default or model.config.stream_by_default
         request.stream = stream
-        request.fold = not stream and _folds(model, log_probabilities=bool(fields.logprobs))
+        request.fold = not stream and model.folds(log_probabilities=bool(fields.logprobs))
     # What the records tell of a body, cut to what they can hold.
     max_tokens = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
     if max_tokens:
@@ -80,6 +87,8 @@ def make_request(
     temperature = fields.temperature
     if temperature:
         request.temperature = temperature if -F32 <= temperature <= F32 else F32 if temperature > 0 else -F32
+    if wishes is not None or model.has_rules:
+        settle(loop, request, wishes or NO_WISHES)
     return request
 
 
@@ -89,7 +98,7 @@ def submit(loop: Loop, request: Request, client_number: int) -> None:
     ``client_number`` tells in the request record which connection of this router it came by.
     """
     w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | client_number << 32
-    w5 = len(request.body) & U32 | request.max_tokens << 32  # no body is nearly as long
+    w5 = (request.body_bytes or len(request.body)) & U32 | request.max_tokens << 32  # no body is nearly as long
     loop.submit(request, w4, w5, crc32(request.request_id.encode()))
     loop.counters.add(_REQUESTS)
 
@@ -105,21 +114,10 @@ def unknown_model(loop: Loop, name: str) -> RequestError:
     if waiting:
         text = f"model {name!r} is not known yet: no answer from {', '.join(waiting)} so far"
         return RequestError(ErrorKind.NO_HOST, text, "model")
-    known = ", ".join(sorted(loop.models)[:_MODELS_SHOWN_MAX]) or "none"
+    known = ", ".join(sorted(loop.by_name)[:_MODELS_SHOWN_MAX]) or "none"
     return RequestError(
         ErrorKind.MODEL_NOT_FOUND, f"model {name[:200]!r} is not served here (models: {known})", "model"
     )
-
-
-def _folds(model: Model, *, log_probabilities: bool) -> bool:
-    """Return whether a not-streamed answer of this model is folded from a stream.
-
-    One with log probabilities is not: llama.cpp leaves the stop token's out of a stream, so that the plain answer could
-    not be made from it.
-    """
-    if model.config.fold != "auto":
-        return model.config.fold == "always"
-    return not log_probabilities and any(not host.facts.cancels_whole_answers for host in model.hosts)
 
 
 def trace_headers(headers: Mapping[bytes, bytes]) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 
 from router import verdicts
 from router.errors import ErrorKind
-from router.routing import Policy, Reason
+from router.routing import PolicyId, Reason
 from router.stamps import EARLY_WINDOW_NS, STAGES, STAMPS, e2e_ns, router_overhead_ns, stages, tpot_ns, ttft_ns
 from router.telemetry import records as rec
 from router.telemetry.reader import Names
@@ -320,7 +320,7 @@ def row_of(record: Mapping[str, Any], origin: Origin, done_seq: int, icl: IclSum
         error=_word(ErrorKind, record["error"]),
         status=record["status"],
         message=record["message"],
-        policy=_word(Policy, record["policy"]),
+        policy=_word(PolicyId, record["policy"]),
         max_tokens=record["max_tokens"],
         temperature=record["temperature"],
         candidates=tuple(

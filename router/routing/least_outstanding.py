@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
-from typing import Final
 
-NO_HOST: Final = -1
+from router.routing.candidates import NO_HOST, Candidate, Reason, Verdict
 
-
-class Policy(IntEnum):
-    """The policy that decided; the number stands in the done record."""
-
-    LEAST_OUTSTANDING = 1
-
-
-class Reason(IntEnum):
-    """Why a candidate was taken or not; the number stands in the done record."""
-
-    CHOSEN = 1
-    BUSIER = 2
-    FULL = 3
-    UNHEALTHY = 4
-    TRIED = 5
-    """It failed this request already."""
-
-
-_CHOSEN, _BUSIER, _FULL, _UNHEALTHY, _TRIED = (int(reason) for reason in Reason)
 # The interpreter looks members of an enum up anew each time.
-Candidate = tuple[int, int, int, bool, bool]
-"""What routing sees of a host: its id, how many of its slots are busy (running and draining requests), how many it has,
-whether it is healthy, and whether it failed this request already."""
+_CHOSEN, _BUSIER, _FULL = int(Reason.CHOSEN), int(Reason.BUSIER), int(Reason.FULL)
+_UNHEALTHY, _TRIED = int(Reason.UNHEALTHY), int(Reason.TRIED)
 
 
 def choose(candidates: Sequence[Candidate], turn: int) -> int:
@@ -58,9 +36,9 @@ def choose(candidates: Sequence[Candidate], turn: int) -> int:
     return best_tried if all_tried else best
 
 
-def explain(candidates: Sequence[Candidate], chosen: int) -> list[tuple[int, int, float]]:
+def explain(candidates: Sequence[Candidate], chosen: int) -> list[Verdict]:
     """Return ``(host_id, reason, load)`` for each candidate, the chosen one first."""
-    out: list[tuple[int, int, float]] = []
+    out: list[Verdict] = []
     for index, (host_id, busy, slots, healthy, tried) in enumerate(candidates):
         load = busy / slots
         if index == chosen:

@@ -37,6 +37,20 @@ class Counter(IntEnum):
     ZEROMQ_MESSAGES = 23
     ZEROMQ_BAD = 24
     ZEROMQ_DROPPED = 25
+    RETRIES = 26
+    RETRIES_REFUSED = 27
+    FALLBACKS = 28
+    BREAKERS_OPENED = 29
+    HOSTS_EJECTED = 30
+    CONFIG_RELOADS = 31
+    CONFIG_RELOAD_ERRORS = 32
+    REFUSED_FULL = 33
+    REFUSED_DEADLINE = 34
+    DEADLINES_EXCEEDED = 35
+    WAITING_REALTIME = 36
+    WAITING_INTERACTIVE = 37
+    WAITING_BATCH = 38
+    LEVERS_APPLIED = 39
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -70,6 +84,20 @@ CATALOGUE: Final = [
     _spec(Counter.ZEROMQ_MESSAGES, "messages", "messages of ZeroMQ clients read"),
     _spec(Counter.ZEROMQ_BAD, "messages", "messages of ZeroMQ clients answered with an error"),
     _spec(Counter.ZEROMQ_DROPPED, "messages", "ZeroMQ messages dropped: of a request that is over, to a full client"),
+    _spec(Counter.RETRIES, "attempts", "attempts made because the one before had failed"),
+    _spec(Counter.RETRIES_REFUSED, "attempts", "attempts not made because the model's retry budget was used up"),
+    _spec(Counter.FALLBACKS, "requests", "times a request went on to another model of its fallback chain"),
+    _spec(Counter.BREAKERS_OPENED, "times", "times a host's circuit breaker opened"),
+    _spec(Counter.HOSTS_EJECTED, "times", "times a host was left out for being far worse than its peers"),
+    _spec(Counter.CONFIG_RELOADS, "reloads", "configurations taken over while running (SIGHUP)"),
+    _spec(Counter.CONFIG_RELOAD_ERRORS, "reloads", "configurations that were refused; the one before stayed"),
+    _spec(Counter.REFUSED_FULL, "requests", "requests refused: limits.in_flight or a waiting room was full"),
+    _spec(Counter.REFUSED_DEADLINE, "requests", "requests refused at once: no first token to be expected by the deadline"),
+    _spec(Counter.DEADLINES_EXCEEDED, "requests", "requests ended: the deadline passed before a host was free"),
+    _spec(Counter.WAITING_REALTIME, "requests", "realtime requests in the waiting rooms at the last heartbeat"),
+    _spec(Counter.WAITING_INTERACTIVE, "requests", "interactive requests in the waiting rooms at the last heartbeat"),
+    _spec(Counter.WAITING_BATCH, "requests", "batch requests in the waiting rooms at the last heartbeat"),
+    _spec(Counter.LEVERS_APPLIED, "requests", "requests of which a rule changed model, output tokens or temperature"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self
 
 from ringbuffer import AppendReader, BroadcastReader, Corrupt, Header, RingError, TableReader
 from router.errors import ErrorKind
-from router.routing import Policy, Reason
+from router.routing import PolicyId, Reason
 from router.stamps import EARLY_WINDOW_NS, STAMPS, e2e_ns, router_overhead_ns, stages, tpot_ns, ttft_ns
 from router.telemetry import records as rec
 
@@ -167,9 +167,10 @@ def resolve(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
     stamps = dict(zip(STAMPS, out["stamps"], strict=True))
     out["stamps"] = stamps
     out["host"], out["model"] = names.host(out["host"]), names.model(out["model"])
+    out["asked_model"] = names.model(out["asked_model"]) if out["asked_model"] else ""
     out["endpoint"] = _word(rec.Endpoint, out["endpoint"]) if out["endpoint"] else ""
     out["outcome"], out["phase"] = _word(rec.Outcome, out["outcome"]), _word(rec.Phase, out["phase"])
-    out["policy"] = _word(Policy, out["policy"]) if out["policy"] else ""
+    out["policy"] = _word(PolicyId, out["policy"]) if out["policy"] else ""
     out["error"] = _word(ErrorKind, out["error"])
     out["flags"] = _flag_names(rec.DoneFlag(out["flags"]))
     out["tags"] = names.tags(out.pop("tag_ids"))

@@ -49,8 +49,8 @@ the identity are filled there), 1,016 bytes::
 
 The decision: ``deadline_ns`` is the time by which the first token was due; ``predicted_ttft_us`` what the model of the
 host foretold and ``prefix_tokens`` how much of the prompt it was thought to hold; ``asked_max_tokens`` and
-``asked_temperature`` what the client had asked for where ``levers`` (:class:`Lever`) changed it; ``key`` and
-``asked_model`` ids of names, the latter where another model answered than was asked for; ``workload`` the class in
+``asked_temperature`` what the client had asked for where ``levers`` (:class:`Lever`) changed it, 0 and -1 where it had
+said nothing; ``key`` and ``asked_model`` ids of names, the latter where another model answered than was asked for; ``workload`` the class in
 which it waited, 1 realtime, 2 interactive, 3 batch; ``tool_count`` and ``tool_bytes`` what was spliced in; ``cache``
 (:class:`CacheUse`) how a cache answered, ``cache_hits`` and ``cache_misses`` of how many texts, ``saved_us`` how much
 sooner than a host would have.

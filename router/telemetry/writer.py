@@ -20,10 +20,11 @@ from ringbuffer import (
     TableWriter,
 )
 from router.config import Config
-from router.routing import explain
+from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
 from router.telemetry.host_report import read_report
+from router.telemetry.host_rows import HostRows
 from router.telemetry.packing import packer
 from router.telemetry.tags import TagReader
 
@@ -112,7 +113,11 @@ class Telemetry:
         self.counters = CountersWriter.create(path / "counters", CATALOGUE)
         self.errors = DistinctErrorsWriter.create(path / "errors", row_count=ERRORS_MAX, name="errors")
         self.names = Names(names, self.counters)
-        self._segments = (self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors)
+        self.host_rows = HostRows(path)
+        self._segments = (
+            self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors,
+            self.host_rows.table,
+        )  # fmt: skip
         self._free_rows = list(range(config.limits.in_flight - 1, -1, -1))
         for position, own in enumerate(config.tags.own):
             self.names.intern(rec.NAME_OWN_TAG, own)
@@ -172,6 +177,11 @@ class Telemetry:
         is_exact = self.counters.get(Counter.TAGS_CUT) == cut_count
         return rec.IDENTITY.pack(*ids, *texts, *tags.trace), is_exact
 
+    def user_of(self, request: Request) -> str:
+        """Return the tag ``user_id`` of a request, empty without one."""
+        identity = request.identity or self.identify(request)
+        return identity[_USER_START : _USER_START + rec.TEXT_BYTES].rstrip(b"\0").decode("utf-8", "replace")
+
     def has_row(self) -> bool:
         """Whether a row of the in-flight table is free."""
         return bool(self._free_rows)
@@ -227,13 +237,42 @@ class Telemetry:
             request.packed_message = cut_utf8(request.message, rec.MESSAGE_BYTES)[0]
         if not request.identity:
             self.identify(request)
+        if request.terms.workload or request.ask is not None or request.detour is not None:
+            request.packed_decision = _decision(request)
 
 
+def _decision(request: Request) -> bytes:
+    """Pack what was decided about a request, beyond which host got it."""
+    terms, ask, detour = request.terms, request.ask, request.detour
+    levered, predicted_us, prefix_tokens = terms.levered, terms.predicted_ttft_us, 0
+    if ask is not None:
+        prefix_tokens = min(ask.held_tokens, _U32)
+        predicted_us = predicted_us or min(ask.predicted_ttft_ns // 1000, _U32)
+    return rec.DECISION.pack(
+        terms.deadline_ns,
+        predicted_us,
+        prefix_tokens,
+        min(levered.asked_max_tokens, _U32) if levered is not None else 0,
+        min(max(levered.asked_temperature, -_F32), _F32) if levered is not None else 0.0,
+        0,
+        terms.asked_model or (detour.asked.model_id if detour is not None else 0),
+        terms.workload,
+        levered.flags if levered is not None else 0,
+        *(0,) * 6,
+    )
+
+
+_U32: Final = 0xFFFFFFFF
+_F32: Final = 3.0e38
+"""Near the most that a record's field holds."""
+_USER_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("user_id")
 _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("request_id")
 _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
-_ZEROS: Final = [0] * (3 * rec.CANDIDATE_COUNT)
+_VERDICTS_MAX: Final = rec.CANDIDATE_COUNT
+_ZEROS: Final = [0] * (3 * _VERDICTS_MAX)
+_UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
 _inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE)
 _done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE)
 
@@ -243,7 +282,21 @@ def pack_candidates(request: Request) -> None:
     if not request.candidates or request.chosen < 0:
         return
     values: list[float] = []
-    for candidate in explain(request.candidates, request.chosen)[: rec.CANDIDATE_COUNT]:
-        values += candidate
+    ask = request.ask
+    verdicts = explain(request.candidates, request.chosen) if ask is None else ask.verdicts
+    for verdict in verdicts[:_VERDICTS_MAX]:
+        values += verdict
+    if _UNHEALTHY in values:  # seldom, and never too seldom: a score may look like it
+        _tell_bars(request, values)
+    if request.terms.pin:
+        values[1] = _PINNED
     request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
     request.candidates = ()
+
+
+def _tell_bars(request: Request, values: list[float]) -> None:
+    """Say of hosts of a request's model that could not be used why that was, as far as it still is so."""
+    bars = {host.host_id: host.bar for host in request.model.hosts}
+    for at in range(0, len(values), 3):
+        if values[at + 1] == _UNHEALTHY:
+            values[at + 1] = bars.get(int(values[at]), 0) or _UNHEALTHY

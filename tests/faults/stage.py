@@ -18,7 +18,7 @@ from tests.support.processes import RouterProcess, host_toml
 from tests.support.scripted_host import Gate, ScriptedHost
 from tests.support.waiting import wait_until
 
-QUIET = "[health]\ninterval_s = 3600\nfail_after = 1000\n"
+QUIET = "[health]\ninterval_s = 3600\nfail_after = 1000\nbreaker = { failures = 0, share = 0 }\n"
 """No probes after the first and no verdict on hosts: they fail on purpose here."""
 SHORT_TICK = "[models.of-no-host.timeouts]\ntotal_s = 0.1\n"
 """The shortest time-out sets how often the router looks, and so how soon the records of short requests are there."""

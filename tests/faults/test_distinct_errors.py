@@ -20,6 +20,7 @@ CONFIG = """
 [health]
 interval_s = 3600
 fail_after = 3
+breaker = { failures = 0, share = 0 }
 [limits]
 attempts = 1
 waiting = 1

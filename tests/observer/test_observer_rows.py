@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.errors import ErrorKind
 from router.observer.rows import NO_ICL, STAGE_FIELDS, IclSummary, Origin, RequestRow, RowCost, row_of
-from router.routing import Policy, Reason
+from router.routing import PolicyId, Reason
 from router.stamps import STAGES, STAMPS
 from router.telemetry import records as rec
 from router.telemetry.host_report import SOURCE_TIMINGS
@@ -136,7 +136,7 @@ class TestCounts:
         assert (one.request_id, one.key) == ("r-1", ("main", 77, 0))
 
     def test_words_are_words_also_those_of_a_newer_router(self) -> None:
-        one = row(policy=Policy.LEAST_OUTSTANDING, candidates=[(1, Reason.CHOSEN, 0.25), (2, 99, 0.5)], outcome=77)
+        one = row(policy=PolicyId.LEAST_OUTSTANDING, candidates=[(1, Reason.CHOSEN, 0.25), (2, 99, 0.5)], outcome=77)
         assert (one.policy, one.outcome, one.error) == ("least_outstanding", "#77", "")
         assert [(each.host, each.reason) for each in one.candidates] == [("gpu-0", "chosen"), ("gpu-1", "#99")]
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,16 +12,15 @@ from typing import Any
 
 import openai
 import pytest
-from openai import OpenAI
 
 from ringbuffer import find_current
 from router.embedded.hosts import CHAT
 from router.telemetry.reader import TokenReader
-from tests.support.processes import HostProcess, RouterProcess, get, host_toml
+from tests.support.processes import RouterProcess
+from tests.support.real_hosts import ANSWER_S, Hosts, health, sdk
 from tests.support.records import done_record
 from tests.support.waiting import shared_memory_directory, wait_until
 
-ANSWER_S = 60.0
 LIMIT_S = 1.0
 """The time-outs of the impatient router."""
 LATE_S_MAX = 0.25
@@ -41,46 +39,6 @@ SAME: dict[str, Any] = {
     "seed": 1,
     "extra_body": {"ignore_eos": True, "cache_prompt": False},
 }
-
-
-class Hosts:
-    """Two equal hosts, by name; :meth:`restore` undoes what a test did to them."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        arguments = ("--slots", "2", "--threads", "1", "--batch", "64")
-        directories = {name: stack.enter_context(shared_memory_directory()) for name in ("first", "second")}
-        self.by_name = {name: HostProcess(path, CHAT, *arguments) for name, path in directories.items()}
-        for host in self.by_name.values():
-            host.start()
-            stack.callback(host.kill)
-
-    def __getitem__(self, name: str) -> HostProcess:
-        return self.by_name[name]
-
-    def other(self, name: str) -> str:
-        return next(each for each in self.by_name if each != name)
-
-    def signal(self, number: signal.Signals) -> None:
-        for host in self.by_name.values():
-            host.signal(number)
-
-    def toml(self) -> str:
-        return "".join(
-            host_toml(name, host.url, kind="llama.cpp", models=[CHAT.model]) for name, host in self.by_name.items()
-        )
-
-    def restore(self, router: RouterProcess) -> None:
-        self.signal(signal.SIGCONT)
-        for host in self.by_name.values():
-            if not host.is_running:
-                host.start()
-        wait_until(lambda: set(health(router).values()) == {"healthy"}, f"healthy hosts: {health(router)}", 20.0)
-
-
-def health(router: RouterProcess) -> dict[str, str]:
-    """Return what the router thinks of each host."""
-    hosts: dict[str, str] = json.loads(get("127.0.0.1", router.port, "/ready")[1])["hosts"]
-    return hosts
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +82,6 @@ def impatient(both: Hosts, impatient_router: RouterProcess) -> Iterator[RouterPr
 def executor() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(max_workers=1) as executor:
         yield executor
-
-
-def sdk(router: RouterProcess) -> OpenAI:
-    return OpenAI(base_url=f"{router.base_url}/v1", api_key="any", max_retries=0, timeout=ANSWER_S)
 
 
 def ask(router: RouterProcess, request_id: str, **fields: Any) -> tuple[str, str]:

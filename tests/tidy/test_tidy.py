@@ -17,43 +17,72 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 PATH_MODULES = [
     ROOT / "router" / name
     for name in (
-        "admission.py",
+        "admission/__init__.py",
+        "admission/classes.py",
+        "admission/decision.py",
+        "admission/predict.py",
+        "admission/waiting_room.py",
         "attempt.py",
         "dialects.py",
         "http1.py",
         "loop.py",
         "messages.py",
         "outbound.py",
+        "recovery.py",
         "request.py",
+        "asking.py",
+        "routing/candidates.py",
+        "routing/eligible.py",
         "routing/least_outstanding.py",
+        "routing/order.py",
+        "routing/p2c.py",
+        "routing/predicted.py",
+        "routing/prefix_affinity.py",
+        "routing/prefixes.py",
+        "routing/prompt.py",
+        "routing/sticky.py",
+        "routing/ttft_model.py",
+        "routing/turns.py",
         "hosts/connection.py",
         "hosts/events.py",
         "hosts/fleet.py",
         "hosts/foreign.py",
         "hosts/scanner.py",
         "hosts/spares.py",
+        "hosts/standing.py",
         "ingress/heads.py",
         "ingress/http.py",
         "ingress/passthrough.py",
+        "ingress/pinning.py",
         "ingress/server.py",
         "ingress/submission.py",
+        "ingress/wishes.py",
+        "levers.py",
         "ingress/zeromq/reply.py",
         "ingress/zeromq/server.py",
     )
 ]
 PURE_MODULES = [
-    "router.admission",
+    "router.admission.classes",
+    "router.admission.decision",
+    "router.admission.predict",
+    "router.admission.waiting_room",
     "router.client.answer",
     "router.client.errors",
     "router.client.protocol",
     "router.client.session",
     "router.client.timing",
     "router.dialects",
+    "router.config.changes",
+    "router.hosts.breaker",
     "router.hosts.events",
     "router.hosts.fold",
     "router.hosts.foreign",
+    "router.hosts.outliers",
     "router.hosts.scanner",
+    "router.hosts.slow_start",
     "router.hosts.spares",
+    "router.hosts.standing",
     "router.ingress.zeromq.messages",
     "router.http1",
     "router.observer.aggregate",
@@ -71,7 +100,22 @@ PURE_MODULES = [
     "router.observer.totals",
     "router.observer.view",
     "router.observer.windows",
+    "router.routing.candidates",
+    "router.routing.eligible",
+    "router.routing.factory",
+    "router.levers",
+    "router.retry_budget",
     "router.routing.least_outstanding",
+    "router.routing.order",
+    "router.routing.p2c",
+    "router.routing.policy",
+    "router.routing.predicted",
+    "router.routing.prefix_affinity",
+    "router.routing.prefixes",
+    "router.routing.prompt",
+    "router.routing.sticky",
+    "router.routing.ttft_model",
+    "router.routing.turns",
     "router.stamps",
     "router.telemetry.records",
     "router.telemetry.tags",
@@ -133,7 +177,11 @@ def layer(module: str) -> int:
         ("router.ingress", 6),
         ("router.hosts.health", 6),
         ("router.loop", 5),
+        ("router.recovery", 4),
+        ("router.roster", 6),
+        ("router.retry_budget", 0),
         ("router.attempt", 4),
+        ("router.asking", 2),
         ("router.outbound", 3),
         ("router.verdicts", 3),
         ("router.hosts", 3),
@@ -143,6 +191,7 @@ def layer(module: str) -> int:
         ("router.messages", 2),
         ("router.telemetry", 2),
         ("router.admission", 1),
+        ("router.levers", 3),
         ("router.routing", 1),
         ("router.http1", 1),
         ("router.log", 2),
@@ -231,3 +280,28 @@ def test_struct_packs_no_live_word() -> None:
     """``pack_into`` zeroes before it writes: a reader would see zeros that were never stored."""
     for path in SOURCES:
         assert "pack_into" not in path.read_text(encoding="utf-8"), path
+
+
+WALL_CLOCK = {
+    "router.ingress.server": "when the models were listed first, as OpenAI's API wants it",
+    "router.cli": "commands show times of day",
+    "router.observer": "its journal has times of day, from the anchor in the segments",
+    "router.log": "a line of the log has one",
+    "router.embedded": "an id of its own demonstration",
+}
+"""Who may ask for the time of day. Nobody else: when the clock of the machine jumps, nothing that runs may notice."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_interval_is_measured_by_the_time_of_day(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    if any(module == name or module.startswith(f"{name}.") for name in WALL_CLOCK) or module.startswith("ringbuffer"):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    of_time = {"time", "time_ns", "gmtime", "localtime", "clock_gettime", "clock_gettime_ns"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in {"time", "datetime"}:
+            wrong = {name.name for name in node.names} & (of_time | {"datetime", "date"})
+            assert not wrong, f"{module} imports {wrong} at line {node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+            assert node.attr not in of_time, f"{module} calls time.{node.attr} at line {node.lineno}"

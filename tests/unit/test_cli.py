@@ -83,7 +83,7 @@ class TestServe:
 
     def test_the_configuration_reaches_the_daemon(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         served: list[Config] = []
-        daemon = types.SimpleNamespace(serve=lambda config: served.append(config) or 7)
+        daemon = types.SimpleNamespace(serve=lambda config, _path: served.append(config) or 7)
         monkeypatch.setattr(router, "daemon", daemon, raising=False)
         monkeypatch.setitem(sys.modules, "router.daemon", daemon)
         path = tmp_path / "r.toml"
@@ -141,6 +141,12 @@ class TestCheck:
     ) -> None:
         assert self.check(EXAMPLE_LLAMA, tmp_path) == 0
         assert "what laptop will name when asked" in capsys.readouterr().out
+
+    def test_how_a_model_is_routed_is_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        routing = '[models.chat.routing]\npolicy = "prefix_affinity"\nsticky = "user_id"\norder = "priority"'
+        assert self.check(f"{EXAMPLE_VLLM}\n{routing}", tmp_path) == 0
+        out = capsys.readouterr().out
+        assert "routed by prefix_affinity, sticky by user_id, in the order of priority\n" in out
 
     def test_a_model_that_no_host_has_is_a_warning(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.check(f"{EXAMPLE_VLLM}\n[models.other]\nfold = 'never'", tmp_path) == 0
@@ -209,3 +215,27 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, redirect: str
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+class TestCheckAgainst:
+    def test_what_a_reload_would_say(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        host = 'version = 1\n[[hosts]]\nname = "a"\nurl = "http://h:1"\n'
+        old, new = tmp_path / "old.toml", tmp_path / "new.toml"
+        old.write_text(host, encoding="utf-8")
+        new.write_text(f"{host}drain = true\n[limits]\nwaiting = 5\n[rings]\ntokens = 2048\n", encoding="utf-8")
+        assert cli.main(["check", str(new), "--against", str(old)]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"{new}: ok",
+            "  limits.waiting: 1024 -> 5",
+            "  rings.tokens: 262144 -> 2048  (needs a restart of the router)",
+            "  hosts.a.drain: false -> true",
+        ]
+        assert cli.main(["check", str(old), "--against", str(old)]) == 0
+        assert f"nothing differs from {old}" in capsys.readouterr().out
+
+    def test_a_bad_file_to_compare_with_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+        good.write_text("version = 1\n", encoding="utf-8")
+        bad.write_text("version = 1\nfoo = 1\n", encoding="utf-8")
+        assert cli.main(["check", str(good), "--against", str(bad)]) == 2
+        assert f"{bad}: foo is not a known key" in capsys.readouterr().err

@@ -73,9 +73,9 @@ def test_a_refused_value_is_named_with_what_is_allowed(text: str, message: str) 
     ("text", "begins", "allowed"),
     [
         ("[listen]\nhtpp = 1", "listen.htpp is not a known key; did you mean 'http'?", "backlog, http, instance"),
-        ("[models.chat]\nfoo = 1", "models.chat.foo is not a known key", "fold, stream_by_default, timeouts"),
+        ("[models.chat]\nfoo = 1", "models.chat.foo is not a known key", "routing, stream_by_default, timeouts"),
         ("[models.chat.timeouts]\nqueue = 1", "models.chat.timeouts.queue is not a known key", "queue_s, total_s"),
-        (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_env, cost_per_hour, facts, kind, models"),
+        (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_env, cost_per_hour, drain, facts, kind, models"),
         (f"{HOST}[hosts.facts]\nfoo = 1", "hosts[0].facts.foo is not a known key", "progress, request_id_header"),
         ("foo = 1", "foo is not a known key", "health, hosts, limits"),
     ],
@@ -217,6 +217,60 @@ class TestModelTimeouts:
     def test_a_model_without_a_section_has_the_general_ones(self) -> None:
         parsed = parse("version = 1")
         assert config.model_timeouts(parsed, "m") is parsed.timeouts
+
+
+_FEATURE = "[features.f]\n"
+_HOST = '[[hosts]]\nname = "a"\nurl = "http://h:1"\nmodels = ["y"]'
+
+
+class TestAdmission:
+    def test_the_classes_of_a_model(self) -> None:
+        text = "version = 1\n[models.m.admission]\nclasses.batch = { waiting = 5, starve_s = 9 }\n"
+        admission = parse(text).models["m"].admission
+        assert (admission.of("batch").waiting, admission.starve_s("batch"), admission.starve_s("realtime")) == (5, 9, 5)
+        assert admission.of("realtime").deadline_ms is None
+        assert not admission.settles
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("[models.m.admission.classes.vip]\nwaiting = 1", ".vip is not a known key (allowed: one of "),
+            ("[models.m.admission.classes.batch]\nwaiting = 1025", ".waiting = 1025: expected at most limits.waiting"),
+            (
+                "[models.m.admission.classes.batch]\ndeadline_ms = 0",
+                ".deadline_ms = 0: expected a number between 1 and",
+            ),
+            (
+                "[models.m.levers]\ntemperature_min = 1\ntemperature_max = 0.5",
+                "_min = 1: expected at most models.m.levers.",
+            ),
+            (
+                f"{_FEATURE}max_output_tokens = 5\ndefault_max_output_tokens = 6",
+                "_tokens = 6: expected at most features.f.",
+            ),
+            (
+                f"{_FEATURE}temperature_max = 1\ndefault_temperature = 2",
+                "= 2: expected at most features.f.temperature_max",
+            ),
+            (
+                f"{_FEATURE}temperature_min = 1\ndefault_temperature = 0",
+                "= 0: expected at least features.f.temperature_min",
+            ),
+            (f'{_FEATURE}model = "x"\n{_HOST}', 'features.f.model = "x": expected a model that a host has (y)'),
+            (
+                '[features.""]\ndefault_class = "batch"',
+                'features."": expected a name, the value of the tag feature_name',
+            ),
+        ],
+    )
+    def test_contradictions_are_named(self, text: str, expected: str) -> None:
+        section = text.partition("]")[0][1:]
+        assert expected in refusal(text)
+        assert refusal(text).startswith(section)
+
+    def test_a_feature_may_name_a_model_that_is_not_known_yet(self) -> None:
+        text = '[features.f]\nmodel = "x"\n[[hosts]]\nname = "a"\nurl = "http://h:1"\n'
+        assert parse(f"version = 1\n{text}").features["f"].model == "x"
 
 
 class TestLoad:

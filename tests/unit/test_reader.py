@@ -12,7 +12,7 @@ from fake_router import FakeRouter
 
 from ringbuffer import Missing, VersionMismatch
 from router.errors import ErrorKind
-from router.routing import Policy, Reason
+from router.routing import PolicyId, Reason
 from router.stamps import STAMPS
 from router.telemetry import records as rec
 from router.telemetry.reader import DoneReader, InflightReader, Names, TokenReader
@@ -56,7 +56,7 @@ class TestDone:
         reader = DoneReader(router.directory)
         router.finish(
             "r-1",
-            policy=Policy.LEAST_OUTSTANDING,
+            policy=PolicyId.LEAST_OUTSTANDING,
             candidates=[(1, Reason.CHOSEN, 0.5)],
             failed_attempts=[(1, ErrorKind.CONNECT_FAILED, 0, 1, 2, 3, 4, 5)],
         )

@@ -44,6 +44,9 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     verb: str
     id: str = ""
     credit: int = CREDIT_FIRST
+    host: str = ""
+    request_class: str = ""
+    deadline_ms: int | float | None = None
     tags: dict[str, str] = {}
     traceparent: str = ""
     tracestate: str = ""
@@ -72,9 +75,25 @@ def events(request_id: str, first_index: int, marks: Sequence[Mark]) -> bytes:
     return encode((VERSION, "events", request_id, first_index, marks))
 
 
-def done(request_id: str, *, status: int, host: str, event_count: int, usage: Any, stamps: Sequence[int]) -> bytes:
-    """Return the header of the end of an answer."""
+def done(
+    request_id: str,
+    *,
+    status: int,
+    host: str,
+    event_count: int,
+    usage: Any,
+    stamps: Sequence[int],
+    levers: Sequence[str] = (),
+    model: str = "",
+) -> bytes:
+    """Return the header of the end of an answer; ``levers`` are told where there are any, ``model`` where another one
+    answered than was asked for.
+    """
     more = {"status": status, "host": host, "events": event_count, "usage": usage, "stamps": stamps}
+    if levers:
+        more["levers"] = levers
+    if model:
+        more["model"] = model
     return encode((VERSION, "done", request_id, more))
 
 
@@ -160,11 +179,15 @@ def id_of(frames: Sequence[bytes]) -> str:
 
 
 def as_headers(header: Header) -> dict[bytes, bytes]:
-    """Return tags and trace of a header as the HTTP headers that mean the same."""
+    """Return tags, trace, class and deadline of a header as the HTTP headers that mean the same."""
     headers: dict[bytes, bytes] = {}
     for name, value in header.tags.items():
         headers[b"x-ringrouter-tag-" + name.encode()] = value.encode()
     for name in _TRACE_NAMES:
         if value := getattr(header, name):
             headers[name.encode()] = value.encode()
+    if header.request_class:
+        headers[b"x-ringrouter-class"] = header.request_class.encode()
+    if header.deadline_ms is not None:
+        headers[b"x-ringrouter-deadline-ms"] = b"%f" % header.deadline_ms
     return headers

@@ -241,7 +241,9 @@ class Reply:
             host=self._server.host_name(request),
             event_count=self._index,
             usage=_usage(request.usage),
+            levers=request.terms.levered.notes if request.terms.levered is not None else (),
             stamps=stamps,
+            model=request.model.name if request.detour is not None else "",
         )
 
     def error(self, status: int, retry_after_s: int = 0) -> bytes:

@@ -28,8 +28,10 @@ from zmq.backend import Socket as RawSocket
 
 import router
 from router.errors import WIRE, ErrorKind, RequestError, error_object
+from router.ingress.pinning import pin
 from router.ingress.submission import is_refusal, make_request, submit, trace_headers
 from router.ingress.unix_path import make_free
+from router.ingress.wishes import read_wishes
 from router.ingress.zeromq import messages
 from router.ingress.zeromq.messages import (
     API_VERBS,
@@ -258,7 +260,7 @@ class ZmqServer:
 
     def host_name(self, request: Request) -> str:
         """Return the name of the host that answers, empty while there is none."""
-        return self.loop.hosts[request.host - 1].name if request.host else ""
+        return self.loop.host_of[request.host].name if request.host else ""
 
     def forget(self, client: ZmqClient, reply: Reply) -> None:
         """A request is over."""
@@ -422,9 +424,12 @@ class ZmqServer:
         request = make_request(
             self.loop, reply, API_VERBS[header.verb], header.id, body, headers, recv_ns, monotonic_ns(),
             streams_by_default=True,
+            wishes=read_wishes(headers, has_features=bool(self.loop.config.features)) if headers else None,
         )  # fmt: skip
         if b"traceparent" in headers:
             request.trace_headers = trace_headers(headers)
+        if header.host:
+            pin(self.loop, request, header.host)
         reply.request = request
         client.replies[header.id] = reply
         self.clients[client.identity] = client

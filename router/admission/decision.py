@@ -5,8 +5,12 @@ Values in, a decision out; no clock, no I/O, no log.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from router.routing import Candidate
 
 
 class Admission(IntEnum):
@@ -18,6 +22,16 @@ class Admission(IntEnum):
     """The waiting room is full."""
     REFUSE_NO_HOST = 4
     """No healthy host has the model."""
+
+
+def slots_of(candidates: Iterable[Candidate]) -> int:
+    """Return how many slots the hosts have that can be used."""
+    return sum(slots for _, _, slots, usable, _ in candidates if usable)
+
+
+def is_idle(candidates: Iterable[Candidate]) -> bool:
+    """Return whether one of the hosts that can be used has nothing to do: what it would take is best found out."""
+    return any(usable and not busy and slots > 0 for _, busy, slots, usable, _ in candidates)
 
 
 _RUN: Final = Admission.RUN  # members of an enum are looked up anew each time, and most requests run

@@ -1,0 +1,93 @@
+"""Many scenarios, each from its seed; and that they reach what they are there for."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from router.errors import ErrorKind
+from router.routing import PolicyId
+from router.telemetry.counters import Counter
+from router.telemetry.records import Lever, Outcome
+from tests.simulation.drawing import THEMES, draw
+from tests.simulation.replay import command, safely
+from tests.simulation.world import Result
+from tests.support.waiting import shared_memory_directory
+
+SHORT, LONG = 240, 3000
+"""Seeds of an ordinary run of the tests and of the long one: about 10 s and 2 minutes on a core."""
+REACHED_OUTCOMES = set(Outcome) - {Outcome.NONE}
+REACHED_ERRORS = {
+    ErrorKind.OVERLOADED, ErrorKind.NO_HOST, ErrorKind.QUEUE_TIMEOUT, ErrorKind.CONNECT_FAILED,
+    ErrorKind.CONNECT_TIMEOUT, ErrorKind.HOST_CLOSED, ErrorKind.HOST_PROTOCOL, ErrorKind.HOST_STATUS,
+    ErrorKind.HOST_ERROR_EVENT, ErrorKind.NO_FINISH, ErrorKind.FIRST_TOKEN_TIMEOUT, ErrorKind.IDLE_TIMEOUT,
+    ErrorKind.TOTAL_TIMEOUT, ErrorKind.CLIENT_GONE, ErrorKind.CLIENT_STALLED, ErrorKind.SHUTTING_DOWN,
+    ErrorKind.DEADLINE_EXCEEDED,
+}  # fmt: skip
+REACHED_COUNTERS = {
+    Counter.CONNECTIONS_REFUSED, Counter.RETRIES, Counter.RETRIES_STALE, Counter.RETRIES_REFUSED, Counter.FALLBACKS,
+    Counter.HEARTBEATS, Counter.CYCLES_LONG, Counter.BREAKERS_OPENED, Counter.HOSTS_EJECTED, Counter.CONFIG_RELOADS,
+    Counter.REFUSED_FULL, Counter.REFUSED_DEADLINE,
+}  # fmt: skip
+
+
+def run(seeds: range) -> Iterator[Result]:
+    """Run seeds; fail with the commands that replay those that fail."""
+    failed = []
+    with shared_memory_directory() as directory:
+        for seed in seeds:
+            result = safely(draw(seed), directory)
+            yield result
+            if result.violations:
+                failed.append(f"{command(seed)}\n    " + "\n    ".join(result.violations[:3]))
+            if len(failed) == 5:
+                break
+    assert not failed, "replay with\n" + "\n".join(failed)
+
+
+def check_reached(results: list[Result]) -> None:
+    """Fail where nothing of a kind has happened: what is not reached is not tested."""
+    records = [record for result in results for record in result.done]
+    outcomes = Tally(record["outcome"] for record in records)
+    assert not REACHED_OUTCOMES - set(outcomes)
+    errors = {record["error"] for record in records} | {a["error"] for r in records for a in r["failed_attempts"]}
+    assert not {kind.name for kind in REACHED_ERRORS if kind not in errors}
+    counted: Tally[int] = Tally()
+    for result in results:
+        counted.update(result.counters)
+    assert not {counter.name for counter in REACHED_COUNTERS if not counted[counter]}
+    assert not {policy.name for policy in PolicyId if policy not in {record["policy"] for record in records}}
+    levers = {lever for record in records for lever in Lever if record["levers"] & lever}
+    assert Lever.MAX_TOKENS in levers
+    assert {record["workload"] for record in records} >= {1, 2, 3}
+    assert outcomes[Outcome.OK] > len(records) / 4  # trouble is not all there is
+
+
+def test_scenarios_of_every_theme_hold_and_reach_every_corner() -> None:
+    results = list(run(range(SHORT)))
+    assert {draw(seed).theme for seed in range(SHORT)} == set(THEMES)
+    check_reached(results)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_thousands_of_scenarios_hold() -> None:
+    count = sum(1 for _ in run(range(SHORT, LONG)))
+    assert count == LONG - SHORT
+
+
+def test_another_clock_of_the_day_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shared_memory_directory() as directory:
+        before = [safely(draw(seed), directory).trace_hash for seed in range(10)]
+        jumps = iter(range(10**9))
+
+        def jumping() -> float:
+            return 1e9 - next(jumps) * 1e5
+
+        monkeypatch.setattr("time.time", jumping)
+        monkeypatch.setattr("router.ingress.server.time", jumping)
+        monkeypatch.setattr("time.time_ns", lambda: int(jumping() * 1e9))
+        assert [safely(draw(seed), directory).trace_hash for seed in range(10)] == before

@@ -1,0 +1,57 @@
+"""How hosts are, in shared memory: written, read back, cut, and gone when they are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from router.telemetry.host_rows import ROW_COUNT, HostRow, HostRows, read_hosts
+from tests.support.waiting import shared_memory_directory
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with shared_memory_directory() as path:
+        yield path
+
+
+def row(host_id: int = 1, **changes: object) -> HostRow:
+    example = HostRow(
+        host_id=host_id, name=f"gpu-{host_id}", bar=0, is_removed=False, running=3, slots=4, slot_count=8, t_ns=5,
+        text="healthy",
+    )  # fmt: skip
+    return msgspec.structs.replace(example, **changes)
+
+
+def test_rows_come_back_as_they_were_written(directory: Path) -> None:
+    writer = HostRows(directory)
+    rows = [row(2, bar=6, is_removed=True, text="breaker open"), row(1)]
+    writer.write(rows)
+    assert read_hosts(directory) == [rows[1], rows[0]], "by name"
+    writer.write([row(1, running=0)])
+    assert read_hosts(directory) == [row(1, running=0)], "who is gone is shown no more"
+    writer.table.close()
+
+
+def test_texts_are_cut_between_characters(directory: Path) -> None:
+    writer = HostRows(directory)
+    writer.write([row(name="é" * 60, text="ü" * 200)])
+    (read,) = read_hosts(directory)
+    assert (read.name, read.text) == ("é" * 32, "ü" * 80)
+    writer.table.close()
+
+
+def test_more_hosts_than_rows_are_left_out_and_places_are_used_again(directory: Path) -> None:
+    writer = HostRows(directory)
+    writer.write([row(i) for i in range(1, ROW_COUNT + 20)])
+    assert len(read_hosts(directory)) == ROW_COUNT
+    writer.write([row(i) for i in range(10_000, 10_000 + ROW_COUNT)])
+    assert {each.host_id for each in read_hosts(directory)} == set(range(10_000, 10_000 + ROW_COUNT))
+    writer.table.close()
+
+
+def test_a_router_that_wrote_none_has_none(directory: Path) -> None:
+    assert read_hosts(directory) == []
