@@ -16,15 +16,19 @@ from msgspec import NODEFAULT, inspect
 from router.config import (
     CONFIG_VERSION,
     Config,
+    EmbeddingsCache,
     Goodput,
     HostConfig,
     HostFacts,
     JournalConfig,
     ModelConfig,
     ModelTimeouts,
+    NearestTables,
     Price,
     Slices,
 )
+from router.config.tools import ToolsCache, ToolSource
+from router.config.warm import ResponseCache, WarmPrompt
 from router.config_schema import allowed, number, shown
 
 EXAMPLE_LLAMA: Final = """\
@@ -107,6 +111,12 @@ _HEADINGS: Final = {
     JournalConfig: "[observer.journal]",
     Price: "[[observer.prices]]",
     Goodput: "[[observer.goodput]]",
+    EmbeddingsCache: "[cache.embeddings]",
+    NearestTables: "[cache.nearest]",
+    ToolsCache: "[cache.tools]",
+    ToolSource: "[[cache.tools.sources]]",
+    WarmPrompt: "[[cache.warm]]",
+    ResponseCache: "[cache.responses]",
 }
 """Sections whose place in the file is not simply the name of their key."""
 

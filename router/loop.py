@@ -22,7 +22,7 @@ from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from router.config import Config
     from router.hosts.connection import HostConnection
@@ -60,6 +60,8 @@ class Loop:
         self.in_flight: dict[int, Request] = {}
         self.waiting_count = 0
         self.stopping = False
+        self.take: Callable[[Request], None] = self._admit
+        """What is done with each request off the ring. Caches put themselves in front of it."""
         self._published: dict[int, Request] = {}
         self._pumping = False
         self._ended: deque[Request] = deque()
@@ -94,7 +96,7 @@ class Loop:
         first, end = reader.poll(_DRAIN_MAX)
         try:
             for sequence in range(first, end):
-                self._admit(self._published.pop(sequence))
+                self.take(self._published.pop(sequence))
         finally:
             reader.release(end)  # whatever happened to one request, the next ones follow it
 

@@ -17,6 +17,16 @@ import msgspec
 from msgspec import Meta
 
 from router.config.base import Section
+from router.config.caches import (
+    CacheConfig,
+    EmbeddingsCache,
+    NearestTables,
+    cache_dir,
+    check_caches,
+    keeper_socket,
+    needs_keeper,
+    tables_dir,
+)
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
 from router.config.observer import (
     SLICE_ALLOWED,
@@ -49,7 +59,9 @@ __all__ = [
     "SLICE_ALLOWED",
     "SLICE_FIELDS",
     "SLICE_TAG_COUNT_MAX",
+    "CacheConfig",
     "Config",
+    "EmbeddingsCache",
     "Goodput",
     "Health",
     "HostConfig",
@@ -61,22 +73,27 @@ __all__ = [
     "LoopConfig",
     "ModelConfig",
     "ModelTimeouts",
+    "NearestTables",
     "ObserverConfig",
     "Price",
     "Rings",
     "Slices",
     "TagsConfig",
     "Timeouts",
+    "cache_dir",
     "data_dir",
     "default_run_dir",
     "host_address",
     "is_tmpfs",
+    "keeper_socket",
     "load",
     "model_timeouts",
+    "needs_keeper",
     "parse",
     "rings_dir",
     "run_dir",
     "split_address",
+    "tables_dir",
     "tmpfs_run_dir",
     "zeromq_endpoint",
 ]
@@ -98,6 +115,7 @@ class Config(Section, frozen=True):
     loop: LoopConfig = msgspec.field(default_factory=LoopConfig)
     log: Log = msgspec.field(default_factory=Log)
     observer: ObserverConfig = msgspec.field(default_factory=ObserverConfig)
+    cache: CacheConfig = msgspec.field(default_factory=CacheConfig)
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
 
@@ -170,6 +188,7 @@ def _check(config: Config) -> None:
         zeromq_endpoint(config, endpoint, f"listen.zeromq[{index}]")
     _check_hosts(config.hosts)
     _check_observer(config)
+    check_caches(config.cache)
 
 
 def _check_rings(rings: Rings) -> None:

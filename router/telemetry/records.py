@@ -292,7 +292,7 @@ _REST_FIELDS: Final = (
     ("unacked", "I", 1),
     ("tcp_valid", "I", 1),
 )
-_DECISION_FIELDS: Final = (
+DECISION_FIELDS: Final = (
     ("deadline_ns", "Q", 1),
     ("predicted_ttft_us", "I", 1),
     ("prefix_tokens", "I", 1),
@@ -323,7 +323,7 @@ CANDIDATES: Final = struct.Struct("<" + "HHf" * CANDIDATE_COUNT)
 FAILED_ATTEMPT: Final = struct.Struct("<HBxHxxQQQQQ")
 MESSAGE: Final = struct.Struct(f"<{MESSAGE_BYTES}s")
 IDENTITY: Final = struct.Struct(f"<{TAG_SLOT_COUNT}H{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s16s8sQ")
-DECISION: Final = struct.Struct(f"{_format(_DECISION_FIELDS)}8x")
+DECISION: Final = struct.Struct(f"{_format(DECISION_FIELDS)}8x")
 
 REST_OFFSET: Final = HEAD.size
 CANDIDATES_OFFSET: Final = REST_OFFSET + REST.size
@@ -425,7 +425,7 @@ def decode_done(payload: bytes) -> dict[str, Any]:
         out[name] = _text(raw)
     trace_id, span_id, trace_flags = identity[TAG_SLOT_COUNT + len(_IDENTITY_TEXTS) :]
     out["trace_id"], out["span_id"], out["trace_flags"] = trace_id.hex(), span_id.hex(), trace_flags
-    out.update(_unpack_fields(DECISION, _DECISION_FIELDS, payload, DECISION_OFFSET))
+    out.update(_unpack_fields(DECISION, DECISION_FIELDS, payload, DECISION_OFFSET))
     return out
 
 
