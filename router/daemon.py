@@ -37,6 +37,8 @@ from router.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from router.caches.intake import Intake
+    from router.caches.warm import Warmer
     from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
@@ -68,6 +70,7 @@ class Daemon:
         self.zeromq: ZmqServer | None = None
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
+        self._beside: list[Intake | Warmer] = []
         for host in self.hosts:
             for name in _names(host.config.models):
                 self._model(name)
@@ -96,6 +99,7 @@ class Daemon:
         health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
         await self._listen()
         self._listen_zeromq()
+        self._start_tools_and_answers()
         health.start()
         watch.start()
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
@@ -148,6 +152,8 @@ class Daemon:
             connection.close_idle()
         if self.zeromq is not None:
             self.zeromq.close()
+        for part in self._beside:
+            part.stop()
         await health.stop()
         await self.fleet.close()
         watch.stop()
@@ -206,6 +212,20 @@ class Daemon:
                 raise ConfigError(f"{key} = {endpoint!r}: cannot listen there: {error.strerror or error}") from None
             self._zeromq_endpoints.append(bound)
         self.zeromq.start()
+
+    def _start_tools_and_answers(self) -> None:
+        """Start what fills tools in, keeps answers and sends prompts ahead, as far as it is configured."""
+        cache = self.config.cache
+        if cache.tools.sources or cache.responses.enabled:
+            from router.caches.intake import Intake  # noqa: PLC0415 - only who has it configured loads it
+
+            self._beside.append(Intake(self.loop, self.config, self.run_dir, self.log))
+        if cache.warm:
+            from router.caches.warm import Warmer  # noqa: PLC0415 - the same
+
+            self._beside.append(Warmer(self.loop, self.config, self.run_dir, self.log))
+        for part in self._beside:
+            part.start()
 
     def _check_clients(self, now: int) -> bool:
         """Look after clients of all kinds; return whether one needs a closer look."""

@@ -26,7 +26,7 @@ ToolPattern = Annotated[
 
 
 class ToolSource(Section, frozen=True):
-    """`[[cache.tools.sources]]`: one file of function schemas or one MCP server; exactly one of `file`, `command`, `url`."""
+    """`[[cache.tools.sources]]`: a file of function schemas or an MCP server; one of `file`, `command`, `url`."""
 
     name: Annotated[
         str,
@@ -84,7 +84,7 @@ class ToolsCache(Section, frozen=True):
     sources: list[ToolSource] = msgspec.field(default_factory=list)
     toolsets: Annotated[
         dict[str, list[ToolPattern]],
-        Meta(description="Named lists of tools: `NAME = [\"weather.*\", \"calendar.create\"]`."),
+        Meta(description='Named lists of tools: `NAME = ["weather.*", "calendar.create"]`.'),
     ] = msgspec.field(default_factory=dict)
     ttl_s: Annotated[
         float,
@@ -142,4 +142,6 @@ def _check_sources(key: str, patterns: Sequence[str], names: Sequence[str]) -> N
             raise ConfigError(f"{key}[{index}] = {shown(pattern)}: expected SOURCE.TOOL, e.g. {pattern}.*")
         if "*" not in source and source not in names:
             known = ", ".join(names) or "none"
-            raise ConfigError(f"{key}[{index}] = {shown(pattern)}: expected one of the sources ({known}) before the dot")
+            raise ConfigError(
+                f"{key}[{index}] = {shown(pattern)}: expected one of the sources ({known}) before the dot"
+            )

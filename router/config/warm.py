@@ -37,7 +37,9 @@ class WarmPrompt(Section, frozen=True):
     ] = msgspec.field(default_factory=list)
     keep_s: Annotated[
         float,
-        between(0, 86_400, "Sent again to a host that has been idle for so long; 0 = only at start, recovery and change."),
+        between(
+            0, 86_400, "Sent again to a host that has been idle for so long; 0 = only at start, recovery and change."
+        ),
     ] = 0.0
 
 

@@ -37,6 +37,24 @@ class Counter(IntEnum):
     ZEROMQ_MESSAGES = 23
     ZEROMQ_BAD = 24
     ZEROMQ_DROPPED = 25
+    TOOLS = 26
+    TOOLS_BYTES = 27
+    TOOL_SOURCES_STALE = 28
+    TOOLS_AGE_S_MAX = 29
+    TOOLS_FILLED_IN = 30
+    TOOLS_REFUSED = 31
+    TOOLS_SELECTED = 32
+    TOOLS_NOT_SELECTED = 33
+    RESPONSES = 34
+    RESPONSES_BYTES = 35
+    RESPONSES_AGE_S_MAX = 36
+    RESPONSES_HITS = 37
+    RESPONSES_MISSES = 38
+    RESPONSES_EVICTED = 39
+    RESPONSES_EXPIRED = 40
+    RESPONSES_SAVED_MS = 41
+    WARM_SENT = 42
+    WARM_FAILED = 43
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -70,6 +88,28 @@ CATALOGUE: Final = [
     _spec(Counter.ZEROMQ_MESSAGES, "messages", "messages of ZeroMQ clients read"),
     _spec(Counter.ZEROMQ_BAD, "messages", "messages of ZeroMQ clients answered with an error"),
     _spec(Counter.ZEROMQ_DROPPED, "messages", "ZeroMQ messages dropped: of a request that is over, to a full client"),
+    _spec(Counter.TOOLS, "tools", "tools that requests can name"),
+    _spec(Counter.TOOLS_BYTES, "bytes", "their schemas"),
+    _spec(Counter.TOOL_SOURCES_STALE, "sources", "sources of tools that fail now: their last good tools stand"),
+    _spec(Counter.TOOLS_AGE_S_MAX, "s", "age of the oldest source's tools"),
+    _spec(Counter.TOOLS_FILLED_IN, "tools", "tools filled into requests"),
+    _spec(Counter.TOOLS_REFUSED, "requests", "requests refused for tools that are not known"),
+    _spec(Counter.TOOLS_SELECTED, "requests", "requests that got the tools nearest to their question"),
+    _spec(
+        Counter.TOOLS_NOT_SELECTED,
+        "requests",
+        "requests with all tools they named: the nearest were not known in time",
+    ),
+    _spec(Counter.RESPONSES, "answers", "answers that are kept"),
+    _spec(Counter.RESPONSES_BYTES, "bytes", "memory of kept answers"),
+    _spec(Counter.RESPONSES_AGE_S_MAX, "s", "age of the kept answer that was used longest ago"),
+    _spec(Counter.RESPONSES_HITS, "requests", "requests answered by a kept answer"),
+    _spec(Counter.RESPONSES_MISSES, "requests", "requests that asked for a kept answer and went to a host"),
+    _spec(Counter.RESPONSES_EVICTED, "answers", "kept answers that made room for others"),
+    _spec(Counter.RESPONSES_EXPIRED, "answers", "kept answers that became too old"),
+    _spec(Counter.RESPONSES_SAVED_MS, "ms", "by how much sooner kept answers were there than their hosts' answers"),
+    _spec(Counter.WARM_SENT, "requests", "system prompts sent ahead to hosts"),
+    _spec(Counter.WARM_FAILED, "requests", "of them, those that a host did not take"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

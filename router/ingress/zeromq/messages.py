@@ -6,7 +6,7 @@ docs/zeromq.md has their meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -49,6 +49,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     tracestate: str = ""
     baggage: str = ""
     grants: list[tuple[str, int]] = []
+    cache: Literal["", "on", "off"] = ""
 
 
 class _Name(msgspec.Struct):
@@ -72,9 +73,20 @@ def events(request_id: str, first_index: int, marks: Sequence[Mark]) -> bytes:
     return encode((VERSION, "events", request_id, first_index, marks))
 
 
-def done(request_id: str, *, status: int, host: str, event_count: int, usage: Any, stamps: Sequence[int]) -> bytes:
-    """Return the header of the end of an answer."""
+def done(
+    request_id: str,
+    *,
+    status: int,
+    host: str,
+    event_count: int,
+    usage: Any,
+    stamps: Sequence[int],
+    headers: dict[str, str] | None = None,
+) -> bytes:
+    """Return the header of the end of an answer; ``headers`` are further lines of an HTTP answer's head."""
     more = {"status": status, "host": host, "events": event_count, "usage": usage, "stamps": stamps}
+    if headers:
+        more["headers"] = headers
     return encode((VERSION, "done", request_id, more))
 
 
@@ -167,4 +179,6 @@ def as_headers(header: Header) -> dict[bytes, bytes]:
     for name in _TRACE_NAMES:
         if value := getattr(header, name):
             headers[name.encode()] = value.encode()
+    if header.cache:
+        headers[b"x-ringrouter-cache"] = header.cache.encode()
     return headers

@@ -434,8 +434,11 @@ class ZmqServer:
             self.forget(client, reply)
             raise
         if request.phase != Phase.DONE and not request.ending:
-            accepted = messages.accepted(header.id, request.seq, self._generation_ns)
-            self.control(client, accepted)
+            self.accepted(client, request, header.id)
+
+    def accepted(self, client: ZmqClient, request: Request, request_id: str) -> None:
+        """Tell a client that its request is in the ring."""
+        self.control(client, messages.accepted(request_id, request.seq, self._generation_ns))
 
     def _cancel(self, client: ZmqClient, header: Header) -> None:
         reply = client.replies.get(header.id)
