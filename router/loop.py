@@ -62,6 +62,8 @@ class Loop:
         self.stopping = False
         self.take: Callable[[Request], None] = self._admit
         """What is done with each request off the ring. Caches put themselves in front of it."""
+        self.seconds: list[Callable[[int], None]] = []
+        """What else is done each second; ``now`` is given."""
         self._published: dict[int, Request] = {}
         self._pumping = False
         self._ended: deque[Request] = deque()
@@ -163,6 +165,28 @@ class Loop:
         self.waiting_count += 1
         self._book(request)
         self.telemetry.show_phase(request)
+
+    # ------------------------------------------------------------ answered without a host
+    def begin(self, request: Request, now: int) -> None:
+        """Take a request off the ring that a cache answers, now or later: with :meth:`end_ok` or another end."""
+        request.deq = now
+        self.in_flight[request.seq] = request
+
+    def park(self, request: Request) -> None:
+        """Let a request wait for what other requests bring; only the whole of its time is bounded."""
+        request.phase = Phase.PREFILL
+        request.check_ns = request.recv + request.model.total_ns
+        self._book(request)
+
+    def end_with_status(
+        self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes, text: str
+    ) -> None:
+        """End a request with the error that a host gave to what was asked of it for this one."""
+        request.error = ErrorKind.HOST_STATUS
+        request.message = text
+        request.status = status
+        request.egress.whole(request, status, content_type, body, extra)
+        self._end(request, Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR, monotonic_ns())
 
     # ------------------------------------------------------------ to a host
     @staticmethod

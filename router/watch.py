@@ -119,6 +119,8 @@ class Watch:
         loop.counters.set(Counter.IN_FLIGHT, len(loop.in_flight))
         loop.counters.set(Counter.WAITING, loop.waiting_count)
         self._memory.second(busy=bool(loop.in_flight))
+        for call in loop.seconds:
+            call(now)
 
     # ------------------------------------------------------------ one request
     def _check(self, request: Request, now: int) -> None:

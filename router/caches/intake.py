@@ -6,7 +6,6 @@ without any of this configured the module is not loaded and nothing of it is on 
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from router.loop import Loop
     from router.request import Request
 
-_LOOK_S: Final = 1.0
-"""Between two looks for newly published tools."""
 _EXPIRE_MAX: Final = 256
 """Kept answers whose age is looked at in one second."""
 _NS: Final = 1_000_000_000
@@ -64,22 +61,20 @@ class Intake:
         if cache.responses.enabled:
             self.responses = Responses(cache.responses.total_bytes, int(cache.responses.ttl_s * _NS))
         self._features = frozenset(name.encode() for name in cache.responses.features)
-        self._timer: asyncio.TimerHandle | None = None
         loop.take = self.take
 
     # ------------------------------------------------------------ life
     def start(self) -> None:
         """Take what is published, and look for what will be, once a second."""
-        try:
-            self._look()
-        finally:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self.start)
+        self._look()
+        self._loop.seconds.append(self._second)
 
     def stop(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._loop.seconds.remove(self._second)
+
+    def _second(self, _: int) -> None:
+        self._look()
 
     def _look(self) -> None:
         if self._names_tools:

@@ -8,7 +8,6 @@ slots, time-outs and records (tag ``workload_class`` ``warm``), and one token of
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from router.hosts.host import Host
     from router.loop import Loop
 
-_LOOK_S: Final = 0.25
 _FAILED_WAIT_NS: Final = 10_000_000_000
 """After a failure the prompt goes to that host again."""
 _NS: Final = 1_000_000_000
@@ -63,24 +61,17 @@ class Warmer:
         self._warmth: dict[int, _Warmth] = {}
         self._models: dict[tuple[str, int], Model] = {}
         self._next_id = RequestIds().next
-        self._timer: asyncio.TimerHandle | None = None
         self._on_health = loop.on_health
         loop.on_health = self._health  # type: ignore[method-assign]
 
     # ------------------------------------------------------------ life
     def start(self) -> None:
-        """Look what is to be sent, and again four times a second."""
-        try:
-            self._look(monotonic_ns())
-        finally:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self.start)
+        """Look once a second what is to be sent."""
+        self._loop.seconds.append(self._look)
 
     def stop(self) -> None:
         """Send no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._prompts = []
+        self._loop.seconds.remove(self._look)
 
     def _health(self, host: Host) -> None:
         """A host that was away holds nothing any more."""

@@ -97,6 +97,14 @@ def make_parts(config: Config, run_dir: Path, log: Any) -> list[Part]:
         from router.keep.nearest import Nearest  # noqa: PLC0415 - the same
 
         parts.append(Nearest(config, log))
+    if cache.tools.sources:
+        from router.keep.tools import ToolKeeper  # noqa: PLC0415 - the same
+
+        parts.append(ToolKeeper(config, run_dir, log))
+    if cache.warm:
+        from router.keep.warm import PromptKeeper  # noqa: PLC0415 - the same
+
+        parts.append(PromptKeeper(config, run_dir, log))
     return parts
 
 
