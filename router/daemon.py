@@ -37,6 +37,7 @@ from router.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from router.caches.front import Front
     from router.caches.intake import Intake
     from router.caches.warm import Warmer
     from router.ingress.zeromq.server import ZmqServer
@@ -71,6 +72,7 @@ class Daemon:
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
         self._beside: list[Intake | Warmer] = []
+        self._front: Front | None = None
         for host in self.hosts:
             for name in _names(host.config.models):
                 self._model(name)
@@ -97,6 +99,7 @@ class Daemon:
         )
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
+        await self._start_front()
         await self._listen()
         self._listen_zeromq()
         self._start_tools_and_answers()
@@ -137,6 +140,8 @@ class Daemon:
             Path(path).unlink(missing_ok=True)
         if self.zeromq is not None:
             self.zeromq.stop_listening()
+        if self._front is not None:
+            self._front.drain()
         self.loop.stopping = True
         self.server.close_idle()
         until = monotonic_ns() + int(self.config.timeouts.drain_s * 1e9)
@@ -154,6 +159,8 @@ class Daemon:
             self.zeromq.close()
         for part in self._beside:
             part.stop()
+        if self._front is not None:
+            self._front.stop()
         await health.stop()
         await self.fleet.close()
         watch.stop()
@@ -211,7 +218,19 @@ class Daemon:
             except OSError as error:
                 raise ConfigError(f"{key} = {endpoint!r}: cannot listen there: {error.strerror or error}") from None
             self._zeromq_endpoints.append(bound)
+        if self._front is not None:
+            self.zeromq.nearest = self._front.nearest
         self.zeromq.start()
+
+    async def _start_front(self) -> None:
+        """Start what answers requests for embeddings and for what is nearest, as far as it is configured."""
+        cache = self.config.cache
+        if cache.embeddings.enabled or cache.nearest.enabled:
+            from router.caches.front import Front  # noqa: PLC0415 - only who has it configured loads it
+
+            self._front = Front(self.config, self.loop, self.run_dir, self.log)
+            self.server.nearest = self._front.nearest
+            await self._front.start()
 
     def _start_tools_and_answers(self) -> None:
         """Start what fills tools in, keeps answers and sends prompts ahead, as far as it is configured."""

@@ -1,9 +1,9 @@
 """The router's end of the ring to the keeper: what finds no room is skipped and counted, never waited for.
 
 ``keep.ring`` in the router's generation is a gating ring of slots of :data:`SLOT_BYTES`. A record is as many slots as
-it needs, published together: ``total u32, op u16, 0 u16``, then ``total`` bytes, zero padded. Ops: :data:`OP_SPACE` a
-space's name (:class:`router.caches.keys.Space`), :data:`OP_PUT` a key and an entry, :data:`OP_TOUCH` a key that was used
-and is old.
+it needs, published together: ``total u32, op u16, 0 u16``, then ``total`` bytes, zero padded. Ops: :data:`OP_PUT` the
+length of a space's name (u16), that name (:class:`router.caches.keys.Space`), a key and an entry; :data:`OP_TOUCH` a
+key that was used and is old.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ SLOT_BYTES: Final = 1024
 RECORD_BYTES_MAX: Final = 128 << 10
 """Of one record: a vector of 8,192 numbers that need 64 bits each fits twice."""
 HEAD: Final = struct.Struct("<IHH")
-OP_SPACE: Final = 1
-OP_PUT: Final = 2
-OP_TOUCH: Final = 3
+OP_PUT: Final = 1
+OP_TOUCH: Final = 2
 _PAYLOAD_BYTES: Final = SLOT_BYTES - 8
 _CONSUMERS_MAX: Final = 2
 """The keeper, and for a moment the one after it."""

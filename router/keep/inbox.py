@@ -1,7 +1,7 @@
 """What routers send the keeper: the records of ``keep.ring`` of every router below the run directory.
 
-A record is one or more slots, published together: ``total u32, op u16, 0 u16``, then ``total`` bytes, zero padded to
-whole slots. The producer skips what finds no room, so a keeper that is slow or away costs routers nothing.
+A record is one or more slots, published together (:mod:`router.caches.outbox`). The producer skips what finds no room,
+so a keeper that is slow or away costs routers nothing.
 """
 
 from __future__ import annotations

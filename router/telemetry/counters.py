@@ -55,6 +55,20 @@ class Counter(IntEnum):
     RESPONSES_SAVED_MS = 41
     WARM_SENT = 42
     WARM_FAILED = 43
+    CACHE_HITS = 44
+    CACHE_MISSES = 45
+    CACHE_CALLS = 46
+    CACHE_SAVED_US = 47
+    CACHE_MEMORY_BYTES = 48
+    CACHE_MEMORY_EVICTED = 49
+    CACHE_SKIPPED = 50
+    CACHE_DAMAGED = 51
+    CACHE_STORE_ENTRIES = 52
+    CACHE_STORE_BYTES = 53
+    CACHE_STORE_EVICTED = 54
+    CACHE_STORE_AGE_S_MAX = 55
+    KEEPER_UP = 56
+    NEAREST = 57
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -110,6 +124,22 @@ CATALOGUE: Final = [
     _spec(Counter.RESPONSES_SAVED_MS, "ms", "by how much sooner kept answers were there than their hosts' answers"),
     _spec(Counter.WARM_SENT, "requests", "system prompts sent ahead to hosts"),
     _spec(Counter.WARM_FAILED, "requests", "of them, those that a host did not take"),
+    _spec(Counter.CACHE_HITS, "texts", "texts of requests for embeddings that were known"),
+    _spec(
+        Counter.CACHE_MISSES, "texts", "texts that were not: a host was asked, or a call that asks already was joined"
+    ),
+    _spec(Counter.CACHE_CALLS, "requests", "calls of hosts that were made for them"),
+    _spec(Counter.CACHE_SAVED_US, "us", "by how much sooner answers without a host were there than the host had been"),
+    _spec(Counter.CACHE_MEMORY_BYTES, "bytes", "memory of the newest vectors"),
+    _spec(Counter.CACHE_MEMORY_EVICTED, "vectors", "vectors that left memory for newer ones"),
+    _spec(Counter.CACHE_SKIPPED, "records", "vectors that the ring to the keeper had no room for"),
+    _spec(Counter.CACHE_DAMAGED, "vectors", "vectors of the store that were not whole, and so not used"),
+    _spec(Counter.CACHE_STORE_ENTRIES, "vectors", "vectors in the store, as the keeper last said"),
+    _spec(Counter.CACHE_STORE_BYTES, "bytes", "their room on disk"),
+    _spec(Counter.CACHE_STORE_EVICTED, "vectors", "vectors that left it for newer ones, since the keeper's start"),
+    _spec(Counter.CACHE_STORE_AGE_S_MAX, "s", "how long ago the vector was used that would leave next, about"),
+    _spec(Counter.KEEPER_UP, "keepers", "1 while the keeper is connected"),
+    _spec(Counter.NEAREST, "requests", "questions for what is nearest"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

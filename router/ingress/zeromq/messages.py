@@ -29,6 +29,7 @@ _SHOWN_CHARS_MAX: Final = 200
 
 encode: Final = msgspec.msgpack.Encoder().encode
 API_VERBS: Final = {"chat": Endpoint.CHAT, "completion": Endpoint.COMPLETION, "embeddings": Endpoint.EMBEDDINGS}
+NEAREST_VERB: Final = "nearest"
 OTHER_VERBS: Final = frozenset({"models", "cancel", "credit", "ping"})
 _NEED_NO_ID: Final = frozenset({"credit", "ping"})
 _TRACE_NAMES: Final = ("traceparent", "tracestate", "baggage")
@@ -119,8 +120,8 @@ def read_header(frames: Sequence[bytes]) -> Header:
     if len(raw) > HEADER_BYTES_MAX:
         raise _bad(f"the header has {len(raw)} bytes, at most {HEADER_BYTES_MAX} are allowed")
     header = _decode(raw)
-    if header.verb not in API_VERBS and header.verb not in OTHER_VERBS:
-        known = ", ".join(sorted({*API_VERBS, *OTHER_VERBS}))
+    if header.verb not in API_VERBS and header.verb not in OTHER_VERBS and header.verb != NEAREST_VERB:
+        known = ", ".join(sorted({*API_VERBS, *OTHER_VERBS, NEAREST_VERB}))
         raise _bad(f"unknown verb {header.verb[:_SHOWN_CHARS_MAX]!r} (verbs: {known})", "verb")
     if not _is_id(header.id) and (header.id or header.verb not in _NEED_NO_ID):
         raise _bad("id must be 1 to 64 printable ASCII characters", "id")
