@@ -14,7 +14,10 @@ Messages = str | Sequence[Mapping[str, Any]]
 """Messages as the chat API takes them; plain text is one message of the user."""
 CONNECT_TIMEOUT_S: Final = 5.0
 _OPTIONS: Final = frozenset(
-    {"timeout_s", "first_token_timeout_s", "credit", "request_id", "tags", "traceparent", "tracestate", "baggage"}
+    {
+        *("timeout_s", "first_token_timeout_s", "credit", "request_id", "tags", "cache"),
+        *("traceparent", "tracestate", "baggage"),
+    }
 )
 
 
@@ -33,6 +36,7 @@ class Asking(Generic[StreamT, ReplyT]):
         credit: int = CREDIT,
         request_id: str | None = None,
         tags: Mapping[str, str] | None = None,
+        cache: Literal["on", "off"] | None = None,
         traceparent: str | None = None,
         tracestate: str | None = None,
         baggage: str | None = None,
@@ -47,7 +51,8 @@ class Asking(Generic[StreamT, ReplyT]):
 
         ``timeout_s`` and ``first_token_timeout_s`` count from now and cancel the request. ``credit`` is how many events
         may wait here before the host is held. ``request_id`` names the request in the router's records, ``tags`` label
-        it, ``traceparent``, ``tracestate`` and ``baggage`` are the W3C headers.
+        it, ``cache`` says whether the answer may be one that the router has kept (docs/caches.md), ``traceparent``,
+        ``tracestate`` and ``baggage`` are the W3C headers.
         """
         talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self._ask("chat", {"model": model, "messages": talk}, stream, options)
@@ -64,6 +69,7 @@ class Asking(Generic[StreamT, ReplyT]):
         credit: int = CREDIT,
         request_id: str | None = None,
         tags: Mapping[str, str] | None = None,
+        cache: Literal["on", "off"] | None = None,
         traceparent: str | None = None,
         tracestate: str | None = None,
         baggage: str | None = None,
