@@ -119,8 +119,8 @@ def test_a_server_over_stdio_is_asked_at_the_start_and_when_it_says_that_its_too
             assert first["type"] == "function"
             assert first["function"]["name"] == "weather__now"
             assert first["function"]["description"] == "Weather now."
-            assert first["function"]["parameters"]["properties"]["place"]["type"] == "string"
-            assert first["function"]["parameters"]["required"] == ["place"]
+            assert first["function"]["parameters"]["properties"]["city"]["type"] == "string"
+            assert first["function"]["parameters"]["required"] == ["city"]
             assert functions["weather.next.week"]["function"]["name"] == "weather__next__week"
             assert (stand.source("weather").state, stand.source("weather").transport) == ("ok", "stdio")
             write(file, {"now": "Weather now.", "storm": "Is there a storm?"})

@@ -20,9 +20,9 @@ from mcp.shared.subscriptions import ToolsListChanged
 LOOK_S = 0.02
 
 
-def weather(place: str, days: int = 1) -> str:
+def weather(city: str) -> str:
     """Tell the weather."""
-    return f"sunny in {place} for {days} days"
+    return f"sunny in {city}"
 
 
 class Server:
