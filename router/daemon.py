@@ -102,7 +102,7 @@ class Daemon:
         await self._start_front()
         await self._listen()
         self._listen_zeromq()
-        self._start_tools_and_answers()
+        await self._start_tools_and_answers()
         health.start()
         watch.start()
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
@@ -232,7 +232,7 @@ class Daemon:
             self.server.nearest = self._front.nearest
             await self._front.start()
 
-    def _start_tools_and_answers(self) -> None:
+    async def _start_tools_and_answers(self) -> None:
         """Start what fills tools in, keeps answers and sends prompts ahead, as far as it is configured."""
         cache = self.config.cache
         if cache.tools.sources or cache.responses.enabled:
@@ -244,7 +244,7 @@ class Daemon:
 
             self._beside.append(Warmer(self.loop, self.config, self.run_dir, self.log))
         for part in self._beside:
-            part.start()
+            await part.start()
 
     def _check_clients(self, now: int) -> bool:
         """Look after clients of all kinds; return whether one needs a closer look."""

@@ -6,11 +6,12 @@ without any of this configured the module is not loaded and nothing of it is on 
 
 from __future__ import annotations
 
+import asyncio
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from router.caches import published
-from router.caches.published import PublishedError, PublishedTools, Subscription
+from router.caches.published import PublishedTools, Subscription
 from router.caches.recording import Recording
 from router.caches.replay import replay
 from router.caches.responses import Responses, key_of
@@ -53,6 +54,7 @@ class Intake:
         self._config = cache
         self._names_tools = bool(cache.tools.sources)
         self._subscription = Subscription(published_tools(run_dir), published.TOOLS, PublishedTools)
+        self._reading: asyncio.Future[PublishedTools | None] | None = None
         self._selecting: Selecting | None = None
         if cache.tools.select_model:
             from router.caches.selecting import Selecting  # noqa: PLC0415 - only who uses it loads it
@@ -64,9 +66,11 @@ class Intake:
         loop.take = self.take
 
     # ------------------------------------------------------------ life
-    def start(self) -> None:
+    async def start(self) -> None:
         """Take what is published, and look for what will be, once a second."""
         self._look()
+        if self._reading is not None:
+            await asyncio.wait((self._reading,))
         self._loop.seconds.append(self._second)
 
     def stop(self) -> None:
@@ -78,18 +82,28 @@ class Intake:
 
     def _look(self) -> None:
         if self._names_tools:
-            try:
-                tools = self._subscription.poll()
-            except PublishedError as error:
-                self._log.error("published tools cannot be used, those before stay", reason=str(error))
-                tools = None
-            if tools is not None:
-                self.registry = ToolRegistry(tools, self._config.tools.toolsets)
-                self._log.info("tools", version=self._subscription.version, tools=len(tools.tools))
+            if self._reading is None and self._subscription.is_changed():
+                self._reading = asyncio.get_running_loop().run_in_executor(None, self._subscription.poll)
+                self._reading.add_done_callback(self._read)
             self._show_tools()
         if self.responses is not None:
             self.responses.expire(monotonic_ns(), _EXPIRE_MAX)
             self._show_responses(self.responses)
+
+    def _read(self, reading: asyncio.Future[PublishedTools | None]) -> None:
+        """Take what a thread has read: megabytes with vectors take milliseconds, which no token should wait."""
+        self._reading = None
+        if reading.cancelled():
+            return
+        error = reading.exception()
+        if error is not None:
+            self._log.error("published tools cannot be used, those before stay", reason=str(error))
+            return
+        tools = reading.result()
+        if tools is not None:
+            self.registry = ToolRegistry(tools, self._config.tools.toolsets)
+            self._log.info("tools", version=self._subscription.version, tools=len(tools.tools))
+            self._show_tools()
 
     def _show_tools(self) -> None:
         registry = self.registry
@@ -115,9 +129,9 @@ class Intake:
     # ------------------------------------------------------------ a request
     def take(self, request: Request) -> None:
         """Take a request off the ring: fill its tools in, answer it from the cache, or let it be admitted."""
-        if self._names_tools and request.endpoint is _CHAT and MARK in request.body:
+        if self._names_tools and request.endpoint is _CHAT and MARK in (tools := bytes(request.fields.tools)):
             try:
-                spliced = self._spliced(request)
+                spliced = self._spliced(tools)
             except RequestError as error:
                 self._refuse(request, error)
                 return
@@ -134,11 +148,8 @@ class Intake:
         self._answer(request)
         request.deq = deq  # the time it was held counts as time in the queue
 
-    def _spliced(self, request: Request) -> Spliced | None:
+    def _spliced(self, tools: bytes) -> Spliced | None:
         """Return what a request's tools become; raises :class:`RequestError`."""
-        tools = request.fields.tools
-        if MARK not in bytes(tools):
-            return None
         if self.registry is None:
             text = "the tools are not known yet: the keeper (ringrouter keep) has published none"
             raise RequestError(ErrorKind.NO_HOST, text, "tools")

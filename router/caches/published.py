@@ -142,6 +142,14 @@ class Subscription(Generic[T]):
         self._type = payload_type
         self._seen: tuple[int, int, int] | None = None
 
+    def is_changed(self) -> bool:
+        """Whether :meth:`poll` would read; without reading."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return False
+        return (status.st_ino, status.st_mtime_ns, status.st_size) != self._seen
+
     def poll(self) -> T | None:
         """Return the value if it is new, ``None`` if not or while nothing is published.
 

@@ -21,6 +21,8 @@ from router.errors import UNDECODABLE
 
 TEXT_BYTES_MAX: Final = 2048
 """Of the last message, its end: what embedding models take in one go, and where the question stands."""
+_PLAIN_NUMBERS_MAX: Final = 100_000
+"""Of all vectors together, where no native code is: more would hold the loop up for milliseconds."""
 
 
 class _Message(msgspec.Struct):
@@ -108,6 +110,8 @@ def nearest(query: bytes, candidates: Sequence[PublishedTool], count: int) -> li
     known = [tool for tool in candidates if len(tool.vector) == len(query)]
     unknown = {tool.name for tool in candidates if len(tool.vector) != len(query)}
     if not query or not known:
+        return None
+    if dots is plain_dots and len(known) * len(query) // 4 > _PLAIN_NUMBERS_MAX:
         return None
     scores = dots(query, [tool.vector for tool in known])
     best = sorted(range(len(known)), key=scores.__getitem__, reverse=True)[: max(count - len(unknown), 0)]

@@ -81,7 +81,8 @@ def replace_part(body: bytes, part: Any, field: str, value: bytes) -> bytes:
     offset = offset_of(body, part)
     if offset < 0:
         return edit_body(body, {}, {field: value})
-    return b"".join((body[:offset], value, memoryview(body)[offset + memoryview(part).nbytes :]))
+    view = memoryview(body)
+    return b"".join((view[:offset], value, view[offset + memoryview(part).nbytes :]))
 
 
 class ToolRegistry:
@@ -94,12 +95,11 @@ class ToolRegistry:
         self._memo: dict[bytes, Spliced | None] = {}
         self._memo_bytes = 0
 
-    def splice(self, tools: Any) -> Spliced | None:
+    def splice(self, array: bytes) -> Spliced | None:
         """Return what the array of a request's ``tools`` becomes, ``None`` where it names none of ours.
 
         Raises :class:`RequestError` that names what is wrong or not known.
         """
-        array = bytes(tools)
         try:
             return self._memo[array]
         except KeyError:

@@ -65,7 +65,7 @@ class Warmer:
         loop.on_health = self._health  # type: ignore[method-assign]
 
     # ------------------------------------------------------------ life
-    def start(self) -> None:
+    async def start(self) -> None:
         """Look once a second what is to be sent."""
         self._loop.seconds.append(self._look)
 

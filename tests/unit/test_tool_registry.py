@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from typing import Any
 
@@ -31,7 +32,7 @@ def registry(*names: str) -> ToolRegistry:
 
 def filled(body: bytes, known: ToolRegistry | None = None) -> bytes:
     raw = msgspec.json.decode(body, type=Body).tools
-    spliced = (known or registry()).splice(raw)
+    spliced = (known or registry()).splice(bytes(raw))
     return body if spliced is None else replace_part(body, raw, "tools", spliced.array)
 
 
@@ -43,8 +44,8 @@ def entry(**fields: Any) -> dict[str, Any]:
     return {"type": "ringrouter", **fields}
 
 
-def array_of(*entries: dict[str, Any]) -> msgspec.Raw:
-    return msgspec.Raw(json.dumps(entries).encode())
+def array_of(*entries: dict[str, Any]) -> bytes:
+    return json.dumps(entries).encode()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_too_many_entries_are_refused() -> None:
     "raw", [b"", b"null", b"{}", b"[]", b'[{"type":"function"}]', b'[{"type":"f","x":"ringrouter"}]']
 )
 def test_what_names_none_of_ours_is_left_alone(raw: bytes) -> None:
-    assert registry().splice(msgspec.Raw(raw)) is None
+    assert registry().splice(raw) is None
 
 
 def test_an_entry_quoted_elsewhere_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ def test_nearest_leaves_the_other_candidates_out_and_the_rest_in() -> None:
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry()
     one = array_of(entry(names=["mail.send"]))
-    size = len(bytes(one)) + len(known.splice(one).array)  # type: ignore[union-attr]
+    size = len(one) + len(known.splice(one).array)  # type: ignore[union-attr]
     monkeypatch.setattr(tools_module, "_MEMO_BYTES_MAX", 10 * size)
     for count in range(100):
         known.splice(array_of(entry(names=["mail.send"]), pub.function(f"f{count:02}")))
@@ -145,8 +146,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.text("ab.", max_size=12), st.text("ab*.", max_size=8))
 def test_a_pattern_matches_as_its_regular_expression_would(name: str, pattern: str) -> None:
-    import re
-
     form = ".*".join(re.escape(part) for part in pattern.split("*"))
     assert matches(pattern, name) == bool(re.fullmatch(form, name))
 
