@@ -8,6 +8,7 @@ calls of :mod:`router.caches.calls`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +43,8 @@ _TOUCHED_MAX: Final = 8192
 """Keys that are remembered, for a second, as told to the keeper."""
 _SPACES_MAX: Final = 4096
 """Spaces that are remembered; clients choose dimensions, so there may be many. Then all are made anew."""
+_OFFERED_AT_ONCE: Final = 128
+_OFFERED_EVERY_S: Final = 0.05
 _US_NS: Final = 1000
 _STATES: Final = {_HIT: b"hit", _PARTIAL: b"partial", _MISS: b"miss"}
 
@@ -63,6 +66,8 @@ class Embeddings:
         self._space_ids: dict[tuple[str, int], bytes] = {}
         self._spaces: dict[bytes, keys.Space] = {}
         self._touched: set[bytes] = set()
+        self._offered: deque[bytes] = deque()
+        """Keys of what is still to be offered to a keeper that came late."""
         self._admit: Callable[[Request], None] = loop.take
 
     def stand_in_front(self) -> None:
@@ -142,6 +147,23 @@ class Embeddings:
         if self._outbox is not None and space is not None:
             name = space.record()
             self._outbox.send(OP_PUT, len(name).to_bytes(2, "little"), name, key, entry)
+
+    def offer_all(self) -> None:
+        """Offer the keeper everything in memory, a little at a time: it has just come."""
+        is_under_way = bool(self._offered)
+        self._offered = deque(self.memory.keys())
+        if not is_under_way:
+            self._offer_some()
+
+    def _offer_some(self) -> None:
+        offered = self._offered
+        for _ in range(min(_OFFERED_AT_ONCE, len(offered))):
+            key = offered.popleft()
+            entry = self.memory.peek(key)
+            if entry is not None:
+                self._offer(key, entry)
+        if offered:
+            asyncio.get_running_loop().call_later(_OFFERED_EVERY_S, self._offer_some)
 
     def ask(self, model: Model, texts: keys.Texts, position: int, key: bytes, waiter: Waiter) -> None:
         """Have a text asked of a host."""

@@ -23,6 +23,9 @@ class Front:
     def __init__(self, config: Config, loop: Loop, run_dir: Path, log: Any) -> None:
         cache = config.cache
         self._loop = loop
+        self._keeper_pid = 0
+        self._purge_seen = 0
+        self._offered_pid = 0
         self._reader: StoreReader | None = None
         self._outbox: Outbox | None = None
         if cache.embeddings.enabled:
@@ -52,6 +55,8 @@ class Front:
         """Show what the keeper says of its store among the router's counters."""
         store = status.get("embeddings")
         if isinstance(store, dict):
+            self._forget(status.get("keeper"), store.get("purges"))
+            self._offer(store.get("rings"))
             show(
                 self._loop.counters.set,
                 {
@@ -61,6 +66,24 @@ class Front:
                     Counter.CACHE_STORE_AGE_S_MAX: store.get("oldest_age_s"),
                 },
             )
+
+    def _forget(self, keeper: Any, purges: Any) -> None:
+        """Forget in memory what was purged from the store since the keeper last told."""
+        pid = int(keeper.get("pid", 0)) if isinstance(keeper, dict) else 0
+        if pid != self._keeper_pid:
+            self._keeper_pid, self._purge_seen = pid, 0
+        for number, prefix in purges if isinstance(purges, list) else ():
+            if number > self._purge_seen:
+                self._purge_seen = number
+                self.embeddings.forget(prefix)
+
+    def _offer(self, rings: Any) -> None:
+        """Offer a keeper that has begun to read the ring what came before it."""
+        if not isinstance(rings, list) or str(self._loop.telemetry.generation.path) not in rings:
+            return
+        if self._offered_pid != self._keeper_pid:
+            self._offered_pid = self._keeper_pid
+            self.embeddings.offer_all()
 
     def drain(self) -> None:
         """Ask for what still waits for company: the router admits nothing any more."""

@@ -31,6 +31,14 @@ class MemoryMap:
             self._used.add(key)
         return entry
 
+    def peek(self, key: bytes) -> bytes | None:
+        """Return an entry without counting that as use."""
+        return self._entries.get(key)
+
+    def keys(self) -> list[bytes]:
+        """Return the keys, the longest unused first."""
+        return list(self._entries)
+
     def put(self, key: bytes, entry: bytes) -> list[tuple[bytes, bytes]]:
         """Put an entry in; return those that left for it and had been of use."""
         self.drop(key)

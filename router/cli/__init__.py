@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import router
+from router.cli import cache_arguments
 
 _TAG_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 EXIT_OK: Final = 0
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_observers(commands)
     _add_observe(commands)
     _add_keep(commands)
+    cache_arguments.add_commands(commands)
     _add_top(commands)
     _add_report(commands)
     _add_query(commands)

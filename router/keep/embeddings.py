@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from router.config import Config, cache_dir
 from router.keep import check
 from router.keep.inbox import Inbox
 from router.keep.part import KeepError, Verb
-from router.keep.store import Put, Store, StoreError, Usage
+from router.keep.store import Put, Store, StoreError, Usage, Written
 
 TURN_S: Final = 0.05
 """Between two looks at the rings; at most so much is written at once that half of a ring stays free."""
@@ -30,6 +31,7 @@ STORE_NAME: Final = "embeddings"
 _HAS_MAX: Final = 65_536
 """Keys of one question."""
 _READERS_EVERY_S: Final = 60.0
+_PURGES_TOLD: Final = 64
 _NOTHING: Final = Usage(0, 0, 0, 0, 0, 0)
 
 
@@ -51,6 +53,9 @@ class EmbeddingKeeper:
         self._usage = _NOTHING
         self._set_aside = ""
         self._counts = {"written": 0, "touched": 0, "evicted": 0, "dropped": 0, "damaged": 0}
+        self._purge_count = 0
+        self._purges: deque[list[Any]] = deque(maxlen=_PURGES_TOLD)
+        """The last ones: routers forget what they have of it in memory."""
         self._stopping = asyncio.Event()
         self._readers_s = time.monotonic()
         self.verbs: Mapping[str, Verb] = {
@@ -65,7 +70,10 @@ class EmbeddingKeeper:
     # ------------------------------------------------------------ life
     async def start(self) -> None:
         """Open the store, or a new one in the place of one that is no good, and tell routers where it is."""
-        problem = await asyncio.to_thread(check.problem_of, self._path, self._store_bytes)
+        try:
+            problem = await asyncio.to_thread(check.problem_of, self._path, self._store_bytes)
+        except check.UncheckedError as error:
+            raise KeepError(f"the store of vectors: {error}") from None
         if problem:
             self._put_aside(problem)
         try:
@@ -117,7 +125,8 @@ class EmbeddingKeeper:
             "generation": usage.generation,
             "oldest_generation": usage.oldest_generation,
             "oldest_age_s": age_s,
-            "routers": self._inbox.router_count,
+            "rings": self._inbox.generations,
+            "purges": list(self._purges),
             **self._counts,
             **problem,
         }
@@ -155,7 +164,7 @@ class EmbeddingKeeper:
             self._readers_s = time.monotonic()
             self._store.clear_readers()
 
-    async def _write(self, puts: list[Put], touches: list[bytes]) -> None:
+    async def _write(self, puts: list[Put], touches: list[bytes]) -> Written:
         store = self._open_store()
         async with self._lock:
             done = await asyncio.to_thread(store.write, puts, touches)
@@ -164,6 +173,7 @@ class EmbeddingKeeper:
         self._counts["touched"] += done.touched_count
         self._counts["evicted"] += done.evicted_count
         self._counts["dropped"] += done.dropped_count
+        return done
 
     def _open_store(self) -> Store:
         if self._store is None:
@@ -185,9 +195,8 @@ class EmbeddingKeeper:
         good = [put for put in puts if put is not None]
         if len(good) != len(puts):
             raise KeepError(f"{len(puts) - len(good)} of {len(puts)} records are damaged; none was written")
-        before = self._counts["dropped"]
-        await self._write(good, [])
-        return {"durable": len(good) - (self._counts["dropped"] - before)}
+        done = await self._write(good, [])
+        return {"durable": len(good) - done.dropped_count, "evicted": done.evicted_count}
 
     async def _get(self, payload: Any) -> bytes | None:
         (key,) = _keys([payload])
@@ -201,6 +210,8 @@ class EmbeddingKeeper:
         async with self._lock:
             count = await asyncio.to_thread(store.purge, payload)
             self._usage = await asyncio.to_thread(store.usage)
+        self._purge_count += 1
+        self._purges.append([self._purge_count, payload])
         return {"removed": count}
 
     async def _spaces(self, _: Any) -> list[list[Any]]:

@@ -71,9 +71,9 @@ class Inbox:
         self._looked_ns = 0
 
     @property
-    def router_count(self) -> int:
-        """Routers whose rings are read."""
-        return len(self._rings)
+    def generations(self) -> list[str]:
+        """The directories of the routers whose rings are read."""
+        return [str(path) for path in self._rings]
 
     def poll(self, take: Take) -> int:
         """Hand on all records that are there; return how many slots they took."""

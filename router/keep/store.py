@@ -6,7 +6,9 @@ nothing; ``spaces`` id of a space → its name; ``meta`` the format and the numb
 * A commit is on the disk when :meth:`Store.write` returns (LMDB's default: two syncs). A kill at any moment leaves the
   last commit; nothing is repaired at the next start.
 * **Size**: the file can never be larger than ``store_bytes`` (the map's size). Three quarters of its pages may hold
-  entries: the others are LMDB's room to copy pages that it changes. Over it entries go by age.
+  entries. The others are LMDB's room to copy pages that it changes, of which those of the commit before cannot be used
+  again: keys are random, so a commit changes some pages for each entry, and is made small enough for that room.
+  Over it entries go by age.
 * **Age** is counted in generations, not by the clock: one ends when an eighth of the store has been written or used.
   An entry is of the generation in which it was last used, as far as routers say so (once in each generation); the
   oldest go first, those of one generation in the order of their keys, which are as good as random.
@@ -15,6 +17,7 @@ nothing; ``spaces`` id of a space → its name; ``meta`` the format and the numb
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -41,8 +44,14 @@ FILL: Final = 0.75
 """Share of the pages that may hold entries."""
 SPACES_MAX: Final = 4096
 """Names of spaces that are kept; vectors of further ones are not: clients choose dimensions."""
-COMMIT_BYTES_MAX: Final = 8 << 20
-"""Entries of one commit: what a commit changes must find room beside what it replaces."""
+COMMIT_SHARE: Final = 4
+"""A commit may change this part of the free room: what it replaces and what the one before replaced are not free."""
+COMMIT_PAGES_MAX: Final = 8192
+"""32 MiB of changed pages are enough for one sync of the disk."""
+_PAGES_PER_CHANGE: Final = 5
+"""Of an entry that comes or goes: its leaf, that of its place in the order, and a share of the branches above."""
+_READ_AT_ONCE: Final = 1024
+"""Entries looked at in one read: a longer one would keep old pages from being used again."""
 _EVICT_AT_ONCE: Final = 32
 _GENERATION_BYTES: Final = 4
 _MAP_ROUND: Final = 1 << 16
@@ -95,6 +104,8 @@ class Store:
         )
         self._page_bytes = int(self._env.stat()["psize"])
         self._limit_pages = int(self.map_bytes * FILL) // self._page_bytes
+        free_pages = self.map_bytes // self._page_bytes - self._limit_pages
+        self._commit_pages = min(free_pages // COMMIT_SHARE, COMMIT_PAGES_MAX)
         self._written_bytes = 0
         try:
             self._open_tables()
@@ -169,30 +180,51 @@ class Store:
     def count_by_space(self) -> dict[bytes, int]:
         """Return how many entries each space has; looks at every key."""
         counts: dict[bytes, int] = {}
-        with self._env.begin(self._entries) as transaction:
-            for key in transaction.cursor().iternext(values=False):
-                space = bytes(key[: keys.SPACE_BYTES])
+        for part in self._key_parts():
+            for key in part:
+                space = key[: keys.SPACE_BYTES]
                 counts[space] = counts.get(space, 0) + 1
         return counts
 
+    def _key_parts(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
+        """Yield the keys that begin so, in parts; what is written in between may be missed, or seen."""
+        last = prefix
+        while True:
+            with self._env.begin(self._entries) as transaction:
+                cursor = transaction.cursor()
+                found = cursor.iternext(values=False) if cursor.set_range(last) else iter(())
+                part = [bytes(key) for key in islice(found, _READ_AT_ONCE)]
+            part = [key for key in part if key.startswith(prefix)]
+            if part:
+                yield part
+            if len(part) < _READ_AT_ONCE:
+                return
+            last = part[-1] + b"\0"
+
     def problems(self) -> Iterator[str]:
         """Look at everything; yield what is wrong, one line each."""
+        for part in self._key_parts():
+            with self._env.begin() as transaction:
+                for key in part:
+                    problem = self._problem_of(transaction, key)
+                    if problem:
+                        yield f"{key.hex()}: {problem}"
         with self._env.begin() as transaction:
-            known = {bytes(k) for k in transaction.cursor(self._spaces).iternext(values=False)}
-            count = 0
-            for key, entry in transaction.cursor(self._entries):
-                count += 1
-                if not entries.is_whole(key, entry):
-                    yield f"{key.hex()}: its vector is damaged"
-                    continue
-                place = entries.generation(entry).to_bytes(_GENERATION_BYTES, "big") + key
-                if transaction.get(place, db=self._order) is None:
-                    yield f"{key.hex()}: it has no place in the order of eviction"
-                if key[: keys.SPACE_BYTES] not in known:
-                    yield f"{key.hex()}: its space has no name"
-            ordered = transaction.stat(self._order)["entries"]
-            if ordered != count:
-                yield f"{ordered} places in the order of eviction for {count} vectors"
+            count, ordered = (transaction.stat(db)["entries"] for db in (self._entries, self._order))
+        if ordered != count:
+            yield f"{ordered} places in the order of eviction for {count} vectors"
+
+    def _problem_of(self, transaction: Any, key: bytes) -> str:
+        entry = transaction.get(key, db=self._entries)
+        if entry is None:
+            return ""  # it has left in the meantime
+        if not entries.is_whole(key, entry):
+            return "its vector is damaged"
+        if transaction.get(self._place(entries.generation(entry), key), db=self._order) is None:
+            return "it has no place in the order of eviction"
+        if transaction.get(key[: keys.SPACE_BYTES], db=self._spaces) is None:
+            return "its space has no name"
+        return ""
 
     # ------------------------------------------------------------ write
     def write(self, puts: Sequence[Put], touches: Sequence[bytes] = ()) -> Written:
@@ -201,11 +233,26 @@ class Store:
         What is there already is only marked as used. Of more than fits into one commit each part is a commit.
         """
         total = Written(0, 0, 0, 0)
-        for part in _parts(puts, min(COMMIT_BYTES_MAX, self.map_bytes // 16)) or [()]:
-            done = self._commit(part, touches)
-            touches = ()
+        at_once = max(1, self._commit_pages // _PAGES_PER_CHANGE)
+        parts = [((), touches[begin : begin + at_once]) for begin in range(0, len(touches), at_once)]
+        for part_of_puts, part_of_touches in [*parts, *((part, ()) for part in self._parts(puts))]:
+            done = self._commit(part_of_puts, part_of_touches)
             total = Written(*(a + b for a, b in zip(total, done, strict=True)))
         return total
+
+    def _parts(self, puts: Sequence[Put]) -> Iterator[Sequence[Put]]:
+        """Divide entries into commits that change few enough pages; what comes makes as much go."""
+        part: list[Put] = []
+        pages = 0
+        for put in puts:
+            own_pages = 2 * (_PAGES_PER_CHANGE + len(put.entry) // self._page_bytes)
+            if part and pages + own_pages > self._commit_pages:
+                yield part
+                part, pages = [], 0
+            part.append(put)
+            pages += own_pages
+        if part:
+            yield part
 
     def _commit(self, puts: Sequence[Put], touches: Sequence[bytes]) -> Written:
         try:
@@ -309,7 +356,9 @@ class Store:
     def purge(self, prefix: bytes = b"") -> int:
         """Remove all entries whose keys begin so, and names of spaces that have none left; return how many went."""
         count = 0
-        while found := self._some_with(prefix):
+        at_once = max(1, self._commit_pages // _PAGES_PER_CHANGE)
+        while found := next(self._key_parts(prefix), None):
+            found = found[:at_once]
             with self._env.begin(write=True) as transaction:
                 for key in found:
                     entry = transaction.get(key, db=self._entries) or b""
@@ -322,33 +371,5 @@ class Store:
                     transaction.delete(space, db=self._spaces)
         return count
 
-    def _some_with(self, prefix: bytes) -> list[bytes]:
-        found: list[bytes] = []
-        with self._env.begin(self._entries) as transaction:
-            cursor = transaction.cursor()
-            if not cursor.set_range(prefix):
-                return found
-            for key in cursor.iternext(values=False):
-                if not key.startswith(prefix) or len(found) >= 1024:
-                    break
-                found.append(bytes(key))
-        return found
-
 
 _decode_space: Final = msgspec.msgpack.Decoder(keys.Space).decode
-
-
-def _parts(puts: Sequence[Put], bytes_max: int) -> list[Sequence[Put]]:
-    """Divide entries into commits of at most ``bytes_max``; a larger entry has one of its own."""
-    parts: list[Sequence[Put]] = []
-    part: list[Put] = []
-    size = 0
-    for put in puts:
-        if part and size + len(put.entry) > bytes_max:
-            parts.append(part)
-            part, size = [], 0
-        part.append(put)
-        size += len(put.entry)
-    if part:
-        parts.append(part)
-    return parts
