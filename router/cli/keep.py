@@ -17,6 +17,11 @@ from router.errors import ConfigError
 NICENESS: Final = 5
 """Where cores are short the router comes first."""
 
+ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+"""A product with a table is as fast as memory is; numpy's own threads would spin on the cores of the router. Read when
+numpy is loaded.
+"""
+
 
 def run(args: argparse.Namespace) -> int:
     """Keep what the routers below the run directory answer from, until told to stop."""
@@ -29,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if not config.needs_keeper(settings.cache):
         return fail("there is nothing to keep: the configuration has no [cache] section that is enabled")
     os.nice(NICENESS)
+    for variable in ONE_THREAD:
+        os.environ.setdefault(variable, "1")
     try:
         from router.keep import process  # noqa: PLC0415 - what it needs is an extra
 

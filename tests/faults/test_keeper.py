@@ -18,7 +18,7 @@ from router.keep.store import Store
 from tests.faults.client import Answer, Client
 from tests.faults.stage import QUIET, host_entry
 from tests.support.embedding_host import EmbeddingHost, vector_of
-from tests.support.keeper import KeeperProcess, command, json_of
+from tests.support.keeper import AskedKeeper, command, json_of
 from tests.support.processes import RouterProcess
 from tests.support.waiting import shared_memory_directory, wait_until
 
@@ -46,9 +46,8 @@ class Place:
             f"{more}{host_entry(host, slots=8)}"
         )
         self.router = RouterProcess(path, toml, listen='zeromq = ["ipc"]')
-        self.router.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.router.config_path.write_text(self.router._toml, encoding="utf-8")
-        self.keeper = KeeperProcess(path, self.router.config_path, self.router.run_dir)
+        self.router.write_config()
+        self.keeper = AskedKeeper(self.router)
 
     def ask(self, texts: Any, path: str = PATH, **fields: Any) -> Answer:
         """Ask the router for vectors, or something else."""

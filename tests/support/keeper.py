@@ -1,33 +1,23 @@
-"""The keeper as a process, and the commands that ask it."""
+"""The keeper as a process that is asked how it does, and the commands that ask it."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from router.cli.keeper_client import KeeperClient, KeeperError
-from tests.support.processes import READY_S, Program
-from tests.support.waiting import wait_until
+from tests.support.processes import KeeperProcess, RouterProcess
 
 
-class KeeperProcess(Program):
-    """`python -m router keep` with a router's configuration; ``start`` and ``with`` return when it answers."""
+class AskedKeeper(KeeperProcess):
+    """`python -m router keep` for a router; its status is what the keeper answers."""
 
-    def __init__(self, directory: Path, config_path: Path, run_dir: Path) -> None:
-        self.config_path = config_path
-        self.socket_path = run_dir / "keep.sock"
-        command = [sys.executable, "-m", "router", "keep", "--config", str(config_path)]
-        super().__init__("keeper", command, directory / "keeper.log")
-
-    def start(self) -> Self:
-        """Start it and wait until it answers."""
-        super().start()
-        self._wait_started(lambda: wait_until(self.status, "the keeper answers", READY_S))
-        return self
+    def __init__(self, router: RouterProcess) -> None:
+        super().__init__(router)
+        self.socket_path = router.run_dir / "keep.sock"
 
     def status(self) -> dict[str, Any]:
         """Return how it does, nothing while it does not answer."""
@@ -47,7 +37,7 @@ class KeeperProcess(Program):
 def command(config_path: Path, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run `ringrouter cache …` with a configuration."""
     line = [sys.executable, "-m", "router", "cache", *arguments, "--config", str(config_path)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False, env=dict(os.environ))
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def json_of(done: subprocess.CompletedProcess[str], status: int = 0) -> dict[str, Any]:
