@@ -201,6 +201,12 @@ def _table(args: argparse.Namespace, settings: config.Config) -> int:
     return cache_table.run(args, settings, _space(settings, args.model, 0) if args.model else None)
 
 
+def _tools(args: argparse.Namespace, settings: config.Config) -> int:
+    from router.cli import cache_tools  # noqa: PLC0415 - only who asks for it
+
+    return cache_tools.run(args, settings, SCHEMA)
+
+
 _COMMANDS: Final = {
     "warm": _warm,
     "stats": _stats,
@@ -208,4 +214,5 @@ _COMMANDS: Final = {
     "purge": _purge,
     "verify": _verify,
     "table": _table,
+    "tools": _tools,
 }

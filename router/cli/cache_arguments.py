@@ -9,7 +9,7 @@ from typing import Any
 
 def add_commands(commands: Any) -> None:
     """Describe the command and its parts to the parser."""
-    cache = commands.add_parser("cache", help="look at the store of vectors, fill it ahead, empty it; build tables")
+    cache = commands.add_parser("cache", help="look at vectors and tools, fill the store ahead, empty it; build tables")
     parts = cache.add_subparsers(dest="what", required=True, metavar="WHAT")
     warm = parts.add_parser("warm", help="compute the vectors of a file's texts ahead; goes on where it ended")
     warm.add_argument("file", type=Path, metavar="FILE", help=".txt (a text a line), .jsonl or .parquet")
@@ -25,7 +25,9 @@ def add_commands(commands: Any) -> None:
     verify = parts.add_parser("verify", help="look at every vector")
     table = parts.add_parser("table", help="build tables for /v1/ringrouter/nearest")
     _add_table(table)
-    for each in (warm, parts.choices["stats"], get, purge, verify, table):
+    tools = parts.add_parser("tools", help="the tools that requests can name, and how their sources do")
+    tools.add_argument("--refresh", action="store_true", help="have the keeper ask all sources again")
+    for each in (warm, parts.choices["stats"], get, purge, verify, table, tools):
         where = each.add_argument_group()
         where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
         where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the rings and of the keeper")
