@@ -10,6 +10,16 @@
 4.  :mod:`router.caches.nearest`      questions that the keeper answers
     :mod:`router.caches.keeper_link`  the router's end of the link to it
     :mod:`router.caches.frames`       its messages (pure)
+5.  :mod:`router.caches.intake`       tools filled in, kept answers given: in front of admission
+    :mod:`router.caches.tools`        which tools an entry of a request means (pure)
+    :mod:`router.caches.selecting`    a bounded wait for those nearest to the question, by
+    :mod:`router.caches.selection`    their vectors (pure)
+    :mod:`router.caches.responses`    whole answers by the hash of what was asked (pure)
+    :mod:`router.caches.recording`    how an answer comes into it, and
+    :mod:`router.caches.replay`       out of it
+6.  :mod:`router.caches.warm`         system prompts sent ahead
+    :mod:`router.caches.silent`       the egress of requests that the router makes itself
+7.  :mod:`router.caches.published`    what the keeper publishes for all routers
 
 Loaded only by routers that have it configured.
 """

@@ -8,6 +8,11 @@
     :mod:`router.keep.check`        whether a store found on disk can be trusted
 5.  :mod:`router.keep.nearest`      top-k by cosine
     :mod:`router.keep.tables`       the tables that are looked into
+6.  :mod:`router.keep.tools`        tools of all sources, published
+    :mod:`router.keep.tool_sources` files and MCP servers
+    :mod:`router.keep.schemas`      what of them can be published (pure)
+    :mod:`router.keep.tool_vectors` their embeddings
+7.  :mod:`router.keep.warm`         system prompts, published
 
 No router waits for it: without a keeper new vectors are not kept, and everything else is answered as before.
 """
