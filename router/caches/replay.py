@@ -26,8 +26,8 @@ def replay(loop: Loop, request: Request, answer: Answer, now: int) -> int:
 
     In its records no host has it and no event is told: like a whole answer it comes in one piece.
     """
-    request.deq = request.admitted = request.routed1 = request.routed = now
-    loop.in_flight[request.seq] = request
+    loop.begin(request, now)
+    request.admitted = request.routed1 = request.routed = now
     saved_ns = max(answer.took_ns - (monotonic_ns() - now), 0)
     note(request, cache=CacheUse.HIT, cache_hits=1, saved_us=saved_ns // 1000)
     request.tok1 = request.tok_n = request.ttfc = request.ttfo = now

@@ -44,8 +44,7 @@ class Selecting:
 
     def begin(self, request: Request, spliced: Spliced) -> None:
         """Hold a request and ask for the vector of its question."""
-        request.deq = monotonic_ns()
-        self._loop.in_flight[request.seq] = request
+        self._loop.begin(request, monotonic_ns())
         held = _Held(self, request, spliced)
         event_loop = asyncio.get_running_loop()
         held.timer = event_loop.call_later(self._wait_s, held.late)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from router.hosts.host import Host
     from router.loop import Loop
 
-_FAILED_WAIT_NS: Final = 10_000_000_000
-"""After a failure the prompt goes to that host again."""
+_RETRY_NS_MIN: Final = 10_000_000_000
+_RETRY_NS_MAX: Final = 640_000_000_000
+"""After a failure the prompt goes to that host again, after further ones twice as long each time up to this."""
 _NS: Final = 1_000_000_000
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -39,13 +40,14 @@ _encode: Final = msgspec.json.Encoder().encode
 class _Warmth:
     """What one host holds: by prompt, the digest that was sent and when."""
 
-    __slots__ = ("busy_ns", "is_sending", "retry_ns", "sent")
+    __slots__ = ("busy_ns", "failures", "is_sending", "sent")
 
     def __init__(self) -> None:
         self.sent: dict[str, tuple[bytes, int]] = {}
         self.busy_ns = 0
         """When the host was last seen with something running."""
-        self.retry_ns: dict[str, int] = {}
+        self.failures: dict[str, tuple[int, int]] = {}
+        """By prompt: after which wait it goes out again, and when."""
         self.is_sending = False
 
 
@@ -111,7 +113,7 @@ class Warmer:
     def _due(self, host: Host, warmth: _Warmth, now: int) -> PublishedPrompt | None:
         """Return a prompt that the host should get now, if it is idle."""
         for prompt in self._prompts:
-            if prompt.model not in host.models or now < warmth.retry_ns.get(prompt.name, 0):
+            if prompt.model not in host.models or now < warmth.failures.get(prompt.name, (0, 0))[1]:
                 continue
             digest, sent_ns = warmth.sent.get(prompt.name, (b"", 0))
             if digest != prompt.digest:
@@ -152,12 +154,13 @@ class Warmer:
             self._failed(host, warmth, prompt, message)
             return
         warmth.is_sending = False
-        warmth.retry_ns.pop(prompt.name, None)
+        warmth.failures.pop(prompt.name, None)
         warmth.sent[prompt.name] = prompt.digest, monotonic_ns()
 
     def _failed(self, host: Host, warmth: _Warmth, prompt: PublishedPrompt, reason: str) -> None:
         warmth.is_sending = False
-        warmth.retry_ns[prompt.name] = monotonic_ns() + _FAILED_WAIT_NS
+        wait_ns = min(2 * warmth.failures.get(prompt.name, (_RETRY_NS_MIN // 2, 0))[0], _RETRY_NS_MAX)
+        warmth.failures[prompt.name] = wait_ns, monotonic_ns() + wait_ns
         self._loop.counters.add(Counter.WARM_FAILED)
         self._loop.telemetry.errors.note(f"host {host.name}: the prompt {prompt.name} was not taken", monotonic_ns())
         self._log.warning("a prompt was not sent ahead", host=host.name, prompt=prompt.name, reason=reason)

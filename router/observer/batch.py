@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.observer.rows import RequestRow
+from router.telemetry.records import OWN_CLASSES
 
 
 class PaceArrays(NamedTuple):
@@ -56,10 +57,6 @@ class Batch(NamedTuple):
 
 
 EMPTY: Final = Batch([], NO_PACE, ())
-
-
-OWN_CLASSES: Final = frozenset({"cache", "tools", "warm"})
-"""Values of the tag ``workload_class`` of requests that routers make themselves (docs/caches.md)."""
 
 
 def of_users(rows: Sequence[RequestRow], pace: PaceArrays = NO_PACE) -> tuple[Sequence[RequestRow], PaceArrays]:

@@ -98,6 +98,9 @@ TAGS: Final = (
     "variant",
 )
 """Tags whose values are interned into ids, by position; positions 16 to 23 are the user's own eight."""
+OWN_CLASSES: Final = frozenset({"cache", "tools", "warm"})
+"""Values of the tag ``workload_class`` of requests that routers make themselves: nobody waits for them, so they are in
+no metric of what users saw (docs/caches.md)."""
 TEXT_TAGS: Final = ("user_id", "session_id", "request_id", "batch_id")
 """Tags kept as text, never interned: their values are without bound."""
 OWN_TAG_FIRST: Final = 16

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from router.caches import tools as tools_module
@@ -145,6 +145,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text("ab.", max_size=12), st.text("ab*.", max_size=8))
+@example("ab", "*ab*b")
 def test_a_pattern_matches_as_its_regular_expression_would(name: str, pattern: str) -> None:
     form = ".*".join(re.escape(part) for part in pattern.split("*"))
     assert matches(pattern, name) == bool(re.fullmatch(form, name))
