@@ -228,7 +228,10 @@ class Daemon:
         if cache.embeddings.enabled or cache.nearest.enabled:
             from router.caches.front import Front  # noqa: PLC0415 - only who has it configured loads it
 
-            self._front = Front(self.config, self.loop, self.run_dir, self.log)
+            try:
+                self._front = Front(self.config, self.loop, self.run_dir, self.log)
+            except ModuleNotFoundError as error:
+                raise ConfigError(f"cache.embeddings needs {error.name}: pip install 'ringrouter[keep]'") from None
             self.server.nearest = self._front.nearest
             await self._front.start()
 

@@ -30,8 +30,9 @@ class Egress(Protocol):
         """Make ready what can be while the host works; the answer may still be of any kind."""
 
     def begin_stream(self, request: Request, data: bytes, content_type: bytes, extra: bytes = b"") -> None:
-        """Write the head of a streamed answer together with its first bytes, framed as ``raw`` says; ``extra`` are further
-        header lines.
+        """Write the head of a streamed answer together with its first bytes, framed as ``raw`` says.
+
+        ``extra`` are further header lines.
         """
 
     def write(self, data: bytes) -> None:

@@ -9,11 +9,11 @@ from router.caches.embeddings import Embeddings
 from router.caches.keeper_link import KeeperLink, show
 from router.caches.nearest import NearestFront
 from router.caches.outbox import Outbox
-from router.caches.reader import StoreReader
 from router.config import Config, keeper_socket
 from router.telemetry.counters import Counter
 
 if TYPE_CHECKING:
+    from router.caches.reader import StoreReader
     from router.loop import Loop
 
 
@@ -29,6 +29,8 @@ class Front:
         self._reader: StoreReader | None = None
         self._outbox: Outbox | None = None
         if cache.embeddings.enabled:
+            from router.caches.reader import StoreReader  # noqa: PLC0415 - only who keeps vectors loads LMDB
+
             self._reader = StoreReader(run_dir, loop.counters, log)
             self._outbox = Outbox(loop.telemetry.generation.path, cache.embeddings.ring_slots)
         self.embeddings = Embeddings(loop, cache.embeddings, self._reader, self._outbox)

@@ -18,13 +18,13 @@ from router.keep.store import Store
 from tests.faults.client import Answer, Client
 from tests.faults.stage import QUIET, host_entry
 from tests.support.embedding_host import EmbeddingHost, vector_of
-from tests.support.keeper import AskedKeeper, command, json_of
+from tests.support.keeper import AskedKeeper, Done, command, json_of
 from tests.support.processes import RouterProcess
 from tests.support.waiting import shared_memory_directory, wait_until
 
 PATH = "/v1/embeddings"
 NEAREST = "/v1/ringrouter/nearest"
-STORE_BYTES = 8 << 20
+STORE_BYTES = 4 << 20
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ class Place:
             client.post({"model": "m", "input": texts, **fields} if path == PATH else fields, path)
             return client.answer()
 
-    def cache(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def cache(self, *arguments: str) -> Done:
         """Run a command."""
         return command(self.router.config_path, *arguments)
 
@@ -310,16 +310,60 @@ def test_usage_errors_are_one_line(place: Place, arguments: list[str], said: str
 def test_the_store_stays_in_its_bounds_and_routers_go_on(place: Place, host: EmbeddingHost) -> None:
     host.dimensions = 1024
     file = place.path / "texts.jsonl"
-    texts_file(file, 2000)
+    texts_file(file, 900)
     with place.keeper, place.router:
         account = json_of(place.cache("warm", str(file), "--model", "m", "--json"))
-        assert account["durable"] == 2000
+        assert account["durable"] == 900
         assert account["evicted"] > 0
         status = place.keeper.status()["embeddings"]
         assert status["used_bytes"] <= STORE_BYTES
         assert (place.store / "data.mdb").stat().st_size <= STORE_BYTES
         assert json_of(place.cache("verify", "--json"))["problems"] == []
-        assert place.ask("text number 1999").headers["x-ringrouter-cache"] == "hit"
+        assert place.ask("text number 899").headers["x-ringrouter-cache"] == "hit"
+
+
+@pytest.mark.parametrize("written", [30, 200])
+def test_a_keeper_killed_while_it_evicts_leaves_a_whole_store(place: Place, host: EmbeddingHost, written: int) -> None:
+    host.dimensions = 1024
+    file = place.path / "texts.jsonl"
+    texts_file(file, 600)
+    with place.router:
+        place.keeper.start()
+        filled = place.cache("warm", str(file), "--model", "m", "--json")
+        assert json_of(filled)["evicted"] > 0, "the store is full"
+        texts = [f"other text {n}" for n in range(600)]
+        file.write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
+        before = place.keeper.status()["embeddings"]["written"]
+        line = [*place.keeper.command[:3], "cache", "warm", str(file), "--model", "m", "--json"]
+        with subprocess.Popen([*line, "--config", str(place.router.config_path)], stdout=subprocess.PIPE) as warm:
+            enough = before + written
+            wait_until(lambda: place.keeper.status()["embeddings"]["written"] >= enough, "others take their places")
+            place.keeper.kill()
+            out, _ = warm.communicate(timeout=60)
+        account = json.loads(out)
+        assert json_of(place.cache("verify", "--json"))["problems"] == [], "looked at without a keeper"
+        assert account["problem"], "warm says that it did not come to its end"
+        with place.keeper:
+            assert "problem" not in place.keeper.status()["embeddings"], "it was not set aside"
+            assert place.ask("one more").status == 200
+
+
+def test_a_router_killed_during_warm_loses_nothing_that_was_reported(place: Place, host: EmbeddingHost) -> None:
+    file = place.path / "texts.jsonl"
+    texts_file(file, 1200)
+    with place.keeper:
+        place.router.start()
+        line = [*place.keeper.command[:3], "cache", "warm", str(file), "--model", "m", "--json"]
+        with subprocess.Popen([*line, "--config", str(place.router.config_path)], stdout=subprocess.PIPE) as warm:
+            wait_until(lambda: place.keeper.entry_count() >= 300, "some are written")
+            place.restart_router()
+            out, _ = warm.communicate(timeout=60)
+        account = json.loads(out)
+        assert account["durable"] + account["present"] == 1200, "it asks again while the router is away"
+        assert warm.returncode == 0
+        assert place.keeper.entry_count() == 1200
+        assert json_of(place.cache("verify", "--json"))["problems"] == []
+        place.router.stop()
 
 
 # ---------------------------------------------------------------- nearest

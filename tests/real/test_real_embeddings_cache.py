@@ -43,7 +43,7 @@ def test_a_warm_store_answers_after_a_restart_with_what_the_host_had_said(place:
         router = RouterProcess(place, toml)
         with AskedKeeper(router), router:
             line = ["warm", str(file), "--model", MODEL, "--json"]
-            account = json_of(command(router.config_path, *line, timeout_s=1700))
+            account = json_of(command(router.config_path, *line))
             assert account["durable"] == count
         said = {
             text: bits(item["embedding"])
