@@ -69,7 +69,7 @@ def test_what_is_missing_is_named_in_one_line(
     ],
 )
 def test_sections_are_checked_by_key(text: str, said: str) -> None:
-    with pytest.raises(ConfigError) as raised:  # noqa: PT011 - looked at below
+    with pytest.raises(ConfigError) as raised:
         parse(f"version = 1\n{text}")
     assert said in str(raised.value)
 
