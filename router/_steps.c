@@ -4,6 +4,8 @@
 //     split_head      router/http1.py                 a head without what varies between heads that are the same otherwise
 //     stage_times     router/ingress/heads.py         the value of server-timing
 //     first_byte      router/messages.py              of anything with a buffer
+//     offset_of       router/caches/tools.py          where a part of a buffer begins in it
+//     dots            router/caches/selection.py      how near vectors are to another
 //     tcp_info        router/telemetry/tcp.py         TCP_INFO as it stands in a record
 //     Packer          router/telemetry/packing.py     a record out of the attributes of one object
 
@@ -371,8 +373,70 @@ static PyObject *first_byte(PyObject *module, PyObject *data)
     return PyLong_FromLong(first);
 }
 
+PyDoc_STRVAR(offset_of_doc, "offset_of(whole, part)\n--\n\nReturn where a part of a buffer begins in it, -1 if it is no part of it.");
+
+// The twin of plain_offset_of() in router/caches/tools.py, exact where that must guess.
+static PyObject *offset_of(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "offset_of(whole, part)");
+        return NULL;
+    }
+    Py_buffer whole, part;
+    if (PyObject_GetBuffer(arguments[0], &whole, PyBUF_SIMPLE) != 0)
+        return NULL;
+    if (PyObject_GetBuffer(arguments[1], &part, PyBUF_SIMPLE) != 0) {
+        PyBuffer_Release(&whole);
+        return NULL;
+    }
+    uintptr_t begin = (uintptr_t)whole.buf, at = (uintptr_t)part.buf;
+    bool is_inside = at >= begin && at - begin <= (uintptr_t)whole.len && (uintptr_t)part.len <= (uintptr_t)whole.len - (at - begin);
+    Py_ssize_t offset = is_inside ? (Py_ssize_t)(at - begin) : -1;
+    PyBuffer_Release(&part);
+    PyBuffer_Release(&whole);
+    return PyLong_FromSsize_t(offset);
+}
+
+PyDoc_STRVAR(dots_doc, "dots(query, vectors)\n--\n\nReturn the inner product of a vector with each of a list; all are bytes of f32.");
+
+// The twin of plain_dots() in router/caches/selection.py.
+static PyObject *dots(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2 || !PyBytes_Check(arguments[0]) || !PyList_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "dots(query: bytes, vectors: list[bytes])");
+        return NULL;
+    }
+    Py_ssize_t size = PyBytes_Size(arguments[0]), rows = PyList_Size(arguments[1]);
+    const char *query = PyBytes_AsString(arguments[0]);
+    PyObject *products = PyList_New(rows);
+    for (Py_ssize_t row = 0; products != NULL && row < rows; row++) {
+        PyObject *vector = PyList_GetItem(arguments[1], row);
+        if (!PyBytes_Check(vector) || PyBytes_Size(vector) != size) {
+            PyErr_SetString(PyExc_ValueError, "dots: vectors of another length than the query");
+            Py_CLEAR(products);
+            break;
+        }
+        const char *other = PyBytes_AsString(vector);
+        double sum = 0;
+        for (Py_ssize_t at = 0; at + (Py_ssize_t)sizeof(float) <= size; at += sizeof(float)) {
+            float one, two; // copied: nothing promises that bytes are aligned
+            memcpy(&one, query + at, sizeof one);
+            memcpy(&two, other + at, sizeof two);
+            sum += (double)one * two;
+        }
+        PyObject *product = PyFloat_FromDouble(sum);
+        if (product == NULL || PyList_SetItem(products, row, product) != 0)
+            Py_CLEAR(products);
+    }
+    return products;
+}
+
 static PyMethodDef methods[] = {
+    {"dots", (PyCFunction)(void (*)(void))dots, METH_FASTCALL, dots_doc},
     {"first_byte", first_byte, METH_O, first_byte_doc},
+    {"offset_of", (PyCFunction)(void (*)(void))offset_of, METH_FASTCALL, offset_of_doc},
     {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL, split_head_doc},
     {"stage_times", (PyCFunction)(void (*)(void))stage_times, METH_FASTCALL, stage_times_doc},
     {"tcp_info", tcp_info, METH_O, tcp_info_doc},

@@ -19,6 +19,7 @@ from router.config import (
     BreakerConfig,
     ClassAdmission,
     Config,
+    EmbeddingsCache,
     FeatureConfig,
     Goodput,
     HostConfig,
@@ -27,11 +28,14 @@ from router.config import (
     LeverRules,
     ModelConfig,
     ModelTimeouts,
+    NearestTables,
     OutliersConfig,
     Price,
     RoutingConfig,
     Slices,
 )
+from router.config.tools import ToolsCache, ToolSource
+from router.config.warm import ResponseCache, WarmPrompt
 from router.config_schema import allowed, number, shown
 
 EXAMPLE_LLAMA: Final = """\
@@ -121,6 +125,12 @@ _HEADINGS: Final = {
     JournalConfig: "[observer.journal]",
     Price: "[[observer.prices]]",
     Goodput: "[[observer.goodput]]",
+    EmbeddingsCache: "[cache.embeddings]",
+    NearestTables: "[cache.nearest]",
+    ToolsCache: "[cache.tools]",
+    ToolSource: "[[cache.tools.sources]]",
+    WarmPrompt: "[[cache.warm]]",
+    ResponseCache: "[cache.responses]",
 }
 """Sections whose place in the file is not simply the name of their key."""
 

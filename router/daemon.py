@@ -37,6 +37,9 @@ from router.wait_strategy import stay_awake
 from router.watch import Watch
 
 if TYPE_CHECKING:
+    from router.caches.front import Front
+    from router.caches.intake import Intake
+    from router.caches.warm import Warmer
     from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
@@ -72,6 +75,8 @@ class Daemon:
         self.zeromq: ZmqServer | None = None
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
+        self._beside: list[Intake | Warmer] = []
+        self._front: Front | None = None
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -90,8 +95,10 @@ class Daemon:
         health = HealthMonitor(self.loop, self.config.health, self.roster.probed, self.log)
         self.loop.on_host_added = health.watch  # type: ignore[method-assign]
         event_loop.add_signal_handler(signal.SIGHUP, self._begin_reload, watch, health)
+        await self._start_front()
         await self._listen()
         self._listen_zeromq()
+        await self._start_tools_and_answers()
         health.start()
         watch.start()
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
@@ -130,6 +137,8 @@ class Daemon:
             Path(path).unlink(missing_ok=True)
         if self.zeromq is not None:
             self.zeromq.stop_listening()
+        if self._front is not None:
+            self._front.drain()
         self.loop.stopping = True
         self.server.close_idle()
         until = monotonic_ns() + int(self.config.timeouts.drain_s * 1e9)
@@ -145,6 +154,10 @@ class Daemon:
             connection.close_idle()
         if self.zeromq is not None:
             self.zeromq.close()
+        for part in self._beside:
+            part.stop()
+        if self._front is not None:
+            self._front.stop()
         await health.stop()
         await self.fleet.close()
         watch.stop()
@@ -234,7 +247,36 @@ class Daemon:
             except OSError as error:
                 raise ConfigError(f"{key} = {endpoint!r}: cannot listen there: {error.strerror or error}") from None
             self._zeromq_endpoints.append(bound)
+        if self._front is not None:
+            self.zeromq.nearest = self._front.nearest
         self.zeromq.start()
+
+    async def _start_front(self) -> None:
+        """Start what answers requests for embeddings and for what is nearest, as far as it is configured."""
+        cache = self.config.cache
+        if cache.embeddings.enabled or cache.nearest.enabled:
+            from router.caches.front import Front  # noqa: PLC0415 - only who has it configured loads it
+
+            try:
+                self._front = Front(self.config, self.loop, self.run_dir, self.log)
+            except ModuleNotFoundError as error:
+                raise ConfigError(f"cache.embeddings needs {error.name}: pip install 'ringrouter[keep]'") from None
+            self.server.nearest = self._front.nearest
+            await self._front.start()
+
+    async def _start_tools_and_answers(self) -> None:
+        """Start what fills tools in, keeps answers and sends prompts ahead, as far as it is configured."""
+        cache = self.config.cache
+        if cache.tools.sources or cache.responses.enabled:
+            from router.caches.intake import Intake  # noqa: PLC0415 - only who has it configured loads it
+
+            self._beside.append(Intake(self.loop, self.config, self.run_dir, self.log))
+        if cache.warm:
+            from router.caches.warm import Warmer  # noqa: PLC0415 - the same
+
+            self._beside.append(Warmer(self.loop, self.config, self.run_dir, self.log))
+        for part in self._beside:
+            await part.start()
 
     def _check_clients(self, now: int) -> bool:
         """Look after clients of all kinds; return whether one needs a closer look."""

@@ -25,6 +25,7 @@ from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
 
     from router.config import Config
     from router.hosts.connection import HostConnection
@@ -72,6 +73,10 @@ class Loop:
         self.waiting_count = 0
         self.stopping = False
         self.turns = Turns()
+        self.take: Callable[[Request, int], None] = self.place
+        """What is done with each request off the ring at a time. Caches put themselves in front of it."""
+        self.seconds: list[Callable[[int], None]] = []
+        """What else is done each second; ``now`` is given."""
         self._published: dict[int, Request] = {}
         self._pumping = False
         self._ended: deque[Request] = deque()
@@ -110,7 +115,7 @@ class Loop:
                 request = self._published.pop(sequence)
                 now = request.deq = monotonic_ns()
                 self.in_flight[sequence] = request
-                self.place(request, now)
+                self.take(request, now)
         finally:
             reader.release(end)  # whatever happened to one request, the next ones follow it
 
@@ -230,6 +235,23 @@ class Loop:
         """Find out with whom a request shares its turns."""
         if not request.share_key and request.model.waiting.is_fair and (user := self.telemetry.user_of(request)):
             request.own_terms().share_key = user
+
+    # ------------------------------------------------------------ answered without a host
+    def park(self, request: Request) -> None:
+        """Let a request wait for what other requests bring; only the whole of its time is bounded."""
+        request.phase = Phase.PREFILL
+        request.check_ns = request.recv + request.model.total_ns
+        self._book(request)
+
+    def end_with_status(
+        self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes, text: str
+    ) -> None:
+        """End a request with the error that a host gave to what was asked of it for this one."""
+        request.error = ErrorKind.HOST_STATUS
+        request.message = text
+        request.status = status
+        request.egress.whole(request, status, content_type, body, extra)
+        self.end(request, Outcome.BAD_REQUEST if 400 <= status < 500 else Outcome.HOST_ERROR, monotonic_ns())
 
     # ------------------------------------------------------------ to a host
     @staticmethod
@@ -397,9 +419,7 @@ class Loop:
     def on_standing(self, host: Host, old_bar: int) -> None:
         """Called when a host may get requests again, no more, or for another reason not; the daemon logs it."""
 
-    def fail(
-        self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = _RETRY_AFTER_S
-    ) -> None:
+    def fail(self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = _RETRY_AFTER_S) -> None:
         """End a request with an error of the router's own; a refusal says when to ask again."""
         request.error = kind
         request.message = text

@@ -41,6 +41,7 @@ class RequestBody(msgspec.Struct):
 
 class _Chat(RequestBody):
     messages: Raw = Raw(b"")
+    tools: Raw = Raw(b"")
 
 
 class _Completion(RequestBody):

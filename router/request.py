@@ -30,8 +30,11 @@ class Egress(Protocol):
     def prepare(self, request: Request) -> None:
         """Make ready what can be while the host works; the answer may still be of any kind."""
 
-    def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
-        """Write the head of a streamed answer together with its first bytes, framed as ``raw`` says."""
+    def begin_stream(self, request: Request, data: bytes, content_type: bytes, extra: bytes = b"") -> None:
+        """Write the head of a streamed answer together with its first bytes, framed as ``raw`` says.
+
+        ``extra`` are further header lines.
+        """
 
     def write(self, data: bytes) -> None:
         """Write bytes of a stream that has begun, framed as ``raw`` says."""
@@ -72,6 +75,9 @@ class CountingEgress(Egress, Protocol):
 
     def note(self, events: Sequence[tuple[int, int]], now: int) -> None:
         """Take the events of one read, ``(code, bytes)`` each, before their bytes are written."""
+
+    def accepted(self, request: Request) -> None:
+        """Say that the request is in the ring, before events of an answer that comes in the same turn."""
 
     def write_event(self, code: int, now: int, data: bytes) -> None:
         """Write one event of a stream that has begun, as :meth:`note` and ``write`` together would."""

@@ -1,4 +1,4 @@
-"""`ringrouter run`: the router, its observer and the model hosts that come with it, started, watched and ended as one.
+"""`ringrouter run`: the router, its observer, its keeper and the model hosts that come with it, as one.
 
 Without a configuration it starts a chat host and an embedding host (``router.embedded``), writes a configuration for
 them into the run directory, and starts ``ringrouter serve`` and ``ringrouter observe`` with it; with one it starts
@@ -6,7 +6,8 @@ these two alone. Then it sends one request through the router and shows where it
 
 * A child that ends is started again: after 0.5 s, then twice as long each time up to 10 s. One that ran for 30 s
   begins anew. A child that fails during the start ends the start, with what its log says.
-* The observer is a witness: when it cannot run here at all, that is said once and everything else goes on.
+* The observer is a witness: when it cannot run here at all, that is said once and everything else goes on. So it is
+  with the keeper, which is started where the configuration has something for it: without it less is cached.
 * SIGINT, SIGTERM and SIGHUP end the router first (its streams drain), then the observer, which reads what that left,
   and the hosts. A second one ends all at once.
 * Every child is in a process group of its own, so that Ctrl-C reaches the supervisor alone and the order holds; and the
@@ -36,6 +37,8 @@ ROUTER_STOP_MARGIN_S: Final = 3.0
 HOST_STOP_S: Final = 3.0
 OBSERVER_STOP_S: Final = 10.0
 """To read what the router left and to force the journal to a slow disk."""
+KEEPER_STOP_S: Final = 10.0
+"""To bring what the router left in its ring to a slow disk."""
 HURRY_AFTER_S: Final = 1.0
 """A stop signal this long after the first means "at once"; one before is the first again, sent to a process group."""
 LOG_CHECK_S: Final = 5.0
@@ -78,11 +81,16 @@ class Supervisor:
             for command in (plan.observer_command,)
             if command is not None
         ]
+        self._keepers = [
+            Child("keeper", command, plan.log_dir / "keeper.log")
+            for command in (plan.keeper_command,)
+            if command is not None
+        ]
         self._stop_signal_s: float | None = None
 
     @property
     def _children(self) -> list[Child]:
-        return [self._router, *self._observers, *self._hosts]
+        return [self._router, *self._keepers, *self._observers, *self._hosts]
 
     async def run(self) -> int:
         """Run until a signal or a failed start; return the exit code."""
@@ -117,11 +125,15 @@ class Supervisor:
 
     async def _work(self) -> None:
         await self._start_hosts()
+        for keeper in self._keepers:
+            start(keeper)
         readiness = await self._start_router()
         async with asyncio.TaskGroup() as tasks:
             for observer in self._observers:
                 start(observer)
-                tasks.create_task(self._keep_observing(observer))
+                tasks.create_task(self._keep_beside(observer))
+            for keeper in self._keepers:
+                tasks.create_task(self._keep_beside(keeper))
             for child in (self._router, *self._hosts):
                 tasks.create_task(self._keep_running(child))
             tasks.create_task(self._bound_logs())
@@ -171,11 +183,12 @@ class Supervisor:
             except RunError as error:
                 say(str(error))
 
-    async def _keep_observing(self, observer: Child) -> None:
-        if await observer.wait_ended() == EXIT_USAGE:
-            say(str(observer.failure("there is no observer here, everything else goes on")))
+    async def _keep_beside(self, child: Child) -> None:
+        """Keep an observer or a keeper running, unless it cannot run here at all."""
+        if await child.wait_ended() == EXIT_USAGE:
+            say(str(child.failure(f"there is no {child.name} here, everything else goes on")))
         else:
-            await self._keep_running(observer)
+            await self._keep_running(child)
 
     async def _bound_logs(self) -> None:
         while True:
@@ -193,6 +206,7 @@ class Supervisor:
         await asyncio.gather(
             *(host.stop(HOST_STOP_S) for host in self._hosts),
             *(observer.stop(OBSERVER_STOP_S) for observer in self._observers),
+            *(keeper.stop(KEEPER_STOP_S) for keeper in self._keepers),
         )
 
 

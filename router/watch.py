@@ -143,6 +143,8 @@ class Watch:
         for workload, counter in _WAITING_COUNTERS:
             loop.counters.set(counter, sum(room.count(workload) for room in rooms) if loop.waiting_count else 0)
         self._memory.second(busy=bool(loop.in_flight))
+        for call in loop.seconds:
+            call(now)
 
     # ------------------------------------------------------------ one request
     def _check(self, request: Request, now: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import router
+from router.cli import cache_arguments
 
 _TAG_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 EXIT_OK: Final = 0
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_starters(commands)
     _add_observers(commands)
     _add_observe(commands)
+    _add_keep(commands)
+    cache_arguments.add_commands(commands)
     _add_top(commands)
     _add_report(commands)
     _add_query(commands)
@@ -171,6 +174,12 @@ def _add_observe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the rings")
     observe.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of the journal")
     observe.add_argument("--http", metavar="ADDRESS", help="host:port or unix:/path of /metrics and /state.json")
+
+
+def _add_keep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    keep = commands.add_parser("keep", help="write and fetch what the routers here answer from: vectors, tools")
+    keep.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
+    keep.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the rings, in place of listen.run_dir")
 
 
 def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -15,7 +15,7 @@ Messages = str | Sequence[Mapping[str, Any]]
 CONNECT_TIMEOUT_S: Final = 5.0
 _OPTIONS: Final = frozenset(
     {"timeout_s", "first_token_timeout_s", "credit", "host", "request_class", "deadline_ms", "request_id", "tags"}
-    | {"traceparent", "tracestate", "baggage"}
+    | {"cache", "traceparent", "tracestate", "baggage"}
 )
 
 
@@ -37,6 +37,7 @@ class Asking(Generic[StreamT, ReplyT]):
         deadline_ms: float | None = None,
         request_id: str | None = None,
         tags: Mapping[str, str] | None = None,
+        cache: Literal["on", "off"] | None = None,
         traceparent: str | None = None,
         tracestate: str | None = None,
         baggage: str | None = None,
@@ -50,10 +51,11 @@ class Asking(Generic[StreamT, ReplyT]):
         """Ask for a chat, streamed unless ``stream=False``; what is not named here goes into the request's body.
 
         ``timeout_s`` and ``first_token_timeout_s`` count from now and cancel the request. ``credit`` is how many events
-        may wait here before the host is held. ``host`` names the one that is to answer. ``request_class``
-        (``realtime``, ``interactive``, ``batch``) and ``deadline_ms`` (to the first token, as the router sees it) say how
-        soon it is wanted: one that cannot be in time is refused at once. ``request_id`` names the request in the
-        router's records, ``tags`` label it, ``traceparent``, ``tracestate`` and ``baggage`` are the W3C headers.
+        may wait here before the host is held. ``host`` names the one that is to answer. ``request_class`` (``realtime``,
+        ``interactive``, ``batch``) and ``deadline_ms`` (to the first token, as the router sees it) say how soon it is
+        wanted: one that cannot be in time is refused at once. ``request_id`` names the request in the router's
+        records, ``tags`` label it, ``cache`` says whether the answer may be one that the router has kept
+        (docs/caches.md), ``traceparent``, ``tracestate`` and ``baggage`` are the W3C headers.
         """
         talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self._ask("chat", {"model": model, "messages": talk}, stream, options)
@@ -73,6 +75,7 @@ class Asking(Generic[StreamT, ReplyT]):
         deadline_ms: float | None = None,
         request_id: str | None = None,
         tags: Mapping[str, str] | None = None,
+        cache: Literal["on", "off"] | None = None,
         traceparent: str | None = None,
         tracestate: str | None = None,
         baggage: str | None = None,

@@ -24,6 +24,16 @@ from router.config.admission import (
     check_admission,
 )
 from router.config.base import Section
+from router.config.caches import (
+    CacheConfig,
+    EmbeddingsCache,
+    NearestTables,
+    cache_dir,
+    check_caches,
+    keeper_socket,
+    needs_keeper,
+    tables_dir,
+)
 from router.config.health import BreakerConfig, Health, OutliersConfig
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
 from router.config.names import aliases, check_names, fallback_chain
@@ -61,8 +71,10 @@ __all__ = [
     "SLICE_TAG_COUNT_MAX",
     "AdmissionConfig",
     "BreakerConfig",
+    "CacheConfig",
     "ClassAdmission",
     "Config",
+    "EmbeddingsCache",
     "FeatureConfig",
     "Goodput",
     "Health",
@@ -76,6 +88,7 @@ __all__ = [
     "LoopConfig",
     "ModelConfig",
     "ModelTimeouts",
+    "NearestTables",
     "ObserverConfig",
     "OutliersConfig",
     "Price",
@@ -85,17 +98,21 @@ __all__ = [
     "TagsConfig",
     "Timeouts",
     "aliases",
+    "cache_dir",
     "data_dir",
     "default_run_dir",
     "fallback_chain",
     "host_address",
     "is_tmpfs",
+    "keeper_socket",
     "load",
     "model_timeouts",
+    "needs_keeper",
     "parse",
     "rings_dir",
     "run_dir",
     "split_address",
+    "tables_dir",
     "tmpfs_run_dir",
     "zeromq_endpoint",
 ]
@@ -117,6 +134,7 @@ class Config(Section, frozen=True):
     loop: LoopConfig = msgspec.field(default_factory=LoopConfig)
     log: Log = msgspec.field(default_factory=Log)
     observer: ObserverConfig = msgspec.field(default_factory=ObserverConfig)
+    cache: CacheConfig = msgspec.field(default_factory=CacheConfig)
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
     features: dict[str, FeatureConfig] = msgspec.field(default_factory=dict)
@@ -194,6 +212,7 @@ def _check(config: Config) -> None:
     _check_routing(config)
     check_admission(config)
     _check_observer(config)
+    check_caches(config.cache)
 
 
 def _check_rings(rings: Rings) -> None:

@@ -23,13 +23,14 @@ OTHER_PORT: Final = "Choose another: ringrouter run --port 8500, make run PORT=8
 
 @dataclass(slots=True)
 class Plan:
-    """What to start: the embedded hosts with their commands, the router with a configuration, and its observer."""
+    """What to start: the embedded hosts with their commands, the router with a configuration, observer, keeper."""
 
     config: Config
     router_command: list[str]
     log_dir: Path
     host_commands: dict[hosts.EmbeddedHost, list[str]]
     observer_command: list[str] | None = None
+    keeper_command: list[str] | None = None
     lock_fd: int | None = None
 
     def release(self) -> None:
@@ -55,7 +56,8 @@ def embedded_plan(port: int) -> Plan:
         commands = {host: host.command(python, path) for host, path in sockets.items()}
         config = config_module.load(config_path)
         observer = own_command("observe", config_path)
-        return Plan(config, own_command("serve", config_path), make_log_dir(run_dir), commands, observer, lock_fd)
+        serve = own_command("serve", config_path)
+        return Plan(config, serve, make_log_dir(run_dir), commands, observer, lock_fd=lock_fd)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -69,7 +71,8 @@ def user_plan(config_path: Path) -> Plan:
     check_addresses(config)
     run_dir = make_run_dir(config_module.run_dir(config))
     observer = own_command("observe", config_path) if config.observer.enabled else None
-    return Plan(config, own_command("serve", config_path), make_log_dir(run_dir), {}, observer)
+    keeper = own_command("keep", config_path) if config_module.needs_keeper(config.cache) else None
+    return Plan(config, own_command("serve", config_path), make_log_dir(run_dir), {}, observer, keeper)
 
 
 def own_command(name: str, config_path: Path) -> list[str]:

@@ -404,13 +404,15 @@ class ClientConnection(asyncio.Protocol):
         close = b"" if self.raw and not self._close_after else self._connection_header()
         self._stream_head = b"".join((start, request_id, b"\r\n", host, request.terms.answer_lines, close))
 
-    def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:
-        """Write the head of a streamed answer and its first bytes at once."""
+    def begin_stream(self, request: Request, data: bytes, content_type: bytes, extra: bytes = b"") -> None:
+        """Write the head of a streamed answer and its first bytes at once; ``extra`` are further header lines."""
         if not self._stream_head:  # no host has it yet, and a heartbeat is due
             self.prepare(request)
         head, self._stream_head = self._stream_head, b""
         timing = heads.server_timing(request)
-        data = b"".join((head, b"content-type: ", content_type, b"\r\nserver-timing: ", timing, b"\r\n\r\n", data))
+        data = b"".join(
+            (head, b"content-type: ", content_type, b"\r\nserver-timing: ", timing, b"\r\n", extra, b"\r\n", data)
+        )
         request.bytes_out += len(data)
         self.write(data)
 

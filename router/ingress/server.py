@@ -23,6 +23,7 @@ from router.telemetry.counters import Counter
 from router.telemetry.host_report import read_report
 
 if TYPE_CHECKING:
+    from router.caches.nearest import NearestFront
     from router.config import Config
     from router.http1 import Head
     from router.loop import Loop
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from router.telemetry.records import Endpoint
 
 _JSON: Final = b"application/json"
+_NEAREST: Final = b"/v1/ringrouter/nearest"
 _NS: Final = 1_000_000_000
 _MS_NS: Final = 1_000_000
 _IDLE_CHECK_NS: Final = _NS
@@ -64,6 +66,8 @@ class HttpServer:
         self._created = int(time())
         self._passed = PassThrough(loop)
         self.configure(config)
+        self.nearest: NearestFront | None = None
+        """Makes requests of questions for what is nearest, where that is configured."""
         self._pages: dict[bytes, Callable[[ClientConnection, bool], None]] = {
             b"/health": self._health,
             b"/ready": self._ready_page,
@@ -180,8 +184,8 @@ class HttpServer:
         path = route.path
         try:
             page = self._pages.get(path) or self._one_model(path)
-            if page is None and self._passed.takes(path) and head.method == b"POST":
-                request = self._passed.request(connection, head, body, monotonic_ns(), route.wishes)
+            if page is None and self._takes(path) and head.method == b"POST":
+                request = self._own_request(connection, head, route, body)
                 request.timing_asked = route.timing_asked
                 if route.host:
                     pin(self.loop, request, route.host)
@@ -189,7 +193,7 @@ class HttpServer:
                 submit(self.loop, request, connection.number)
                 return
             if page is None:
-                raise _misplaced(head, path, is_post=takes_post(path) or self._passed.takes(path))
+                raise _misplaced(head, path, is_post=takes_post(path) or self._takes(path))
             if head.method not in {b"GET", b"HEAD"}:
                 raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{_show(path)} takes GET, not {_show(head.method)}")
             page(connection, head.method == b"HEAD")
@@ -198,6 +202,17 @@ class HttpServer:
             return
         connection.end()
         self.answered(connection)
+
+    def _takes(self, path: bytes) -> bool:
+        """Whether a path that is not of every host takes POST."""
+        return self._passed.takes(path) or (self.nearest is not None and path == _NEAREST)
+
+    def _own_request(self, connection: ClientConnection, head: Head, route: Route, body: bytes) -> Request:
+        """Return the request to such a path; raises :class:`RequestError`."""
+        now = monotonic_ns()
+        if route.path != _NEAREST or self.nearest is None:
+            return self._passed.request(connection, head, body, now, route.wishes)
+        return self.nearest.request(connection, connection.request_id, head.headers, body, connection.recv_ns, now)
 
     def _refuse(self, connection: ClientConnection, head: Head, error: RequestError) -> None:
         refused = is_refusal(error)

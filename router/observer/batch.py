@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.observer.rows import RequestRow
+from router.telemetry.records import OWN_CLASSES
 
 
 class PaceArrays(NamedTuple):
@@ -56,3 +57,15 @@ class Batch(NamedTuple):
 
 
 EMPTY: Final = Batch([], NO_PACE, ())
+
+
+def of_users(rows: Sequence[RequestRow], pace: PaceArrays = NO_PACE) -> tuple[Sequence[RequestRow], PaceArrays]:
+    """Return the rows that users have asked for, with their gaps: nobody waited for the others."""
+    kept = [index for index, row in enumerate(rows) if row.tags.get("workload_class") not in OWN_CLASSES]
+    if len(kept) == len(rows):
+        return rows, pace
+    places = np.full(len(rows), -1, np.int32)
+    places[kept] = np.arange(len(kept), dtype=np.int32)
+    moved = places[pace.row]
+    is_kept = moved >= 0
+    return [rows[index] for index in kept], PaceArrays(moved[is_kept], pace.gap_ns[is_kept])

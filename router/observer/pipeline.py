@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from router.config import Config, data_dir
 from router.observer.aggregate import Aggregate
+from router.observer.batch import of_users
 from router.observer.cost import CostMeter
 from router.observer.follow import Follower
 from router.observer.in_flight import InFlight
@@ -69,8 +70,9 @@ class Pipeline:
         batch = self.follower.poll(now_ns)
         with Steps() as steps:
             steps.take(self.follower.raise_fault)
-            steps.take(self.aggregate.add, batch.rows, batch.pace, wall_ns)
-            steps.take(self.slowest.add, batch.rows, now_ns)
+            rows, pace = of_users(batch.rows, batch.pace)
+            steps.take(self.aggregate.add, rows, pace, wall_ns)
+            steps.take(self.slowest.add, rows, now_ns)
             steps.take(self.cost.add, batch.rows, sightings, now_ns, self.follower.take_known())
             steps.take(self._settle, now_ns, wall_ns)
             if now_ns - self._ticked_ns >= _TICK_NS:
@@ -85,7 +87,7 @@ class Pipeline:
     def _settle(self, now_ns: int, wall_ns: int) -> None:
         settled = self.cost.settled(now_ns)
         with Steps() as steps:
-            steps.take(self.aggregate.add_costs, settled, wall_ns)
+            steps.take(self.aggregate.add_costs, of_users(settled)[0], wall_ns)
             steps.take(self._write, settled, now_ns, wall_ns)
 
     def _write(self, settled: Sequence[RequestRow], now_ns: int, wall_ns: int) -> None:
@@ -110,7 +112,7 @@ class Pipeline:
         self._commit(durable)
         self.follower.close()
         self._in_flight.close()
-        self.aggregate.add_costs(rows, wall_ns)
+        self.aggregate.add_costs(of_users(rows)[0], wall_ns)
 
     # ------------------------------------------------------------ how it fares
     @property

@@ -43,6 +43,11 @@ _RESERVED: Final = frozenset({"slice", "le", "stage", "kind", "outcome", "error"
 _GAUGES: Final = frozenset({
     counters.Counter.CONNECTIONS_OPEN, counters.Counter.IN_FLIGHT, counters.Counter.WAITING,
     counters.Counter.CYCLE_NS_MAX, counters.Counter.HOSTS_HEALTHY,
+    counters.Counter.TOOLS, counters.Counter.TOOLS_BYTES, counters.Counter.TOOL_SOURCES_STALE,
+    counters.Counter.TOOLS_AGE_S_MAX, counters.Counter.RESPONSES, counters.Counter.RESPONSES_BYTES,
+    counters.Counter.RESPONSES_AGE_S_MAX, counters.Counter.CACHE_MEMORY_BYTES,
+    counters.Counter.CACHE_STORE_ENTRIES, counters.Counter.CACHE_STORE_BYTES,
+    counters.Counter.CACHE_STORE_AGE_S_MAX, counters.Counter.KEEPER_UP,
 })  # fmt: skip
 """Counters of the router that go up and down."""
 

@@ -51,6 +51,38 @@ class Counter(IntEnum):
     WAITING_INTERACTIVE = 37
     WAITING_BATCH = 38
     LEVERS_APPLIED = 39
+    TOOLS = 40
+    TOOLS_BYTES = 41
+    TOOL_SOURCES_STALE = 42
+    TOOLS_AGE_S_MAX = 43
+    TOOLS_FILLED_IN = 44
+    TOOLS_REFUSED = 45
+    TOOLS_SELECTED = 46
+    TOOLS_NOT_SELECTED = 47
+    RESPONSES = 48
+    RESPONSES_BYTES = 49
+    RESPONSES_AGE_S_MAX = 50
+    RESPONSES_HITS = 51
+    RESPONSES_MISSES = 52
+    RESPONSES_EVICTED = 53
+    RESPONSES_EXPIRED = 54
+    RESPONSES_SAVED_MS = 55
+    WARM_SENT = 56
+    WARM_FAILED = 57
+    CACHE_HITS = 58
+    CACHE_MISSES = 59
+    CACHE_CALLS = 60
+    CACHE_SAVED_US = 61
+    CACHE_MEMORY_BYTES = 62
+    CACHE_MEMORY_EVICTED = 63
+    CACHE_SKIPPED = 64
+    CACHE_DAMAGED = 65
+    CACHE_STORE_ENTRIES = 66
+    CACHE_STORE_BYTES = 67
+    CACHE_STORE_EVICTED = 68
+    CACHE_STORE_AGE_S_MAX = 69
+    KEEPER_UP = 70
+    NEAREST = 71
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -92,12 +124,52 @@ CATALOGUE: Final = [
     _spec(Counter.CONFIG_RELOADS, "reloads", "configurations taken over while running (SIGHUP)"),
     _spec(Counter.CONFIG_RELOAD_ERRORS, "reloads", "configurations that were refused; the one before stayed"),
     _spec(Counter.REFUSED_FULL, "requests", "requests refused: limits.in_flight or a waiting room was full"),
-    _spec(Counter.REFUSED_DEADLINE, "requests", "requests refused at once: no first token to be expected by the deadline"),
+    _spec(
+        Counter.REFUSED_DEADLINE, "requests", "requests refused at once: no first token to be expected by the deadline"
+    ),
     _spec(Counter.DEADLINES_EXCEEDED, "requests", "requests ended: the deadline passed before a host was free"),
     _spec(Counter.WAITING_REALTIME, "requests", "realtime requests in the waiting rooms at the last heartbeat"),
     _spec(Counter.WAITING_INTERACTIVE, "requests", "interactive requests in the waiting rooms at the last heartbeat"),
     _spec(Counter.WAITING_BATCH, "requests", "batch requests in the waiting rooms at the last heartbeat"),
     _spec(Counter.LEVERS_APPLIED, "requests", "requests of which a rule changed model, output tokens or temperature"),
+    _spec(Counter.TOOLS, "tools", "tools that requests can name"),
+    _spec(Counter.TOOLS_BYTES, "bytes", "their schemas"),
+    _spec(Counter.TOOL_SOURCES_STALE, "sources", "sources of tools that fail now: their last good tools stand"),
+    _spec(Counter.TOOLS_AGE_S_MAX, "s", "age of the oldest source's tools"),
+    _spec(Counter.TOOLS_FILLED_IN, "tools", "tools filled into requests"),
+    _spec(Counter.TOOLS_REFUSED, "requests", "requests refused for tools that are not known"),
+    _spec(Counter.TOOLS_SELECTED, "requests", "requests that got the tools nearest to their question"),
+    _spec(
+        Counter.TOOLS_NOT_SELECTED,
+        "requests",
+        "requests with all tools they named: the nearest were not known in time",
+    ),
+    _spec(Counter.RESPONSES, "answers", "answers that are kept"),
+    _spec(Counter.RESPONSES_BYTES, "bytes", "memory of kept answers"),
+    _spec(Counter.RESPONSES_AGE_S_MAX, "s", "age of the kept answer that was used longest ago"),
+    _spec(Counter.RESPONSES_HITS, "requests", "requests answered by a kept answer"),
+    _spec(Counter.RESPONSES_MISSES, "requests", "requests that asked for a kept answer and went to a host"),
+    _spec(Counter.RESPONSES_EVICTED, "answers", "kept answers that made room for others"),
+    _spec(Counter.RESPONSES_EXPIRED, "answers", "kept answers that became too old"),
+    _spec(Counter.RESPONSES_SAVED_MS, "ms", "by how much sooner kept answers were there than their hosts' answers"),
+    _spec(Counter.WARM_SENT, "requests", "system prompts sent ahead to hosts"),
+    _spec(Counter.WARM_FAILED, "requests", "of them, those that a host did not take"),
+    _spec(Counter.CACHE_HITS, "texts", "texts of requests for embeddings that were known"),
+    _spec(
+        Counter.CACHE_MISSES, "texts", "texts that were not: a host was asked, or a call that asks already was joined"
+    ),
+    _spec(Counter.CACHE_CALLS, "requests", "calls of hosts that were made for them"),
+    _spec(Counter.CACHE_SAVED_US, "us", "by how much sooner answers without a host were there than the host had been"),
+    _spec(Counter.CACHE_MEMORY_BYTES, "bytes", "memory of the newest vectors"),
+    _spec(Counter.CACHE_MEMORY_EVICTED, "vectors", "vectors that left memory for newer ones"),
+    _spec(Counter.CACHE_SKIPPED, "records", "vectors that the ring to the keeper had no room for"),
+    _spec(Counter.CACHE_DAMAGED, "vectors", "vectors of the store that were not whole, and so not used"),
+    _spec(Counter.CACHE_STORE_ENTRIES, "vectors", "vectors in the store, as the keeper last said"),
+    _spec(Counter.CACHE_STORE_BYTES, "bytes", "their room on disk"),
+    _spec(Counter.CACHE_STORE_EVICTED, "vectors", "vectors that left it for newer ones, since the keeper's start"),
+    _spec(Counter.CACHE_STORE_AGE_S_MAX, "s", "how long ago the vector was used that would leave next, about"),
+    _spec(Counter.KEEPER_UP, "keepers", "1 while the keeper is connected"),
+    _spec(Counter.NEAREST, "requests", "questions for what is nearest"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

@@ -170,6 +170,7 @@ def resolve(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
     out["asked_model"] = names.model(out["asked_model"]) if out["asked_model"] else ""
     out["endpoint"] = _word(rec.Endpoint, out["endpoint"]) if out["endpoint"] else ""
     out["outcome"], out["phase"] = _word(rec.Outcome, out["outcome"]), _word(rec.Phase, out["phase"])
+    out["cache"] = _word(rec.CacheUse, out["cache"])
     out["policy"] = _word(PolicyId, out["policy"]) if out["policy"] else ""
     out["error"] = _word(ErrorKind, out["error"])
     out["flags"] = _flag_names(rec.DoneFlag(out["flags"]))

@@ -50,10 +50,10 @@ the identity are filled there), 1,016 bytes::
 The decision: ``deadline_ns`` is the time by which the first token was due; ``predicted_ttft_us`` what the model of the
 host foretold and ``prefix_tokens`` how much of the prompt it was thought to hold; ``asked_max_tokens`` and
 ``asked_temperature`` what the client had asked for where ``levers`` (:class:`Lever`) changed it, 0 and -1 where it had
-said nothing; ``key`` and ``asked_model`` ids of names, the latter where another model answered than was asked for; ``workload`` the class in
-which it waited, 1 realtime, 2 interactive, 3 batch; ``tool_count`` and ``tool_bytes`` what was spliced in; ``cache``
-(:class:`CacheUse`) how a cache answered, ``cache_hits`` and ``cache_misses`` of how many texts, ``saved_us`` how much
-sooner than a host would have.
+said nothing; ``key`` and ``asked_model`` ids of names, the latter where another model answered than was asked for;
+``workload`` the class in which it waited, 1 realtime, 2 interactive, 3 batch; ``tool_count`` and ``tool_bytes`` what
+was spliced in; ``cache`` (:class:`CacheUse`) how a cache answered, ``cache_hits`` and ``cache_misses`` of how many
+texts, ``saved_us`` how much sooner than a host would have.
 
 Name record, ``names.tab``, 88 bytes: ``kind u16, value_id u16, length u16, 0 u16, text 80 bytes``. ``kind`` is the
 position of the tag in :data:`TAGS`, or :data:`NAME_HOST`, :data:`NAME_MODEL`, :data:`NAME_OWN_TAG` (the name of one of
@@ -98,6 +98,9 @@ TAGS: Final = (
     "variant",
 )
 """Tags whose values are interned into ids, by position; positions 16 to 23 are the user's own eight."""
+OWN_CLASSES: Final = frozenset({"cache", "tools", "warm"})
+"""Values of the tag ``workload_class`` of requests that routers make themselves: nobody waits for them, so they are in
+no metric of what users saw (docs/caches.md)."""
 TEXT_TAGS: Final = ("user_id", "session_id", "request_id", "batch_id")
 """Tags kept as text, never interned: their values are without bound."""
 OWN_TAG_FIRST: Final = 16
@@ -292,7 +295,7 @@ _REST_FIELDS: Final = (
     ("unacked", "I", 1),
     ("tcp_valid", "I", 1),
 )
-_DECISION_FIELDS: Final = (
+DECISION_FIELDS: Final = (
     ("deadline_ns", "Q", 1),
     ("predicted_ttft_us", "I", 1),
     ("prefix_tokens", "I", 1),
@@ -323,7 +326,7 @@ CANDIDATES: Final = struct.Struct("<" + "HHf" * CANDIDATE_COUNT)
 FAILED_ATTEMPT: Final = struct.Struct("<HBxHxxQQQQQ")
 MESSAGE: Final = struct.Struct(f"<{MESSAGE_BYTES}s")
 IDENTITY: Final = struct.Struct(f"<{TAG_SLOT_COUNT}H{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s{TEXT_BYTES}s16s8sQ")
-DECISION: Final = struct.Struct(f"{_format(_DECISION_FIELDS)}8x")
+DECISION: Final = struct.Struct(f"{_format(DECISION_FIELDS)}8x")
 
 REST_OFFSET: Final = HEAD.size
 CANDIDATES_OFFSET: Final = REST_OFFSET + REST.size
@@ -425,7 +428,7 @@ def decode_done(payload: bytes) -> dict[str, Any]:
         out[name] = _text(raw)
     trace_id, span_id, trace_flags = identity[TAG_SLOT_COUNT + len(_IDENTITY_TEXTS) :]
     out["trace_id"], out["span_id"], out["trace_flags"] = trace_id.hex(), span_id.hex(), trace_flags
-    out.update(_unpack_fields(DECISION, _DECISION_FIELDS, payload, DECISION_OFFSET))
+    out.update(_unpack_fields(DECISION, DECISION_FIELDS, payload, DECISION_OFFSET))
     return out
 
 

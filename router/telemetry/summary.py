@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from router.telemetry.records import OWN_CLASSES
+
 PERCENTS: Final = (50, 95, 99)
 
 
@@ -93,7 +95,7 @@ def summarise(
     ``published_count`` is how many records the router ever wrote into this ring; ``now_ns`` is of the records' clock.
     """
     length_ns = max(0, now_ns - done[0]["stamps"]["done"]) if done else 0
-    ok = [request for request in done if request["outcome"] == "ok"]
+    ok = _answered(done)
     tokens_out = sum(request["n_out"] for request in done)
     return Summary(
         window=Window(len(done), published_count, max(0, published_count - len(done)), length_ns),
@@ -108,6 +110,12 @@ def summarise(
         waiting_count=sum(_waits(request) for request in inflight),
         groups=_groups(done, inflight, length_ns),
     )
+
+
+def _answered(done: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the requests that ended well and for which somebody waited."""
+    answered = (request for request in done if request["outcome"] == "ok")
+    return [request for request in answered if request.get("tags", {}).get("workload_class") not in OWN_CLASSES]
 
 
 def _ttft(ok: Iterable[Mapping[str, Any]]) -> Percentiles:
@@ -135,15 +143,16 @@ def _groups(done: Iterable[Mapping[str, Any]], inflight: Iterable[Mapping[str, A
 def _group(
     key: tuple[str, str], done: list[Mapping[str, Any]], inflight: list[Mapping[str, Any]], length_ns: int
 ) -> Group:
-    ok = [request for request in done if request["outcome"] == "ok"]
+    ok_count = sum(request["outcome"] == "ok" for request in done)
+    ok = _answered(done)
     waiting_count = sum(_waits(request) for request in inflight)
     return Group(
         host=key[0],
         model=key[1],
         running_count=len(inflight) - waiting_count,
         waiting_count=waiting_count,
-        ok_count=len(ok),
-        failed_count=len(done) - len(ok),
+        ok_count=ok_count,
+        failed_count=len(done) - ok_count,
         ttft_ns=_ttft(ok),
         tpot_ns=percentiles(request["tpot_ns"] for request in ok),
         tokens_per_s=_per_second(sum(request["n_out"] for request in done), length_ns),

@@ -190,6 +190,10 @@ def _facts(done: Mapping[str, Any]) -> list[str]:
         ),
         ("answer", _tokens(done["n_out"]), _answer_meaning(done)),
     ]
+    if done["cache"] != "none":
+        rows.append(("cache", done["cache"], _cache_meaning(done)))
+    if done["tool_count"]:
+        rows.append(("tools", f"{done['tool_count']:,}", f"filled in by the router: {done['tool_bytes']:,} bytes"))
     return [f"  {name:<15}{value:>12}   {meaning}" for name, value, meaning in rows]
 
 
@@ -220,6 +224,13 @@ def _overhead_meaning(done: Mapping[str, Any]) -> str:
     if overhead_ns is None or not ttft_ns:
         return "the router's own share of TTFT"
     return f"the router's own share of TTFT: {100 * overhead_ns / ttft_ns:.2g} %"
+
+
+def _cache_meaning(done: Mapping[str, Any]) -> str:
+    hits, misses, saved_us = done["cache_hits"], done["cache_misses"], done["saved_us"]
+    found = f"{hits:,} of {hits + misses:,} found" if hits + misses > 1 else ""
+    saved = f"{duration(saved_us * 1000)} sooner than a host" if saved_us else ""
+    return ", ".join(part for part in (found, saved) if part)
 
 
 def _answer_meaning(done: Mapping[str, Any]) -> str:

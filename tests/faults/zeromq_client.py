@@ -109,7 +109,7 @@ class Answer:
         """What ``done`` says."""
         assert self.end is not None
         assert self.end.type == "done", self.end
-        assert set(self.end.facts) - {"levers"} == {"status", "host", "events", "usage", "stamps"}
+        assert set(self.end.facts) - {"levers", "headers"} == {"status", "host", "events", "usage", "stamps"}
         return self.end.facts
 
     @property

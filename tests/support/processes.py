@@ -141,12 +141,16 @@ class RouterProcess(Program):
 
     def start(self) -> Self:
         """Write the configuration, start the router and wait for it; the same call starts it again after its end."""
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.config_path.write_text(self._toml, encoding="utf-8")
+        self.write_config()
         super().start()
         wanted = {200} if self._wait else {200, 503}
         self._wait_started(lambda: wait_until(lambda: self.ready_status() in wanted, "/ready", READY_S))
         return self
+
+    def write_config(self) -> None:
+        """Make the run directory and write the configuration."""
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.config_path.write_text(self._toml, encoding="utf-8")
 
     def ready_status(self) -> int:
         """Return the status of /ready, 0 while nothing answers."""
@@ -155,6 +159,26 @@ class RouterProcess(Program):
             return get("127.0.0.1", self.port, "/ready")[0]
         except OSError:
             return 0
+
+
+class KeeperProcess(Program):
+    """`python -m router keep` for a router, with its configuration; it may run before and after it."""
+
+    def __init__(self, router: RouterProcess, environment: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "router", "keep", "--config", str(router.config_path)]
+        self._router = router
+        super().__init__("keeper", command, router.config_path.with_name("keeper.log"), environment)
+
+    def start(self) -> Self:
+        """Start it and wait until it says that it keeps."""
+        self._router.write_config()
+        super().start()
+        self._wait_started(lambda: wait_until(self._is_keeping, "it keeps", READY_S))
+        return self
+
+    def _is_keeping(self) -> bool:
+        self.check_running()
+        return "keeping" in self.log_text()
 
 
 class HostProcess(Program):

@@ -52,7 +52,7 @@ def payload(
         attempts.ljust(rec.FAILED_ATTEMPT_COUNT * rec.FAILED_ATTEMPT.size, b"\0"),
         rec.MESSAGE.pack(message.encode()),
         rec.IDENTITY.pack(*ids, *texts, trace_id, b"", 0),
-        _pack(rec._DECISION_FIELDS, rec.DECISION, given),
+        _pack(rec.DECISION_FIELDS, rec.DECISION, given),
     ))  # fmt: skip
 
 

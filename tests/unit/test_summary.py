@@ -97,3 +97,12 @@ def test_an_idle_router_has_an_empty_summary() -> None:
     summary = summarise([], [], published_count=0, now_ns=1)
     assert summary.groups == []
     assert summary.tokens_per_s is None
+
+
+@pytest.mark.parametrize("own", ["cache", "tools", "warm"])
+def test_what_the_router_asked_itself_is_counted_but_nobody_waited_for_it(own: str) -> None:
+    done = [request(tags={"workload_class": "batch"}), request(tags={"workload_class": own}, ttft_ns=10**12)]
+    summary = summarise(done, [], published_count=2, now_ns=SECOND)
+    assert summary.outcomes == {"ok": 2}
+    assert (summary.ttft_ns.n, summary.ttft_ns.p99) == (1, 10)
+    assert (summary.groups[0].ok_count, summary.groups[0].ttft_ns.n) == (2, 1)

@@ -142,3 +142,15 @@ def test_a_request_that_ended_anywhere_can_be_drawn(name: str) -> None:
     at = [t if index <= upto else 0 for index, t in enumerate(stamps(1000))]
     at[-1] = at[-1] or 10**9
     assert waterfall.render(done(stamps=tuple(at), outcome=rec.Outcome.CLIENT_GONE))
+
+
+def test_what_a_cache_and_the_tools_did_stands_below_the_bars_only_where_they_took_part() -> None:
+    assert not {"cache", "tools"} & {line[2:17].strip() for line in waterfall.render(done()).splitlines()}
+    text = waterfall.render(
+        done(cache=rec.CacheUse.HIT, cache_hits=1, saved_us=250_000, tool_count=50, tool_bytes=20_000)
+    )
+    assert row(text, "cache").split(maxsplit=1)[1].split() == ["hit", "250", "ms", "sooner", "than", "a", "host"]
+    assert "filled in by the router: 20,000 bytes" in row(text, "tools")
+    assert "3 of 5 found" in row(
+        waterfall.render(done(cache=rec.CacheUse.PARTIAL, cache_hits=3, cache_misses=2)), "cache"
+    )

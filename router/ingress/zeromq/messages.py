@@ -6,7 +6,7 @@ docs/zeromq.md has their meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -29,6 +29,7 @@ _SHOWN_CHARS_MAX: Final = 200
 
 encode: Final = msgspec.msgpack.Encoder().encode
 API_VERBS: Final = {"chat": Endpoint.CHAT, "completion": Endpoint.COMPLETION, "embeddings": Endpoint.EMBEDDINGS}
+NEAREST_VERB: Final = "nearest"
 OTHER_VERBS: Final = frozenset({"models", "cancel", "credit", "ping"})
 _NEED_NO_ID: Final = frozenset({"credit", "ping"})
 _TRACE_NAMES: Final = ("traceparent", "tracestate", "baggage")
@@ -52,6 +53,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     tracestate: str = ""
     baggage: str = ""
     grants: list[tuple[str, int]] = []
+    cache: Literal["", "on", "off"] = ""
 
 
 class _Name(msgspec.Struct):
@@ -85,15 +87,20 @@ def done(
     stamps: Sequence[int],
     levers: Sequence[str] = (),
     model: str = "",
+    headers: dict[str, str] | None = None,
 ) -> bytes:
-    """Return the header of the end of an answer; ``levers`` are told where there are any, ``model`` where another one
-    answered than was asked for.
+    """Return the header of the end of an answer.
+
+    ``levers`` are told where there are any, ``model`` where another one answered than was asked for, ``headers`` are
+    further lines of an HTTP answer's head.
     """
     more = {"status": status, "host": host, "events": event_count, "usage": usage, "stamps": stamps}
     if levers:
         more["levers"] = levers
     if model:
         more["model"] = model
+    if headers:
+        more["headers"] = headers
     return encode((VERSION, "done", request_id, more))
 
 
@@ -126,8 +133,8 @@ def read_header(frames: Sequence[bytes]) -> Header:
     if len(raw) > HEADER_BYTES_MAX:
         raise _bad(f"the header has {len(raw)} bytes, at most {HEADER_BYTES_MAX} are allowed")
     header = _decode(raw)
-    if header.verb not in API_VERBS and header.verb not in OTHER_VERBS:
-        known = ", ".join(sorted({*API_VERBS, *OTHER_VERBS}))
+    if header.verb not in API_VERBS and header.verb not in OTHER_VERBS and header.verb != NEAREST_VERB:
+        known = ", ".join(sorted({*API_VERBS, *OTHER_VERBS, NEAREST_VERB}))
         raise _bad(f"unknown verb {header.verb[:_SHOWN_CHARS_MAX]!r} (verbs: {known})", "verb")
     if not _is_id(header.id) and (header.id or header.verb not in _NEED_NO_ID):
         raise _bad("id must be 1 to 64 printable ASCII characters", "id")
@@ -190,4 +197,6 @@ def as_headers(header: Header) -> dict[bytes, bytes]:
         headers[b"x-ringrouter-class"] = header.request_class.encode()
     if header.deadline_ms is not None:
         headers[b"x-ringrouter-deadline-ms"] = b"%f" % header.deadline_ms
+    if header.cache:
+        headers[b"x-ringrouter-cache"] = header.cache.encode()
     return headers

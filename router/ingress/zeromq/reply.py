@@ -32,8 +32,8 @@ class Reply:
     """The answer to one request: its egress (:class:`router.request.CountingEgress`)."""
 
     __slots__ = (
-        "_client", "_final", "_held", "_index", "_marks", "_noted", "_server", "_under_way", "blocked", "credit",
-        "request", "request_id",
+        "_client", "_final", "_head_lines", "_held", "_index", "_marks", "_noted", "_server", "_under_way",
+        "blocked", "credit", "request", "request_id",
     )  # fmt: skip
 
     raw = False
@@ -50,6 +50,8 @@ class Reply:
         """Written, and waiting for credit or for room."""
         self._final: Callable[[], _Message] | None = None
         """Makes the last message, when that is written and waits behind ``_held``."""
+        self._head_lines = b""
+        """What an HTTP answer's head would have more."""
         self._index = 0
         self._under_way = 0
         self.blocked = False
@@ -94,8 +96,9 @@ class Reply:
             if not self._send_held():
                 self._block()
 
-    def begin_stream(self, request: Request, data: bytes, content_type: bytes) -> None:  # noqa: ARG002
-        """Send the first events; there is no head."""
+    def begin_stream(self, request: Request, data: bytes, content_type: bytes, extra: bytes = b"") -> None:  # noqa: ARG002
+        """Send the first events; there is no head, so that its further lines go with ``done``."""
+        self._head_lines = extra
         request.bytes_out += len(data)
         self.write(data)
 
@@ -125,6 +128,7 @@ class Reply:
 
     def whole(self, request: Request, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:  # noqa: ARG002
         """Send a whole answer, or the error of a host."""
+        self._head_lines = extra
         request.bytes_out += len(body)
         if status < 300:
             self._finish(lambda: (self._done(request), body))
@@ -165,6 +169,10 @@ class Reply:
         limit = "the client granted no credit for timeouts.client_stall_s"
         header = self.error(WIRE[ErrorKind.CLIENT_STALLED].status)
         self._server.control(self._client, header, error_object(ErrorKind.CLIENT_STALLED, limit))
+
+    def accepted(self, request: Request) -> None:
+        """Say that the request is in the ring, before events of an answer that comes in the same turn."""
+        self._server.accepted(self._client, request, self.request_id)
 
     # ------------------------------------------------------------ used by the server
     def grant(self, count: int) -> None:
@@ -244,6 +252,7 @@ class Reply:
             levers=request.terms.levered.notes if request.terms.levered is not None else (),
             stamps=stamps,
             model=request.model.name if request.detour is not None else "",
+            headers=_headers(self._head_lines),
         )
 
     def error(self, status: int, retry_after_s: int = 0) -> bytes:
@@ -270,6 +279,12 @@ def _usage(raw: bytes | None) -> Any:
     except (*UNDECODABLE, OverflowError, ValueError):
         return None
     return usage
+
+
+def _headers(lines: bytes) -> dict[str, str]:
+    """Return header lines as a map."""
+    pairs = (line.partition(": ") for line in lines.decode("latin-1").splitlines())
+    return {name: value for name, colon, value in pairs if colon}
 
 
 def _retry_after_s(extra: bytes) -> int:

@@ -37,6 +37,7 @@ from router.ingress.zeromq.messages import (
     API_VERBS,
     CREDIT_MAX,
     FRAMES_MAX,
+    NEAREST_VERB,
     OTHER_VERBS,
     Header,
     as_headers,
@@ -51,6 +52,7 @@ from router.telemetry.records import Phase
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.caches.nearest import NearestFront
     from router.loop import Loop
     from router.request import Request
 
@@ -145,6 +147,8 @@ class ZmqServer:
             "ping": self._ping,
         }
         assert self._verbs.keys() == OTHER_VERBS
+        self.nearest: NearestFront | None = None
+        """Makes requests of questions for what is nearest, where that is configured."""
         self._monitor: zmq.Socket[bytes] | None = None
         self._set_options(backlog)
         # The methods of pyzmq's compiled class, without the Python frame of the class that users see: three sends
@@ -389,7 +393,7 @@ class ZmqServer:
         try:
             header = read_header(frames)
             body = frames[2] if len(frames) == FRAMES_MAX else b""
-            if header.verb in API_VERBS:
+            if header.verb in API_VERBS or header.verb == NEAREST_VERB:
                 self._ask(client, header, body, recv_ns)
             elif len(frames) == FRAMES_MAX:
                 raise RequestError(ErrorKind.BAD_MESSAGE, f"{header.verb} has no body")
@@ -421,11 +425,15 @@ class ZmqServer:
             raise RequestError(ErrorKind.BODY_TOO_LARGE, text)
         reply = Reply(self, client, header.id, header.credit)
         headers = as_headers(header)
-        request = make_request(
-            self.loop, reply, API_VERBS[header.verb], header.id, body, headers, recv_ns, monotonic_ns(),
-            streams_by_default=True,
-            wishes=read_wishes(headers, has_features=bool(self.loop.config.features)) if headers else None,
-        )  # fmt: skip
+        endpoint = API_VERBS.get(header.verb)
+        if endpoint is None:
+            request = self._nearest_request(reply, header.id, headers, body, recv_ns)
+        else:
+            request = make_request(
+                self.loop, reply, endpoint, header.id, body, headers, recv_ns, monotonic_ns(),
+                streams_by_default=True,
+                wishes=read_wishes(headers, has_features=bool(self.loop.config.features)) if headers else None,
+            )  # fmt: skip
         if b"traceparent" in headers:
             request.trace_headers = trace_headers(headers)
         if header.host:
@@ -439,8 +447,18 @@ class ZmqServer:
             self.forget(client, reply)
             raise
         if request.phase != Phase.DONE and not request.ending:
-            accepted = messages.accepted(header.id, request.seq, self._generation_ns)
-            self.control(client, accepted)
+            self.accepted(client, request, header.id)
+
+    def accepted(self, client: ZmqClient, request: Request, request_id: str) -> None:
+        """Tell a client that its request is in the ring."""
+        self.control(client, messages.accepted(request_id, request.seq, self._generation_ns))
+
+    def _nearest_request(
+        self, reply: Reply, request_id: str, headers: dict[bytes, bytes], body: bytes, recv_ns: int
+    ) -> Request:
+        if self.nearest is None:
+            raise RequestError(ErrorKind.NOT_FOUND, "nearest is not configured here ([cache.nearest])")
+        return self.nearest.request(reply, request_id, headers, body, recv_ns, monotonic_ns())
 
     def _cancel(self, client: ZmqClient, header: Header) -> None:
         reply = client.replies.get(header.id)

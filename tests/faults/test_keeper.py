@@ -1,0 +1,459 @@
+"""The keeper and the router together: what is kept over restarts and kills, and what a broken store leads to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+
+from router.caches import entries, keys
+from router.cli.keeper_client import KeeperClient
+from router.keep.store import Store
+from tests.faults.client import Answer, Client
+from tests.faults.stage import QUIET, host_entry
+from tests.support.embedding_host import EmbeddingHost, vector_of
+from tests.support.keeper import AskedKeeper, Done, command, json_of
+from tests.support.processes import RouterProcess
+from tests.support.waiting import shared_memory_directory, wait_until
+
+PATH = "/v1/embeddings"
+NEAREST = "/v1/ringrouter/nearest"
+STORE_BYTES = 4 << 20
+
+
+@pytest.fixture
+def host() -> Iterator[EmbeddingHost]:
+    with EmbeddingHost("e1", dimensions=64) as host:
+        yield host
+
+
+class Place:
+    """A directory with a configuration that a router and a keeper share."""
+
+    def __init__(self, path: Path, host: EmbeddingHost, more: str = "") -> None:
+        self.path = path
+        self.cache_dir = path / "cache"
+        self.store = self.cache_dir / "embeddings"
+        toml = (
+            f'{QUIET}[cache]\ndir = "{self.cache_dir}"\n[cache.embeddings]\nenabled = true\n'
+            f"store_bytes = {STORE_BYTES}\nwait_ms = 1\n[cache.nearest]\nenabled = true\n"
+            f"{more}{host_entry(host, slots=8)}"
+        )
+        self.router = RouterProcess(path, toml, listen='zeromq = ["ipc"]')
+        self.router.write_config()
+        self.keeper = AskedKeeper(self.router)
+
+    def ask(self, texts: Any, path: str = PATH, **fields: Any) -> Answer:
+        """Ask the router for vectors, or something else."""
+        with Client(self.router.port) as client:
+            client.post({"model": "m", "input": texts, **fields} if path == PATH else fields, path)
+            return client.answer()
+
+    def cache(self, *arguments: str) -> Done:
+        """Run a command."""
+        return command(self.router.config_path, *arguments)
+
+    def restart_router(self) -> None:
+        """Kill the router and start it again; it has mapped the store when it answers."""
+        self.router.kill()
+        self.router.start()
+
+
+@pytest.fixture
+def place(host: EmbeddingHost) -> Iterator[Place]:
+    with shared_memory_directory() as path:
+        place = Place(path, host)
+        try:
+            yield place
+        finally:
+            for program in (place.router, place.keeper):
+                if program.is_running:
+                    program.kill()
+
+
+def texts_file(path: Path, count: int) -> list[str]:
+    texts = [f"text number {n}" for n in range(count)]
+    path.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), encoding="utf-8")
+    return texts
+
+
+# ---------------------------------------------------------------- kept
+def test_vectors_outlive_both_processes(place: Place, host: EmbeddingHost) -> None:
+    with place.keeper, place.router:
+        first = place.ask(["one", "two"])
+        wait_until(lambda: place.keeper.entry_count() == 2, "both are in the store")
+    host.exchanges.clear()
+    with place.keeper, place.router:
+        again = place.ask(["one", "two"])
+    assert again.headers["x-ringrouter-cache"] == "hit"
+    assert again.body == first.body
+    assert not host.calls
+
+
+def test_a_router_without_a_keeper_answers_from_the_store(place: Place, host: EmbeddingHost) -> None:
+    with place.router:
+        with place.keeper:
+            place.ask("kept")
+            wait_until(lambda: place.keeper.entry_count() == 1, "it is in the store")
+        place.restart_router()
+        assert place.ask("kept").headers["x-ringrouter-cache"] == "hit"
+        assert place.ask("not kept").headers["x-ringrouter-cache"] == "miss"
+        assert place.ask("not kept").headers["x-ringrouter-cache"] == "hit", "its own memory has it"
+
+
+def test_a_keeper_that_comes_later_finds_the_router_and_is_found(place: Place, host: EmbeddingHost) -> None:
+    with place.router:
+        assert place.ask("before").status == 200
+        with place.keeper:
+            wait_until(lambda: place.keeper.status()["embeddings"]["rings"], "the keeper reads the router's ring")
+            place.ask("after")
+            wait_until(lambda: place.keeper.entry_count() == 2, "the new one is in the store, and the one before it")
+
+
+def test_a_killed_keeper_costs_nothing_and_its_successor_goes_on(place: Place, host: EmbeddingHost) -> None:
+    with place.router:
+        place.keeper.start()
+        place.ask("first")
+        wait_until(lambda: place.keeper.entry_count() == 1, "the first is in the store")
+        place.keeper.kill()
+        assert vectors(place.ask("while it is dead")) == [vector_of("while it is dead", 64)]
+        with place.keeper:
+            wait_until(lambda: place.keeper.status()["embeddings"]["rings"], "the next one reads the ring")
+            place.ask("second")
+            wait_until(lambda: place.keeper.entry_count() == 3, "the next one writes them and what came in between")
+        assert json_of(place.cache("verify", "--json"))["problems"] == []
+
+
+def vectors(answer: Answer) -> list[Any]:
+    assert answer.status == 200, answer.body
+    return [item["embedding"] for item in answer.json()["data"]]
+
+
+# ---------------------------------------------------------------- broken stores
+def damage_garbage(store: Path) -> None:
+    store.mkdir(parents=True)
+    (store / "data.mdb").write_bytes(b"this is no store at all " * 4096)
+
+
+def damage_foreign(store: Path) -> None:
+    store.mkdir(parents=True)
+    with lmdb.open(str(store), map_size=1 << 20) as env, env.begin(write=True) as transaction:
+        transaction.put(b"another program's", b"value")
+
+
+def a_store(store: Path) -> None:
+    ours = Store(store, STORE_BYTES)
+    try:
+        from tests.unit.test_cache_store import some_puts  # noqa: PLC0415
+
+        ours.write(some_puts(500))
+    finally:
+        ours.close()
+
+
+def damage_cut(store: Path) -> None:
+    a_store(store)
+    data = store / "data.mdb"
+    with data.open("r+b") as file:
+        file.truncate(data.stat().st_size // 2)
+
+
+def damage_overwritten(store: Path) -> None:
+    a_store(store)
+    size = (store / "data.mdb").stat().st_size
+    with (store / "data.mdb").open("r+b") as file:
+        for at in range(4 * 4096, size, 4096):
+            file.seek(at + 64)
+            file.write(b"\xff" * 512)
+
+
+@pytest.mark.parametrize("damage", [damage_garbage, damage_foreign, damage_cut, damage_overwritten])
+def test_a_store_that_is_no_good_is_set_aside_and_everything_starts(
+    place: Place, host: EmbeddingHost, damage: Any
+) -> None:
+    damage(place.store)
+    with place.keeper, place.router:
+        status = place.keeper.status()["embeddings"]
+        assert "set aside" in status["problem"]
+        assert "set aside" in place.keeper.log_text()
+        place.ask("anew")
+        wait_until(lambda: place.keeper.entry_count() == 1, "the new store is written")
+        place.restart_router()
+        assert place.ask("anew").headers["x-ringrouter-cache"] == "hit"
+    aside = [path.name for path in place.cache_dir.iterdir() if "set-aside" in path.name]
+    assert len(aside) == 1
+
+
+def test_a_second_keeper_is_refused_in_one_line(place: Place) -> None:
+    with place.keeper:
+        done = subprocess.run(place.keeper.command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "another keeper writes in" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_new_store_is_noticed_by_a_router_that_runs(place: Place, host: EmbeddingHost) -> None:
+    with place.router:
+        place.keeper.start()
+        place.ask("in the old store")
+        wait_until(lambda: place.keeper.entry_count() == 1, "it is in the store")
+        place.keeper.stop()
+        shutil.rmtree(place.store)
+        with place.keeper:
+            asked = itertools.count()
+            wait_until(
+                lambda: is_found_in_store(place, f"only there {next(asked)}"), "the router has the new store", 15
+            )
+
+
+def is_found_in_store(place: Place, text: str) -> bool:
+    """Whether the router has a text from the store that it was never asked for before."""
+    space = keys.Space("m")
+    key = keys.key_of(space.space_id(), text)
+    kind, numbers = entries.from_floats(vector_of(text, 64))
+    entry = entries.pack(key, kind, numbers, tokens=1, host_us=1, made_s=1, exact=True)
+    name = space.record()
+    with KeeperClient(place.keeper.socket_path) as keeper:
+        assert keeper.ask("cache.put", [len(name).to_bytes(2, "little") + name + key + entry])["durable"] == 1
+    answer = place.ask(text)
+    assert vectors(answer) == [vector_of(text, 64)]
+    return answer.headers["x-ringrouter-cache"] == "hit"
+
+
+# ---------------------------------------------------------------- commands
+def test_warm_computes_what_is_missing_and_accounts_for_every_text(place: Place, host: EmbeddingHost) -> None:
+    file = place.path / "texts.jsonl"
+    texts = texts_file(file, 300)
+    with file.open("a", encoding="utf-8") as out:
+        out.write('{"text": ""}\n{"text": "text number 7"}\n{"text": "bad"}\n')
+    host.poison.add("bad")
+    with place.keeper, place.router:
+        first = json_of(place.cache("warm", str(file), "--model", "m", "--json"), 1)
+        assert {k: first[k] for k in ("texts", "present", "durable", "repeated", "empty", "refused", "dropped")} == {
+            "texts": 303, "present": 0, "durable": 300, "repeated": 1, "empty": 1, "refused": 1, "dropped": 0,
+        }  # fmt: skip
+        assert first["reasons"] == ["'bad': bad is too long"]
+        assert place.keeper.entry_count() == 300
+        host.poison.clear()
+        again = json_of(place.cache("warm", str(file), "--model", "m", "--json"))
+        assert (again["present"], again["durable"]) == (300, 1)
+        place.restart_router()
+        host.exchanges.clear()
+        answer = place.ask(texts)
+        assert answer.headers["x-ringrouter-cache"] == "hit"
+        assert vectors(answer) == [vector_of(text, 64) for text in texts]
+        assert not host.calls
+
+
+def test_what_a_killed_warm_reported_is_there(place: Place, host: EmbeddingHost) -> None:
+    file = place.path / "texts.jsonl"
+    texts_file(file, 2000)
+    with place.router:
+        place.keeper.start()
+        line = [*place.keeper.command[:3], "cache", "warm", str(file), "--model", "m", "--json"]
+        with subprocess.Popen([*line, "--config", str(place.router.config_path)], stdout=subprocess.PIPE) as warm:
+            wait_until(lambda: place.keeper.entry_count() >= 200, "some are written")
+            place.keeper.kill()
+            out, _ = warm.communicate(timeout=60)
+        account = json.loads(out)
+        assert warm.returncode == 1
+        assert account["problem"]
+        assert account["durable"] >= 1
+        with place.keeper:
+            assert json_of(place.cache("verify", "--json"))["problems"] == []
+            assert place.keeper.entry_count() >= account["durable"]
+            rest = json_of(place.cache("warm", str(file), "--model", "m", "--json"))
+            assert rest["present"] + rest["durable"] == 2000
+            assert place.keeper.entry_count() == 2000
+
+
+def test_purge_is_forgotten_in_memory_too(place: Place, host: EmbeddingHost) -> None:
+    with place.keeper, place.router:
+        place.ask(["one", "two"])
+        wait_until(lambda: place.keeper.entry_count() == 2, "both are in the store")
+        shown = json_of(place.cache("get", "one", "--model", "m", "--json"))
+        assert shown["vector"] == vector_of("one", 64)
+        assert (shown["bits"], shown["dimensions"]) == (32, 64)
+        assert json_of(place.cache("stats", "--json"))["spaces"] == [
+            {"model": "m", "revision": "", "dimensions": None, "vectors": 2}
+        ]
+        assert json_of(place.cache("purge", "--model", "m", "--text", "one", "--json"))["removed"] == 1
+        wait_until(lambda: place.ask("one").headers["x-ringrouter-cache"] == "miss", "it is asked for again")
+        assert place.ask("two").headers["x-ringrouter-cache"] == "hit"
+        wait_until(lambda: place.keeper.entry_count() == 2, "it is there again")
+        place.keeper.stop()
+        assert json_of(place.cache("purge", "--all", "--json"))["removed"] == 2
+        assert json_of(place.cache("stats", "--json"))["store"]["entries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["warm", "nothing.txt", "--model", "m"], "there is no such file"),
+        (["warm", "file.csv", "--model", "m"], "expected a name that ends in .txt, .jsonl, .parquet"),
+        (["purge"], "cache purge takes --all or --model"),
+        (["stats"], "no keeper runs, and there is no store"),
+        (["table", "build"], "takes a NAME, a FILE and --model"),
+    ],
+)
+def test_usage_errors_are_one_line(place: Place, arguments: list[str], said: str) -> None:
+    done = place.cache(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- eviction
+def test_the_store_stays_in_its_bounds_and_routers_go_on(place: Place, host: EmbeddingHost) -> None:
+    host.dimensions = 1024
+    file = place.path / "texts.jsonl"
+    texts_file(file, 900)
+    with place.keeper, place.router:
+        account = json_of(place.cache("warm", str(file), "--model", "m", "--json"))
+        assert account["durable"] == 900
+        assert account["evicted"] > 0
+        status = place.keeper.status()["embeddings"]
+        assert status["used_bytes"] <= STORE_BYTES
+        assert (place.store / "data.mdb").stat().st_size <= STORE_BYTES
+        assert json_of(place.cache("verify", "--json"))["problems"] == []
+        assert place.ask("text number 899").headers["x-ringrouter-cache"] == "hit"
+
+
+@pytest.mark.parametrize("written", [30, 200])
+def test_a_keeper_killed_while_it_evicts_leaves_a_whole_store(place: Place, host: EmbeddingHost, written: int) -> None:
+    host.dimensions = 1024
+    file = place.path / "texts.jsonl"
+    texts_file(file, 600)
+    with place.router:
+        place.keeper.start()
+        filled = place.cache("warm", str(file), "--model", "m", "--json")
+        assert json_of(filled)["evicted"] > 0, "the store is full"
+        texts = [f"other text {n}" for n in range(600)]
+        file.write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
+        before = place.keeper.status()["embeddings"]["written"]
+        line = [*place.keeper.command[:3], "cache", "warm", str(file), "--model", "m", "--json"]
+        with subprocess.Popen([*line, "--config", str(place.router.config_path)], stdout=subprocess.PIPE) as warm:
+            enough = before + written
+            wait_until(lambda: place.keeper.status()["embeddings"]["written"] >= enough, "others take their places")
+            place.keeper.kill()
+            out, _ = warm.communicate(timeout=60)
+        account = json.loads(out)
+        assert json_of(place.cache("verify", "--json"))["problems"] == [], "looked at without a keeper"
+        assert account["problem"], "warm says that it did not come to its end"
+        with place.keeper:
+            assert "problem" not in place.keeper.status()["embeddings"], "it was not set aside"
+            assert place.ask("one more").status == 200
+
+
+def test_a_router_killed_during_warm_loses_nothing_that_was_reported(place: Place, host: EmbeddingHost) -> None:
+    file = place.path / "texts.jsonl"
+    texts_file(file, 1200)
+    with place.keeper:
+        place.router.start()
+        line = [*place.keeper.command[:3], "cache", "warm", str(file), "--model", "m", "--json"]
+        with subprocess.Popen([*line, "--config", str(place.router.config_path)], stdout=subprocess.PIPE) as warm:
+            wait_until(lambda: place.keeper.entry_count() >= 300, "some are written")
+            place.restart_router()
+            out, _ = warm.communicate(timeout=60)
+        account = json.loads(out)
+        assert account["durable"] + account["present"] == 1200, "it asks again while the router is away"
+        assert warm.returncode == 0
+        assert place.keeper.entry_count() == 1200
+        assert json_of(place.cache("verify", "--json"))["problems"] == []
+        place.router.stop()
+
+
+# ---------------------------------------------------------------- nearest
+def table_file(place: Place, count: int) -> Path:
+    path = place.path / "items.jsonl"
+    lines = [{"id": f"i{n}", "text": f"item {n}", "metadata": {"n": n}} for n in range(count)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def wanted(text: str, count: int, k: int) -> list[str]:
+    rows = np.array([vector_of(f"item {n}", 64) for n in range(count)])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    query = np.array(vector_of(text, 64))
+    order = np.argsort(-(rows @ (query / np.linalg.norm(query))))
+    return [f"i{n}" for n in order[:k]]
+
+
+def test_nearest_by_text_and_by_vector_over_both_ingresses(place: Place, host: EmbeddingHost) -> None:
+    from tests.faults.zeromq_client import ZeromqClient  # noqa: PLC0415
+
+    with place.keeper, place.router:
+        built = place.cache("table", "build", "docs", str(table_file(place, 200)), "--model", "m")
+        assert built.returncode == 0, built.stderr
+        wait_until(lambda: "docs" in place.keeper.status()["nearest"]["tables"], "the keeper has the table")
+        question = {"table": "docs", "input": "what is near", "k": 5}
+        wait_until(lambda: place.ask(None, NEAREST, **question).status == 200, "the router knows the table")
+        answer = place.ask(None, NEAREST, **question).json()
+        assert [item["id"] for item in answer["data"]] == wanted("what is near", 200, 5)
+        assert answer["data"][0]["metadata"] == {"n": int(answer["data"][0]["id"][1:])}
+        scores = [item["score"] for item in answer["data"]]
+        assert scores == sorted(scores, reverse=True)
+        by_vector = place.ask(None, NEAREST, table="docs", vector=vector_of("what is near", 64), k=5).json()
+        assert by_vector == answer
+        with ZeromqClient(f"ipc://{place.router.instance_dir}/zmq.sock") as client:
+            over_zeromq = client.finish(client.ask("n1", question, "nearest"))
+            assert over_zeromq.end is not None
+            assert json.loads(over_zeromq.end.body or b"") == answer
+        again = place.cache("table", "build", "docs", str(table_file(place, 100)), "--model", "m")
+        assert again.returncode == 0, again.stderr
+        wait_until(
+            lambda: place.ask(None, NEAREST, **question).json()["version"] != answer["version"], "the new version"
+        )
+        assert [i["id"] for i in place.ask(None, NEAREST, **question).json()["data"]] == wanted("what is near", 100, 5)
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "said"),
+    [
+        ({"table": "nowhere", "input": "x"}, 404, "no table is called 'nowhere'"),
+        ({"table": "docs"}, 400, "expected input or vector, one of them"),
+        ({"table": "docs", "input": "x", "k": 0}, 400, "k = 0: expected 1 to 1000"),
+        ({"table": "docs", "vector": [1.0, 2.0]}, 400, "vector has 2 numbers, table 'docs' has 64"),
+        ({"table": "docs", "vector": [0.0] * 64}, 400, "not all 0"),
+        ({"table": "docs", "vector": "***"}, 400, "vector: "),
+        ({"table": "docs", "input": "x", "kk": 1}, 400, "unknown field kk"),
+    ],
+)
+def test_bad_questions_are_told_what_is_wrong(running: Place, question: dict[str, Any], status: int, said: str) -> None:
+    answer = running.ask(None, NEAREST, **question)
+    assert answer.status == status, answer.body
+    assert said in answer.error["message"]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Place]:
+    with shared_memory_directory() as path, EmbeddingHost("e1", dimensions=64) as host:
+        place = Place(path, host)
+        with place.keeper, place.router:
+            built = place.cache("table", "build", "docs", str(table_file(place, 10)), "--model", "m")
+            assert built.returncode == 0, built.stderr
+            known = {"table": "docs", "input": "x"}
+            wait_until(lambda: place.ask(None, NEAREST, **known).status == 200, "the router knows the table")
+            yield place
+
+
+def test_without_a_keeper_questions_are_refused_at_once(place: Place, host: EmbeddingHost) -> None:
+    with place.router:
+        answer = place.ask(None, NEAREST, table="docs", input="x")
+        assert answer.status == 503
+        assert "the keeper (ringrouter keep) is not running" in answer.error["message"]
+        place.keeper.start()
+        place.cache("table", "build", "docs", str(table_file(place, 10)), "--model", "m")
+        question = {"table": "docs", "input": "x"}
+        wait_until(lambda: place.ask(None, NEAREST, **question).status == 200, "the router knows the table")
+        place.keeper.signal(signal.SIGKILL)
+        wait_until(lambda: place.ask(None, NEAREST, **question).status == 503, "it knows that the keeper is gone")

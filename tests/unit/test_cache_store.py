@@ -1,0 +1,180 @@
+"""The store of vectors alone, and what is kept in it: bounds, order of eviction, damage."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from router.caches import entries, keys
+from router.caches.memory import MemoryMap, cost_bytes
+from router.keep import check
+from router.keep.store import Put, Store
+
+STORE_BYTES = 4 << 20
+SPACE = keys.Space("m")
+
+
+def a_put(n: int, count: int = 64, space: keys.Space = SPACE) -> Put:
+    key = keys.key_of(space.space_id(), f"text {n}")
+    kind, numbers = entries.from_floats([float(n)] * count)
+    entry = entries.pack(key, kind, numbers, tokens=n, host_us=1, made_s=2, exact=True)
+    return Put(space.record(), key, entry)
+
+
+def some_puts(count: int, size: int = 64) -> list[Put]:
+    return [a_put(n, size) for n in range(count)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store", STORE_BYTES)
+    yield store
+    store.close()
+
+
+# ---------------------------------------------------------------- entries
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40))
+def test_every_number_comes_back_bit_for_bit(values: list[float]) -> None:
+    kind, numbers = entries.from_floats(values)
+    entry = entries.pack(b"k" * 24, kind, numbers, tokens=1, host_us=1, made_s=1, exact=False)
+    import json  # noqa: PLC0415
+
+    told = json.loads(entries.float_text(entry))
+    assert struct.pack(f"<{len(values)}d", *told) == struct.pack(f"<{len(values)}d", *values)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40))
+def test_numbers_of_32_bits_are_kept_in_32_bits(values: list[float]) -> None:
+    kind, numbers = entries.from_floats(values)
+    assert (kind, len(numbers)) == (entries.F32, 4 * len(values))
+
+
+@given(st.integers(0, 23 + 24 + 256), st.integers(1, 255))
+def test_a_changed_byte_is_noticed_but_for_the_generation(position: int, change: int) -> None:
+    put = a_put(1)
+    damaged = bytearray(put.entry)
+    position %= len(damaged)
+    damaged[position] ^= change
+    assert entries.is_whole(put.key, bytes(damaged)) == (20 <= position < 24)
+    assert not entries.is_whole(b"x" * 24, put.entry), "it is of another key"
+
+
+def test_keys_tell_spaces_texts_and_tokens_apart() -> None:
+    spaces = [keys.Space("m"), keys.Space("n"), keys.Space("m", "r2"), keys.Space("m", "", 8)]
+    items: list[str | list[int]] = ["a", "b", [1, 2], "[1,2]", [12]]
+    found = {keys.key_of(space.space_id(), item) for space in spaces for item in items}
+    assert len(found) == len(spaces) * len(items)
+    assert keys.Space("m", echo="x").space_id() == keys.Space("m").space_id()
+
+
+# ---------------------------------------------------------------- the memory map
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 400)), max_size=200), st.integers(1, 20_000))
+def test_memory_never_holds_more_than_its_bound(asked: list[tuple[int, int]], bytes_max: int) -> None:
+    memory = MemoryMap(bytes_max)
+    held: dict[bytes, bytes] = {}
+    for n, size in asked:
+        put = a_put(n, size)
+        memory.put(put.key, put.entry)
+        held[put.key] = put.entry
+        there = {key: entry for key, entry in held.items() if memory.get(key) is not None}
+        assert memory.used_bytes == sum(cost_bytes(key, memory.get(key) or b"") for key in there) <= bytes_max
+        assert len(memory) == len(there)
+
+
+def test_what_was_of_use_stays_longest_and_is_handed_out_when_it_goes() -> None:
+    puts = some_puts(4)
+    memory = MemoryMap(3 * cost_bytes(puts[0].key, puts[0].entry))
+    for put in puts[:3]:
+        memory.put(put.key, put.entry)
+    assert memory.get(puts[0].key) is not None
+    assert memory.put(puts[3].key, puts[3].entry) == [], "the second was of no use"
+    assert memory.get(puts[1].key) is None
+    gone = [memory.put(a_put(n).key, a_put(n).entry) for n in (5, 6, 7)]
+    assert gone[1] == [(puts[0].key, puts[0].entry)]
+
+
+# ---------------------------------------------------------------- the store
+def test_what_is_written_is_there_for_the_next_one(store: Store, tmp_path: Path) -> None:
+    puts = some_puts(100)
+    assert store.write(puts).put_count == 100
+    store.close()
+    again = Store(tmp_path / "store", STORE_BYTES)
+    try:
+        for put in puts:
+            entry = again.get(put.key)
+            assert entry is not None
+            assert entries.is_whole(put.key, entry)
+            assert entries.with_generation(entry, 0) == put.entry
+        assert again.usage().entry_count == 100
+        assert list(again.problems()) == []
+    finally:
+        again.close()
+
+
+def test_what_is_there_is_not_written_again(store: Store) -> None:
+    assert store.write(some_puts(10)).put_count == 10
+    assert store.write(some_puts(10)) == (0, 0, 0, 0)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 3000)), min_size=1, max_size=400), st.data())
+def test_the_store_stays_in_its_bounds_whatever_comes(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("bounds") / "store"
+    store = Store(path, STORE_BYTES)
+    try:
+        puts = [a_put(n, size) for n, size in asked]
+        while puts:
+            count = data.draw(st.integers(1, len(puts)))
+            done = store.write(puts[:count], [put.key for put in puts[count : count + 3]])
+            assert done.dropped_count == 0
+            puts = puts[count:]
+            usage = store.usage()
+            assert usage.used_bytes <= usage.limit_bytes
+            assert (path / "data.mdb").stat().st_size <= STORE_BYTES
+        assert list(store.problems()) == []
+    finally:
+        store.close()
+
+
+def test_a_full_store_evicts_the_oldest_and_keeps_what_is_used(store: Store) -> None:
+    puts = some_puts(12_000, 64)
+    used = [put.key for put in puts[:20]]
+    evicted = 0
+    for begin in range(0, len(puts), 500):
+        evicted += store.write(puts[begin : begin + 500], used).evicted_count
+    assert evicted > 0
+    assert all(store.has(key) for key in used), "they were used in each generation"
+    assert not store.has(puts[100].key), "it was not"
+    assert store.has(puts[-1].key)
+    usage = store.usage()
+    assert usage.generation > 1
+    assert usage.entry_count == len(puts) - evicted
+
+
+def test_purge_removes_a_space_with_its_name_and_nothing_else(store: Store) -> None:
+    other = keys.Space("n", "r1", 32)
+    store.write([*some_puts(3000, 8), *(a_put(n, 32, other) for n in range(5))])
+    assert store.purge(SPACE.space_id()) == 3000
+    assert store.count_by_space() == {other.space_id(): 5}
+    assert list(store.spaces().values()) == [other]
+    assert list(store.problems()) == []
+
+
+def test_a_damaged_entry_is_found_by_looking(store: Store, tmp_path: Path) -> None:
+    puts = some_puts(50)
+    store.write(puts)
+    store.close()
+    data = tmp_path / "store" / "data.mdb"
+    raw = data.read_bytes()
+    numbers = puts[7].entry[24:]
+    assert raw.count(numbers) >= 1
+    data.write_bytes(raw.replace(numbers, bytes(len(numbers))))
+    assert "its vector is damaged" in check.problem_of(tmp_path / "store", STORE_BYTES)
