@@ -509,10 +509,9 @@ class Attempt:
         if connection is not None:
             reusable = self._keep_alive and (self.host.facts.reuse_after_stream or not streamed)
             connection.release(decoder, reusable=reusable)
-        ask = self.request.ask
-        if ask is not None:
-            ask.policy.ended(self.host.host_id, ask)
         request = self.request
+        if request.ask is not None:
+            request.ask.policy.ended(self.host.host_id, request.ask)
         if request.model.forecast is not None:
             request.model.forecast.note_held(now - request.routed, now)
         self._loop.release_slot(self.host, now)

@@ -362,7 +362,8 @@ class Loop:
         host.running -= 1
         if host.on_trial:
             self.recovery.standing.refresh(host, now)
-        self.pump(host, now)
+        if self.waiting_count:  # the usual case is spared the call
+            self.pump(host, now)
 
     def pump(self, host: Host, now: int) -> None:
         """Start waiting requests while the host has free slots, in the order of :mod:`router.admission`."""

@@ -123,6 +123,11 @@ class Roster:
             else:
                 del wanted[host.name]
                 self._change_host(host, settings, index, now)
+        for host in [host for host in self.hosts if host.removed and host.name in wanted]:
+            index, settings = wanted[host.name]
+            if (settings.url, settings.kind) == (host.config.url, host.config.kind):
+                del wanted[host.name]
+                self._take_back(host, settings, index, now)
         for index, settings in wanted.values():
             self._add(settings, ids[settings.name], index)
         self.loop.host_settings.clear()
@@ -145,6 +150,15 @@ class Roster:
             if host in model.hosts:
                 self._unlist(host, model)
         self.loop.recovery.drain(host, drains=True, now=now)
+
+    def _take_back(self, host: Host, settings: HostConfig, index: int, now: int) -> None:
+        """Go on with a host that was taken out and still drains: what runs there counts in its slots."""
+        host.removed = False
+        self.loop.host_of[host.host_id] = host
+        self._change_host(host, settings, index, now)
+        if host.probed:
+            self._list_host(host)
+        self.loop.on_host_added(host)
 
     def _change_host(self, host: Host, settings: HostConfig, index: int, now: int) -> None:
         if settings != host.config:

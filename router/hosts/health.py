@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ class HealthMonitor:
         self._config = config
         self._on_probed = on_probed
         self._log = log
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Host, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Begin probing every host."""
@@ -39,16 +40,22 @@ class HealthMonitor:
         self._config = config
 
     def watch(self, host: Host) -> None:
-        """Probe a host until it is removed."""
-        task = asyncio.create_task(self._watch(host), name=f"health-{host.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Probe a host until it is removed; one that is probed already is not probed twice."""
+        before = self._tasks.get(host)
+        if before is None or before.done():
+            task = self._tasks[host] = asyncio.create_task(self._watch(host), name=f"health-{host.name}")
+            task.add_done_callback(partial(self._forget, host))
+
+    def _forget(self, host: Host, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(host) is task:
+            del self._tasks[host]
 
     async def stop(self) -> None:
         """End all probes."""
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, host: Host) -> None:
         while not host.removed:

@@ -21,7 +21,7 @@ POLICIES = {
     "weights": 'policy = "weighted"\nweights = { alpha = 3 }',
     "pairs": 'policy = "p2c_ewma"',
     "foretold": 'policy = "least_predicted_ttft"\nsamples_min = 3\nexplore = 0.0',
-    "prefix": 'policy = "prefix_affinity"',
+    "prefix": 'policy = "prefix_affinity"\nblock_bytes = 512\nload_bound = 1.25\nidle_share = 0.25',
     "talks": 'sticky = "session_id"',
     "keyed": 'policy = "round_robin"\nsticky = "header:x-conversation"',
     "cheap": 'order = "cost"',

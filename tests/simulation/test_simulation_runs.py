@@ -14,6 +14,7 @@ from router.telemetry.counters import Counter
 from router.telemetry.records import Lever, Outcome
 from tests.simulation.drawing import THEMES, draw
 from tests.simulation.replay import command, safely
+from tests.simulation.scenario import Ask, Client, Fate, Host, Reload, Scenario
 from tests.simulation.world import Result
 from tests.support.waiting import shared_memory_directory
 
@@ -91,3 +92,18 @@ def test_another_clock_of_the_day_changes_nothing(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("router.ingress.server.time", jumping)
         monkeypatch.setattr("time.time_ns", lambda: int(jumping() * 1e9))
         assert [safely(draw(seed), directory).trace_hash for seed in range(10)] == before
+
+
+def test_a_host_that_is_taken_out_and_back_in_counts_what_still_runs_there() -> None:
+    hosts = [Host(f"h{i}", "openai", 1, ["small"], toml='models = ["small"]\nslots = 1\n') for i in range(2)]
+    long = [Fate(tokens=40, gap_ms=50)]
+    clients = [
+        Client(f"c{i}", at_ms, [Ask(f"r{i}", "small", fates=long)]) for i, at_ms in enumerate((300, 310, 900, 910))
+    ]
+    toml = "[timeouts]\ndrain_s = 5\n"
+    reloads = [Reload(500, toml, hosts[1:]), Reload(700, toml, hosts)]
+    with shared_memory_directory() as directory:
+        result = safely(Scenario(-1, "", toml, hosts, clients, reloads=reloads), directory)
+    assert result.violations == []
+    assert result.outcomes == {"ok": 4}
+    assert {record["host"] for record in result.done} == {1, 2}
