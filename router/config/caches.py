@@ -39,9 +39,9 @@ class EmbeddingsCache(Section, frozen=True):
         int, between(1 << 20, 1 << 36, "Most that the router itself holds of the newest vectors, beside the store.")
     ] = 64 << 20
     batch_texts: Annotated[int, between(1, 2048, "Texts that one call of a host is given at most.")] = 32
-    batch_bytes: Annotated[int, between(1024, 16 << 20, "Bytes of text in one such call; a longer text goes alone.")] = (
-        256 << 10
-    )
+    batch_bytes: Annotated[
+        int, between(1024, 16 << 20, "Bytes of text in one such call; a longer text goes alone.")
+    ] = 256 << 10
     wait_ms: Annotated[
         float, between(0, 1000, "How long a text waits for others to go with it in one call; 0: it goes at once.")
     ] = 2.0
