@@ -190,9 +190,9 @@ def _facts(done: Mapping[str, Any]) -> list[str]:
         ),
         ("answer", _tokens(done["n_out"]), _answer_meaning(done)),
     ]
-    if done["cache"] != "none":
+    if done.get("cache", "none") != "none":  # a client knows its own request without what the router decided
         rows.append(("cache", done["cache"], _cache_meaning(done)))
-    if done["tool_count"]:
+    if done.get("tool_count"):
         rows.append(("tools", f"{done['tool_count']:,}", f"filled in by the router: {done['tool_bytes']:,} bytes"))
     return [f"  {name:<15}{value:>12}   {meaning}" for name, value, meaning in rows]
 

@@ -202,3 +202,5 @@ def test_a_client_that_leaves_while_it_waits_ends_its_request_and_nothing_is_sen
     gate.open()
     assert sorted(record["outcome"] for record in stage.finished(2)) == ["client_gone", "ok"]
     assert len(host.exchanges) == count
+    assert "Traceback" not in stage.router.log_text()
+    assert "AttributeError" not in stage.router.log_text()

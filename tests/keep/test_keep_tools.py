@@ -207,6 +207,7 @@ def test_a_server_of_too_many_tools_is_cut_at_the_bound(tmp_path: Path, mode: st
         async with Stand(tmp_path, toml) as stand:
             value = await stand.wait_names("old.t0", "old.t1", "old.t2")
             assert any(reason in each for each in value.sources[0].refused)
+            assert len(value.sources[0].refused) <= 3, "it is not asked for more pages than that takes"
 
     run(test)
 
