@@ -7,7 +7,7 @@ import gc
 import os
 import resource
 import signal
-import socket
+import sys
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -18,28 +18,32 @@ import uvloop
 import ringbuffer
 from ringbuffer import RingError
 from router import native
-from router.config import Config, is_tmpfs, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
+from router.config import Config, is_tmpfs, load, model_timeouts, run_dir, tmpfs_run_dir, zeromq_endpoint
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
 from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
 from router.ingress.http import ClientConnection
 from router.ingress.server import HttpServer
-from router.ingress.unix_path import make_free
+from router.listeners import Listeners
 from router.log import log_unhandled, set_up
 from router.loop import Loop
 from router.models import Model
+from router.service import handover, inherited
+from router.service.notify import Notifier
+from router.service.pulse import EXTENSION_S, Pulse
 from router.telemetry import records as rec
 from router.telemetry.writer import Telemetry
 from router.wait_strategy import stay_awake
 from router.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
+_NS: Final = 1_000_000_000
 _STOP_POLL_S: Final = 0.02
 _OTHER_DESCRIPTORS: Final = 256
 """Rings, listeners, probes, logs, and spare connections to hosts."""
@@ -48,11 +52,24 @@ _OTHER_DESCRIPTORS: Final = 256
 class Daemon:
     """One router. :meth:`run` returns when it was told to stop and has drained."""
 
-    def __init__(self, config: Config, log: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: Any,
+        *,
+        passed: inherited.Inherited | None = None,
+        notifier: Notifier | None = None,
+        config_path: Path | None = None,
+    ) -> None:
+        """``passed`` are the sockets that this process was started with, ``notifier`` tells the service manager."""
         self.config = config
         self.log = log
+        self._passed = passed or inherited.Inherited()
+        self._notifier = notifier or Notifier({})
+        self._config_path = config_path
         self.run_dir = _usable_run_dir(run_dir(config), log)
-        self.telemetry = Telemetry(self.run_dir / config.listen.instance, config)
+        self.telemetry = Telemetry(self.run_dir / config.listen.instance, config, lock=self._passed.lock)
+        self.listeners = Listeners(config, self._passed, self.run_dir)
         self.hosts = self._make_hosts()
         names = {name for host in config.hosts for name in _names(host.models)}
         connect_s = max([config.timeouts.connect_s, *(model_timeouts(config, n).connect_s for n in names)])
@@ -62,9 +79,13 @@ class Daemon:
         self.loop.on_health = self._log_health  # type: ignore[method-assign]
         self.server = HttpServer(config, self.loop)
         self.server.ready = self._is_ready
+        self.pulse = Pulse(self.loop, self._notifier)
         self._stop = asyncio.Event()
-        self._listeners: list[asyncio.Server] = []
-        self._socket_files: list[str] = []
+        self._servers: list[asyncio.Server] = []
+        self._changing: asyncio.Task[None] | None = None
+        """A reload or an upgrade under way."""
+        self._relieved = False
+        """Another process has taken over."""
         self.zeromq: ZmqServer | None = None
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
@@ -86,6 +107,9 @@ class Daemon:
         event_loop.set_exception_handler(self._note_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             event_loop.add_signal_handler(number, self._stop.set)
+        event_loop.add_signal_handler(signal.SIGUSR2, self._begin, self.upgrade)
+        if self._config_path is not None and not _is_terminal():
+            event_loop.add_signal_handler(signal.SIGHUP, self._begin, self.reload)
         watch = Watch(
             self.loop,
             threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
@@ -94,10 +118,12 @@ class Daemon:
         )
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
-        await self._listen()
-        self._listen_zeromq()
+        watch.on_second = self.pulse.beat
         health.start()
         watch.start()
+        await self._first_of(health.all_seen())  # else the first clients would hear that no host can serve them
+        if not self._stop.is_set():
+            await self._serve()
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
         if awake is not None:
             self.telemetry.publish_token = awake.watching(self.telemetry.publish_token)
@@ -108,16 +134,92 @@ class Daemon:
             "serving",
             http=self.addresses(),
             zeromq=self._zeromq_endpoints,
+            from_systemd=[each.where for each in (*self.listeners.http, *self.listeners.zeromq) if not each.address],
             rings=str(self.telemetry.generation.path),
             ring_backend=ringbuffer.BACKEND,
             scanner=native.BACKEND,
             wait=self.config.loop.wait,
             pid=os.getpid(),
         )
+        self._say_serving()
         await self._stop.wait()
         if awake is not None:
             awake.stop()
         await self._shut_down(watch, health)
+
+    async def _first_of(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for something, or for the signal to stop."""
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+    def _say_serving(self) -> None:
+        """Tell the service manager, and the process before this one, that this one serves."""
+        status = self.pulse.text(monotonic_ns())
+        if not self._passed.from_process:
+            self._notifier.ready(status)
+            return
+        self.telemetry.generation.activate()
+        self._notifier.took_over(status)
+        handover.say_ready(self._passed.ready)
+
+    # ------------------------------------------------------------ reload and upgrade
+    def _begin(self, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a reload or an upgrade, one at a time."""
+        if self._changing is not None or self._stop.is_set():
+            self.log.warning("signal ignored", reason="a reload, an upgrade or the stop is under way")
+            return
+        self._changing = asyncio.ensure_future(change())
+        self._changing.add_done_callback(self._changed)
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        self._changing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log_unhandled(self.log, {"message": "reload or upgrade", "exception": error})
+
+    async def reload(self) -> None:
+        """Take over what the configuration file says now; one that cannot be used changes nothing."""
+        self._notifier.reloading()
+        reason = await self.on_reload()
+        if reason:
+            self.log.error("reload refused", reason=reason)
+        if not self._relieved:
+            status = f"reload refused, the old configuration stays: {reason}" if reason else "reloaded"
+            self._notifier.ready(status)
+
+    async def on_reload(self) -> str:
+        """Read the configuration again and bring it into force; return why it was refused, empty when it was not.
+
+        A process of its own starts with it and takes over, as in an upgrade: every key can change, and no request
+        notices.
+        """
+        assert self._config_path is not None
+        try:
+            changed = await asyncio.to_thread(load, self._config_path)
+            _check_has_hosts(changed)
+        except ConfigError as error:
+            return str(error)
+        return await self._hand_over("reload")
+
+    async def upgrade(self) -> None:
+        """Start the program anew and let it take over; when that fails this process goes on."""
+        reason = await self._hand_over("upgrade")
+        if reason:
+            self.log.error("upgrade failed", reason=reason)
+            self._notifier.status(f"upgrade failed, this process goes on: {reason}")
+
+    async def _hand_over(self, why: str) -> str:
+        """Let a new process take over; return why it did not."""
+        self.log.info("handing over", why=why)
+        try:
+            pid = await handover.hand_over(self.listeners, self.telemetry.generation.lock)
+        except handover.HandoverError as error:
+            return str(error)
+        self._relieved = self.pulse.paused = True
+        self.log.info("handed over", to_pid=pid)
+        self._stop.set()
+        return ""
 
     def _note_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an exception that escaped a callback, and count it among the errors that ``stats`` shows."""
@@ -127,17 +229,11 @@ class Daemon:
     async def _shut_down(self, watch: Watch, health: HealthMonitor) -> None:
         """Stop accepting, stop admitting, drain, then hosts, then rings."""
         self.log.info("stopping", in_flight=len(self.loop.in_flight), drain_s=self.config.timeouts.drain_s)
-        for listener in self._listeners:
-            listener.close()
-        for path in self._socket_files:
-            Path(path).unlink(missing_ok=True)
-        if self.zeromq is not None:
-            self.zeromq.stop_listening()
+        for server in self._servers:
+            server.close()
+        self.listeners.close(for_good=not self._relieved)
+        await self._drain()
         self.loop.stopping = True
-        self.server.close_idle()
-        until = monotonic_ns() + int(self.config.timeouts.drain_s * 1e9)
-        while self.loop.in_flight and monotonic_ns() < until:
-            await asyncio.sleep(_STOP_POLL_S)
         text = "the router was stopped; ask again"
         for request in list(self.loop.in_flight.values()):
             self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
@@ -155,6 +251,31 @@ class Daemon:
         self.telemetry.close()
         self.log.info("stopped")
 
+    async def _drain(self) -> None:
+        """Let run what runs, for ``timeouts.drain_s`` at most.
+
+        When another process has taken over, this one goes on serving the clients it has: each HTTP connection until
+        its next answer, ZeroMQ clients until nothing of theirs runs.
+        """
+        drain_s = self.config.timeouts.drain_s
+        until = self.pulse.draining_until_ns = monotonic_ns() + int(drain_s * _NS)
+        if self._relieved:
+            self.server.close_after_answers()
+        else:
+            self._notifier.stopping(f"draining {len(self.loop.in_flight)} requests, {drain_s:g} s at most")
+            self._notifier.extend(EXTENSION_S)
+            self.loop.stopping = True
+            if self.zeromq is not None:
+                self.zeromq.stop_listening()
+            self.server.close_idle()
+        while (self.loop.in_flight or self._has_clients()) and monotonic_ns() < until:
+            await asyncio.sleep(_STOP_POLL_S)
+        self.server.close_idle()
+
+    def _has_clients(self) -> bool:
+        """Whether clients of a router that was relieved may still ask something."""
+        return self._relieved and bool(self.server.connections)
+
     def _shortest_timeout_s(self) -> float:
         """Return the shortest of all time-outs: what the tick must never sleep past."""
         config = self.config
@@ -162,31 +283,19 @@ class Daemon:
         named: list[float] = [getattr(t, key) for t in times for key in t.__struct_fields__ if key != "drain_s"]
         return min(value for value in named if value > 0)
 
-    # ------------------------------------------------------------ listening
-    async def _listen(self) -> None:
+    # ------------------------------------------------------------ serving
+    async def _serve(self) -> None:
+        """Begin to accept."""
         event_loop = asyncio.get_running_loop()
-        for address in self.config.listen.http:
-            where = split_address(address, "listen.http")
-            try:
-                if isinstance(where, str):
-                    listener = await event_loop.create_unix_server(
-                        self._client, sock=_unix_socket(where), backlog=self.config.listen.backlog
-                    )
-                    self._socket_files.append(where)
-                else:
-                    listener = await event_loop.create_server(
-                        self._client, where[0], where[1], backlog=self.config.listen.backlog
-                    )
-            except OSError as error:
-                raise ConfigError(
-                    f"listen.http = {address!r}: cannot listen there: {error.strerror or error}"
-                ) from None
-            self._listeners.append(listener)
+        for listener in self.listeners.http:
+            # A descriptor of its own, so that ours is there to be handed over.
+            start = event_loop.create_unix_server if listener.where.startswith("unix:") else event_loop.create_server
+            server = await start(self._client, sock=listener.sock.dup(), backlog=self.config.listen.backlog)
+            self._servers.append(server)
+        if self.listeners.zeromq or self.listeners.left_to_libzmq:
+            self._serve_zeromq()
 
-    def _listen_zeromq(self) -> None:
-        endpoints = self.config.listen.zeromq
-        if not endpoints:
-            return
+    def _serve_zeromq(self) -> None:
         from router.ingress.zeromq.server import ZmqServer  # noqa: PLC0415 - only who uses ZeroMQ loads it
 
         self.zeromq = ZmqServer(
@@ -198,12 +307,15 @@ class Daemon:
             other_connections=lambda: len(self.server.connections),
         )
         self.server.other_connections = lambda zeromq=self.zeromq: zeromq.connection_count  # type: ignore[misc]
-        for index, endpoint in enumerate(endpoints):
-            key = f"listen.zeromq[{index}]"
+        for listener in self.listeners.zeromq:
+            self._zeromq_endpoints.append(self.zeromq.adopt(listener.sock, listener.endpoint))
+        for endpoint in self.listeners.left_to_libzmq:
             try:
-                bound = self.zeromq.bind(zeromq_endpoint(self.config, endpoint, key, self.run_dir))
+                bound = self.zeromq.bind(zeromq_endpoint(self.config, endpoint))
             except OSError as error:
-                raise ConfigError(f"{key} = {endpoint!r}: cannot listen there: {error.strerror or error}") from None
+                raise ConfigError(
+                    f"listen.zeromq = {endpoint!r}: cannot listen there: {error.strerror or error}"
+                ) from None
             self._zeromq_endpoints.append(bound)
         self.zeromq.start()
 
@@ -218,12 +330,7 @@ class Daemon:
 
     def addresses(self) -> list[str]:
         """Return where the router listens, with the ports that the kernel chose for port 0."""
-        out = []
-        for listener in self._listeners:
-            for sock in listener.sockets:
-                name = sock.getsockname()
-                out.append(f"unix:{name}" if isinstance(name, str) else f"http://{name[0]}:{name[1]}")
-        return out
+        return [listener.where for listener in self.listeners.http]
 
     # ------------------------------------------------------------ hosts
     def _probed(self, host: Host) -> None:
@@ -265,17 +372,14 @@ def _names(models: Sequence[str] | dict[str, str]) -> list[str]:
     return list(models)
 
 
-def _unix_socket(path: str) -> socket.socket:
-    """Bind a unix socket, taking the place of one that a dead process left behind."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        make_free(path)
-        sock.bind(path)
-        Path(path).chmod(0o660)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _is_terminal() -> bool:
+    """Whether somebody sits at a terminal: its end, which is a SIGHUP too, is to end the router."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _check_has_hosts(config: Config) -> None:
+    if not config.hosts:
+        raise ConfigError("hosts: none is configured, so every request would be refused")
 
 
 def _usable_run_dir(path: Path, log: Any) -> Path:
@@ -310,24 +414,26 @@ def _fit_descriptors(config: Config, log: Any) -> Config:
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, connections=clients))
 
 
-async def _run(config: Config, log: Any) -> None:
-    await Daemon(config, log).run()
+async def _run(config: Config, log: Any, notifier: Notifier, config_path: Path | None) -> None:
+    await Daemon(config, log, passed=inherited.take(), notifier=notifier, config_path=config_path).run()
 
 
-def serve(config: Config) -> int:
-    """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace."""
+def serve(config: Config, config_path: Path | None = None) -> int:
+    """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace.
+
+    ``config_path`` is where the configuration came from: SIGHUP reads it again.
+    """
     log = set_up(config.log)
-    if not config.hosts:
-        log.error("cannot start", reason="hosts: none is configured, so every request would be refused")
-        return 2
-    if ringbuffer.BACKEND == "plain":
-        log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
-    if native.BACKEND == "plain":
-        log.warning("streams are scanned without the C extension: more time for each request, the same answers")
-    config = _fit_descriptors(config, log)
+    notifier = Notifier()
     try:
-        uvloop.run(_run(config, log))
+        _check_has_hosts(config)
+        if ringbuffer.BACKEND == "plain":
+            log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
+        if native.BACKEND == "plain":
+            log.warning("streams are scanned without the C extension: more time for each request, the same answers")
+        uvloop.run(_run(_fit_descriptors(config, log), log, notifier, config_path))
     except (ConfigError, RingError, OSError) as error:
         log.error("cannot start", reason=str(error))
+        notifier.status(f"cannot start: {error}")
         return 2
     return 0

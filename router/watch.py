@@ -52,6 +52,8 @@ class Watch:
         self._cycle_max_ns = 0
         self._blocked = False
         self._memory = MemoryKeeper()
+        self.on_second: Callable[[int], None] = _nothing
+        """Called each second, behind everything else the tick does: the loop is making progress."""
 
     def start(self) -> None:
         """Begin ticking."""
@@ -119,6 +121,7 @@ class Watch:
         loop.counters.set(Counter.IN_FLIGHT, len(loop.in_flight))
         loop.counters.set(Counter.WAITING, loop.waiting_count)
         self._memory.second(busy=bool(loop.in_flight))
+        self.on_second(now)
 
     # ------------------------------------------------------------ one request
     def _check(self, request: Request, now: int) -> None:
@@ -200,6 +203,10 @@ class Watch:
         if request.host_paused and request.egress.unsent_bytes() <= limits.client_resume_bytes:
             loop.resume_host(request)
         return False
+
+
+def _nothing(_: int) -> None:
+    """Stand in for who would be told."""
 
 
 def _text(what: str, limit_ns: int, key: str) -> str:

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_starters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser("serve", help="run the router")
     serve.add_argument("--config", type=Path, metavar="FILE", help="configuration (docs/configuration.md)")
+    serve.add_argument("--instance", metavar="NAME", help="instead of listen.instance, for several with one file")
     run = commands.add_parser("run", help="run the router with embedded models, to try it out")
     run.add_argument("--config", type=Path, metavar="FILE", help="serve the hosts of this configuration instead")
     run.add_argument("--port", type=_port, metavar="N", help="HTTP port in front of the embedded models; 0 = any")

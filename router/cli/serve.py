@@ -17,8 +17,10 @@ def run(args: argparse.Namespace) -> int:
         )
     try:
         settings = config.load(args.config)
+        if args.instance is not None:
+            settings = config.with_instance(settings, args.instance)
     except ConfigError as error:
         return fail(error)
     from router import daemon  # noqa: PLC0415 - the event loop is not needed to refuse a configuration
 
-    return daemon.serve(settings)
+    return daemon.serve(settings, args.config)

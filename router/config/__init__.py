@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from router.config.base import Section
+from router.config.base import NAME, NAME_ALLOWED, Section
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
 from router.config.observer import (
     SLICE_ALLOWED,
@@ -78,6 +78,7 @@ __all__ = [
     "run_dir",
     "split_address",
     "tmpfs_run_dir",
+    "with_instance",
     "zeromq_endpoint",
 ]
 
@@ -109,6 +110,13 @@ def model_timeouts(config: Config, model_name: str) -> Timeouts:
         return config.timeouts
     own = {f: v for f in model.timeouts.__struct_fields__ if (v := getattr(model.timeouts, f)) is not None}
     return msgspec.structs.replace(config.timeouts, **own)
+
+
+def with_instance(config: Config, name: str) -> Config:
+    """Return the configuration of one of several routers that share a file; raises :class:`ConfigError`."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"--instance = {shown(name)}: expected {NAME_ALLOWED['allowed']}")
+    return msgspec.structs.replace(config, listen=msgspec.structs.replace(config.listen, instance=name))
 
 
 def load(path: Path | str, *, need_keys: bool = True) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,19 @@ class HealthMonitor:
         self._on_probed = on_probed
         self._log = log
         self._tasks: list[asyncio.Task[None]] = []
+        self._unseen: set[Host] = set()
+        self._all_seen = asyncio.Event()
 
     def start(self) -> None:
         """Begin probing every host."""
+        self._unseen = set(self._loop.hosts)
         self._tasks = [asyncio.create_task(self._watch(host), name=f"health-{host.name}") for host in self._loop.hosts]
+
+    async def all_seen(self) -> None:
+        """Wait until each host has been probed once, with whatever result, or has taken too long for its answer."""
+        if self._unseen:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_seen.wait(), self._config.timeout_s)
 
     async def stop(self) -> None:
         """End all probes."""
@@ -46,6 +56,9 @@ class HealthMonitor:
                 await self._probe(host)
             except Exception as error:
                 self._log.error("internal error", what="probe", host=host.name, type=type(error).__name__)
+            self._unseen.discard(host)
+            if not self._unseen:
+                self._all_seen.set()
             await asyncio.sleep(interval_s if host.healthy else min(interval_s, _DOWN_INTERVAL_S))
 
     async def _probe(self, host: Host) -> None:
