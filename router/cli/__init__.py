@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_query(commands)
     _add_ask(commands)
+    _add_service(commands)
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
     return parser
@@ -231,6 +232,19 @@ def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action=argparse.BooleanOptionalAction,
         help="show on standard error where the time went; by default when that is a terminal",
     )
+
+
+def _add_service(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    service = commands.add_parser("service", help="install, uninstall or upgrade the router as a service of systemd")
+    actions = service.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, what in (("install", "put the units in place"), ("uninstall", "stop the units and take them away")):
+        action = actions.add_parser(name, help=f"{what}; shows each change first")
+        action.add_argument("--user", action="store_true", help="for your own manager instead of the system's")
+        action.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+        action.add_argument("--force", action="store_true", help="also files that were changed by hand")
+    upgrade = actions.add_parser("upgrade", help="let a new process take over without refusing anybody")
+    upgrade.add_argument("--user", action="store_true", help="of your own manager instead of the system's")
+    upgrade.add_argument("--instance", metavar="NAME", help="ringrouter@NAME instead of ringrouter")
 
 
 def _add_location(parser: argparse.ArgumentParser) -> None:
