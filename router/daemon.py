@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,8 @@ from router.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from router.config import HostConfig
+    from router.hosts.shared_slots import SlotTable
     from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
@@ -70,11 +73,12 @@ class Daemon:
         self.run_dir = _usable_run_dir(run_dir(config), log)
         self.telemetry = Telemetry(self.run_dir / config.listen.instance, config, lock=self._passed.lock)
         self.listeners = Listeners(config, self._passed, self.run_dir)
+        self._slots: SlotTable | None = None
         self.hosts = self._make_hosts()
         names = {name for host in config.hosts for name in _names(host.models)}
         connect_s = max([config.timeouts.connect_s, *(model_timeouts(config, n).connect_s for n in names)])
         self.fleet = Fleet(self.hosts, self.telemetry.counters, connect_s)
-        self.loop = Loop(config, self.hosts, self.fleet, self.telemetry)
+        self.loop = self._make_loop()
         self.fleet.loop = self.loop
         self.loop.on_health = self._log_health  # type: ignore[method-assign]
         self.server = HttpServer(config, self.loop)
@@ -94,11 +98,25 @@ class Daemon:
                 self._model(name)
 
     def _make_hosts(self) -> list[Host]:
+        make: Callable[[HostConfig, int, int], Host] = Host
+        if self.config.loop.slots_shared:
+            from router.hosts.shared_slots import SlotTable  # noqa: PLC0415 - only several routers load it
+            from router.sharing import SharedHost  # noqa: PLC0415 - the same
+
+            self._slots = SlotTable(self.run_dir)
+            make = partial(SharedHost, table=self._slots)
         hosts = []
         for index, config in enumerate(self.config.hosts):
             host_id = self.telemetry.names.intern(rec.NAME_HOST, config.name)
-            hosts.append(Host(config, host_id, index))
+            hosts.append(make(config, host_id, index))
         return hosts
+
+    def _make_loop(self) -> Loop:
+        if self._slots is None:
+            return Loop(self.config, self.hosts, self.fleet, self.telemetry)
+        from router.sharing import SharingLoop  # noqa: PLC0415 - only several routers load it
+
+        return SharingLoop(self.config, self.hosts, self.fleet, self.telemetry)
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -118,7 +136,7 @@ class Daemon:
         )
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self._probed, self.log)
-        watch.on_second = self.pulse.beat
+        watch.on_second = self._each_second
         health.start()
         watch.start()
         await self._first_of(health.all_seen())  # else the first clients would hear that no host can serve them
@@ -221,6 +239,12 @@ class Daemon:
         self._stop.set()
         return ""
 
+    def _each_second(self, now: int) -> None:
+        if self._slots is not None:
+            grace_ms = max(host.facts.cancel_grace_ms for host in self.hosts)
+            self._slots.reap(now, int(grace_ms * _MS_NS))
+        self.pulse.beat(now)
+
     def _note_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an exception that escaped a callback, and count it among the errors that ``stats`` shows."""
         log_unhandled(self.log, context)
@@ -249,6 +273,8 @@ class Daemon:
         watch.stop()
         self.loop.flush()
         self.telemetry.close()
+        if self._slots is not None:
+            self._slots.close()
         self.log.info("stopped")
 
     async def _drain(self) -> None:

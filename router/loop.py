@@ -419,10 +419,10 @@ class Loop:
             return
         else:
             connection.kill()
-        host.running -= 1
         grace_ns = int(host.facts.cancel_grace_ms * _MS_NS)
         if host_may_work and grace_ns:
             host.drain_slot(now + grace_ns)
+        host.running -= 1  # behind the line before: in between another router would see a slot free
 
     def fail(self, request: Request, kind: ErrorKind, text: str, now: int) -> None:
         """End a request with an error of the router's own."""

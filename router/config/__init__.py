@@ -229,6 +229,13 @@ def _check_differ(values: list[str], key: str, field: str = "") -> None:
 
 def _check_keys(hosts: list[HostConfig]) -> None:
     for index, host in enumerate(hosts):
+        if host.api_key_credential and host.api_key_env:
+            raise ConfigError(f"hosts[{index}] has api_key_env and api_key_credential: expected one of them")
+        if host.api_key_credential and not host.api_key():
+            raise ConfigError(
+                f"hosts[{index}].api_key_credential = {shown(host.api_key_credential)}: expected a credential that "
+                "systemd gives this process (LoadCredential=), with a key in it"
+            )
         if host.api_key_env and not os.environ.get(host.api_key_env):
             # Someone may have written the key itself here; only what looks like a variable's name is repeated.
             value = shown(host.api_key_env) if _ENVIRONMENT_NAME.fullmatch(host.api_key_env) else "(not shown)"

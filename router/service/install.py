@@ -80,7 +80,7 @@ class Places:
         return self.root / "etc/systemd/system"
 
     def targets(self, program: str) -> dict[Path, str]:
-        """Return the text of each file, sealed, by its path. Raises :class:`InstallError` if the sources are not here."""
+        """Return the text of each file, sealed, by its path; :class:`InstallError` if the sources are not here."""
         source = source_dir()
         fit = units.for_user if self.user else units.for_system
         found = {self.unit_dir() / name: units.sealed(fit(_read(source / name), program)) for name in UNITS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
+from router.log import dropped_count
 from router.telemetry.counters import Counter
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Pulse:
 
     def beat(self, now: int) -> None:
         """Say that the loop makes progress, if it does, and every other second how it is."""
+        self._loop.counters.set(Counter.LOG_DROPPED, dropped_count())
         if self._loop.backlog:  # the tick came, but requests lie published and nobody takes them
             return
         if not self.paused:

@@ -10,7 +10,9 @@ from typing import Final
 
 SYSTEM_PROGRAM: Final = "/usr/bin/ringrouter"
 """Stands in the files as they come, for distributions that install the program there."""
-_MARK: Final = "# Installed by `ringrouter service install`. Change it with `systemctl edit`, which survives the next one. "
+_MARK: Final = (
+    "# Installed by `ringrouter service install`. Change it with `systemctl edit`, which survives the next one. "
+)
 _SEAL: Final = re.compile(re.escape(_MARK) + r"seal ([0-9a-f]{16})\n")
 _NOT_FOR_USERS: Final = re.compile(
     r"(^#.*\n)*^(User|Group|SocketUser|SocketGroup|OOMScoreAdjust|CPUWeight|CapabilityBoundingSet|AmbientCapabilities|DevicePolicy"

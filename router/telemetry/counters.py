@@ -37,6 +37,8 @@ class Counter(IntEnum):
     ZEROMQ_MESSAGES = 23
     ZEROMQ_BAD = 24
     ZEROMQ_DROPPED = 25
+    LOG_DROPPED = 26
+    SLOTS_LOST = 27
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -70,6 +72,8 @@ CATALOGUE: Final = [
     _spec(Counter.ZEROMQ_MESSAGES, "messages", "messages of ZeroMQ clients read"),
     _spec(Counter.ZEROMQ_BAD, "messages", "messages of ZeroMQ clients answered with an error"),
     _spec(Counter.ZEROMQ_DROPPED, "messages", "ZeroMQ messages dropped: of a request that is over, to a full client"),
+    _spec(Counter.LOG_DROPPED, "messages", "log messages dropped because nobody took them"),
+    _spec(Counter.SLOTS_LOST, "attempts", "routings taken back: another router had the host's last slot"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

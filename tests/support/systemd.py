@@ -11,8 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -136,7 +135,14 @@ class Machine:
             "SYSTEMD_COLORS": "0",
         }
         return subprocess.run(
-            inside, capture_output=True, text=True, check=False, timeout=100, env=environment, cwd="/", stdin=subprocess.DEVNULL
+            inside,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
         )
 
     def run(self, *command: str, user: str = "") -> str:
@@ -187,7 +193,5 @@ def booted() -> Iterator[Machine]:
     reason = why_impossible()
     if reason:
         pytest.skip(f"no systemd can be booted here: {reason}")
-    start_s = time.monotonic()
     with Machine() as machine:
-        print(f"systemd was up after {time.monotonic() - start_s:.1f} s")
         yield machine

@@ -133,6 +133,7 @@ def layer(module: str) -> int:
         ("router.ingress", 6),
         ("router.hosts.health", 6),
         ("router.loop", 5),
+        ("router.sharing", 6),
         ("router.attempt", 4),
         ("router.outbound", 3),
         ("router.verdicts", 3),
