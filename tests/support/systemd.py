@@ -26,7 +26,8 @@ PROGRAM = f"/mnt/python/bin/python{sys.version_info.major}.{sys.version_info.min
 # What would reach through to the machine's kernel, and what is only slow.
 MASKED = (
     "systemd-sysctl.service", "systemd-modules-load.service", "systemd-remount-fs.service", "systemd-udevd.service",
-    "systemd-udev-trigger.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount", "systemd-logind.service",
+    "systemd-udev-trigger.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount",
+    "systemd-logind.service",
     "systemd-random-seed.service", "systemd-hwdb-update.service", "systemd-update-utmp.service", "timers.target",
     "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "dev-hugepages.mount",
     "dev-mqueue.mount",
@@ -47,8 +48,8 @@ mount -t tmpfs tmpfs /tmp
 mkdir -p /etc/systemd/system /etc/systemd/system.conf.d
 find /etc/systemd/system -mindepth 1 -delete
 for unit in $MASKED; do ln -sf /dev/null "/etc/systemd/system/$unit"; done
-printf '[Manager]\nDefaultEnvironment=PYTHONPATH=/mnt/repo:/mnt/site PYTHONDONTWRITEBYTECODE=1 LD_LIBRARY_PATH=/mnt/python/lib\n' \
-  > /etc/systemd/system.conf.d/python.conf
+printf '[Manager]\nDefaultEnvironment=%s %s %s\n' \
+  PYTHONPATH=/mnt/repo:/mnt/site PYTHONDONTWRITEBYTECODE=1 LD_LIBRARY_PATH=/mnt/python/lib > /etc/systemd/system.conf.d/python.conf
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=unshare \
   /lib/systemd/systemd --system --log-target=journal --show-status=0 systemd.unit=basic.target
 """
