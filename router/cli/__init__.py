@@ -81,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_query(commands)
     _add_ask(commands)
     _add_service(commands)
+    doctor = commands.add_parser("doctor", help="look at everything a router needs, and say what to do")
+    doctor.add_argument(
+        "--config", type=Path, metavar="FILE", help="the router's configuration (/etc/ringrouter/ringrouter.toml)"
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs")
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
     return parser

@@ -7,9 +7,9 @@ A table in shared memory, ``RUN/slots.tab``, 8-byte words::
     136    64 x 72 words    a row is a router: pid, 7 unused, then its requests at the host of each column
 
 To take a slot a router adds one to its own word, passes a full fence, and sums the column over all rows. If that is
-more than the host has, it takes the one back and tries again in 1 to 5 ms. Of two that add at the same moment at least one
-sees the other (each stores first and looks behind the fence: Dekker), so the sum of those that went on never exceeds
-the slots; that both take back is possible, and why the next try is at a random time.
+more than the host has, it takes the one back and tries again in 1 to 5 ms. Of two that add at the same moment at least
+one sees the other (each stores first and looks behind the fence: Dekker), so the sum of those that went on never
+exceeds the slots; that both take back is possible, and why the next try is at a random time.
 
 A row belongs to a process as long as that holds an open file description lock on the row's bytes: the kernel gives it
 up at the process's end, however that comes. What a dead router ran still counts until its hosts have had time to notice
@@ -61,8 +61,7 @@ class SlotTable:
         try:
             self._lock(0, _WORD, wait=True)
             os.posix_fallocate(self._descriptor, 0, _BYTES)  # never a SIGBUS on a full tmpfs later
-            self._mapping = mmap.mmap(self._descriptor, _BYTES)
-            self._words = ringbuffer.Words(self._mapping)
+            self._words = ringbuffer.Words(_mapped(path))
             self._check_magic(path)
             self.row = self._take_row(path)
             self._unlock(0, _WORD)
@@ -184,6 +183,15 @@ class SlotTable:
 
     def _unlock(self, start: int, length: int) -> None:
         fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, length, 0))
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """Map the table through a description of its own: the mapping keeps it, and with it what would be locked there."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(descriptor, _BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _row_bytes(row: int) -> tuple[int, int]:

@@ -70,7 +70,9 @@ def test_it_is_ready_when_it_serves_and_says_how_it_is(service: Site) -> None:
 
 
 def test_it_starts_while_its_hosts_are_down(service: Site) -> None:
-    service.configure(service.toml('[[hosts]]\nname = "gone"\nurl = "http://127.0.0.1:9"\nkind = "vllm"\nmodels = ["n"]'))
+    service.configure(
+        service.toml('[[hosts]]\nname = "gone"\nurl = "http://127.0.0.1:9"\nkind = "vllm"\nmodels = ["n"]')
+    )
     start_s = monotonic()
     service.machine.systemctl("restart", UNIT)
     assert monotonic() - start_s < 5
@@ -91,7 +93,7 @@ def test_a_good_reload_takes_effect_and_no_request_fails(service: Site) -> None:
     before = service.pid
     with Load(service.port, 3) as load:
         load.wait_for(20)
-        service.configure(service.toml('[models.fresh]\n', 'cost_per_hour = 1.0').replace('["m"]', '["m", "fresh"]'))
+        service.configure(service.toml("[models.fresh]\n", "cost_per_hour = 1.0").replace('["m"]', '["m", "fresh"]'))
         service.machine.systemctl("reload", UNIT)
         service.wait_new_pid(before)
         load.wait_for(20)
@@ -153,7 +155,9 @@ def test_a_kill_under_load_refuses_nobody_and_what_ran_is_reported(service: Site
 # ---------------------------------------------------------------- stop
 def test_a_stop_lets_streams_finish_and_tells_newcomers_to_come_again(service: Site) -> None:
     gate = Gate()
-    service.host.script(stream_head(), chunk(ROLE), chunk(token("one")), gate, *map(chunk, (FINISH, DONE)), b"0\r\n\r\n")
+    service.host.script(
+        stream_head(), chunk(ROLE), chunk(token("one")), gate, *map(chunk, (FINISH, DONE)), b"0\r\n\r\n"
+    )
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
@@ -208,7 +212,9 @@ def test_no_request_fails_through_upgrades_under_load(service: Site, stream: boo
 
 def test_an_old_process_finishes_its_stream_while_the_new_one_serves(service: Site) -> None:
     gate = Gate()
-    service.host.script(stream_head(), chunk(ROLE), chunk(token("one")), gate, *map(chunk, (FINISH, DONE)), b"0\r\n\r\n")
+    service.host.script(
+        stream_head(), chunk(ROLE), chunk(token("one")), gate, *map(chunk, (FINISH, DONE)), b"0\r\n\r\n"
+    )
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
@@ -274,13 +280,15 @@ def test_a_credential_that_is_missing_is_named(service: Site) -> None:
     service.configure(service.toml(host_keys='api_key_credential = "gpu"'))
     service.machine.try_run("systemctl", "restart", UNIT)
     service.machine.wait_for(UNIT, "ActiveState", "failed")
-    assert 'hosts[0].api_key_credential = "gpu"' in service.machine.run("journalctl", "-u", UNIT, "-o", "cat", "-n", "20")
+    assert 'hosts[0].api_key_credential = "gpu"' in service.machine.run(
+        "journalctl", "-u", UNIT, "-o", "cat", "-n", "20"
+    )
 
 
 def test_a_user_outside_the_group_can_neither_connect_nor_read(service: Site) -> None:
     path = "/run/ringrouter/http.sock"
     program = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); print('in')"
     assert service.machine.run(PROGRAM, "-c", program, user="ringrouter") == "in\n"
-    refused = service.machine.try_run(PROGRAM, "-c", program, user="nobody")
+    refused = service.machine.try_run(PROGRAM, "-c", program, user="daemon")
     assert "PermissionError" in refused.stderr
-    assert service.machine.try_run("ls", "/run/ringrouter", user="nobody").returncode != 0
+    assert service.machine.try_run("ls", "/run/ringrouter", user="daemon").returncode != 0

@@ -45,11 +45,14 @@ mount --bind "$SITE" /mnt/site
 mount --bind "$REPO" /mnt/repo
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
+# Shared again, among these namespaces alone: it is how credentials come from where systemd prepares them.
+mount --make-rshared /
 mkdir -p /etc/systemd/system /etc/systemd/system.conf.d
 find /etc/systemd/system -mindepth 1 -delete
 for unit in $MASKED; do ln -sf /dev/null "/etc/systemd/system/$unit"; done
 printf '[Manager]\nDefaultEnvironment=%s %s %s\n' \
-  PYTHONPATH=/mnt/repo:/mnt/site PYTHONDONTWRITEBYTECODE=1 LD_LIBRARY_PATH=/mnt/python/lib > /etc/systemd/system.conf.d/python.conf
+  PYTHONPATH=/mnt/repo:/mnt/site PYTHONDONTWRITEBYTECODE=1 LD_LIBRARY_PATH=/mnt/python/lib \
+  > /etc/systemd/system.conf.d/python.conf
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=unshare \
   /lib/systemd/systemd --system --log-target=journal --show-status=0 systemd.unit=basic.target
 """
@@ -139,6 +142,7 @@ class Machine:
             inside,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=100,
             env=environment,

@@ -152,6 +152,7 @@ def layer(module: str) -> int:
         ("router.service.install", 8),
         ("router.service", 1),
         ("router.listeners", 6),
+        ("router.doctor", 8),
         ("router.memory", 0),
         ("router.wait_strategy", 0),
         ("router.config_reference", 2),
