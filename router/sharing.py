@@ -2,7 +2,8 @@
 
 What runs or drains here stands in this router's row of the table; what runs elsewhere counts as taken. A request that
 is routed and then finds the host full, because another router was faster, goes back to the head of its waiting room.
-While anything waits all hosts are looked at again every 1 to 5 ms: nobody tells when a slot elsewhere is free.
+While anything waits all hosts are looked at again every 1 to 5 ms: nobody tells when a slot elsewhere is free. Who
+waits is told to the others, who then leave it an even share.
 """
 
 from __future__ import annotations
@@ -54,15 +55,19 @@ class SharedHost(Host):
     @property
     def free_slots(self) -> int:
         """Slots a request may take now, as far as can be seen."""
-        return 0 if self.lost_out else self.facts.slot_count - self._table.total(self._column)
+        return 0 if self.lost_out else self._table.room(self._column, self.facts.slot_count)
 
     def taken_elsewhere(self) -> int:
         """Return the slots that this router cannot have now."""
-        return self.facts.slot_count if self.lost_out else self._table.total(self._column) - self.busy
+        return self.facts.slot_count - self.busy - self.free_slots
 
     def take(self) -> bool:
         """Whether the slots this router says it takes are within what the host has, with all others'."""
         return self._table.take(self._column, self.busy, self.facts.slot_count)
+
+    def say_waiting(self, *, waiting: bool) -> None:
+        """Tell the other routers whether requests wait for this host here."""
+        self._table.say_waiting(self._column, self.busy, waiting=waiting and self.healthy)
 
     def drain_slot(self, until_ns: int) -> None:
         """Count a cancelled request's slot as taken until ``until_ns``."""
@@ -108,8 +113,14 @@ class SharingLoop(Loop):
 
     def _wait(self, request: Request, *, first: bool = False) -> None:
         super()._wait(request, first=first)
+        self._say_waiting()
         if self._retry_timer is None:
             self._retry_later()
+
+    def _say_waiting(self) -> None:
+        for host in self.hosts:
+            assert isinstance(host, SharedHost)
+            host.say_waiting(waiting=any(self.models[name].waiting for name in host.models))
 
     def _retry_later(self) -> None:
         delay_s = random.uniform(*_RETRY_S)  # noqa: S311 - so that two do not meet again
@@ -122,5 +133,6 @@ class SharingLoop(Loop):
             assert isinstance(host, SharedHost)
             host.lost_out = False
             self.pump(host, now)
+        self._say_waiting()
         if self.waiting_count and self._retry_timer is None:
             self._retry_later()

@@ -11,6 +11,10 @@ more than the host has, it takes the one back and tries again in 1 to 5 ms. Of t
 one sees the other (each stores first and looks behind the fence: Dekker), so the sum of those that went on never
 exceeds the slots; that both take back is possible, and why the next try is at a random time.
 
+A router sees its own free slot at once and another's only at its next look, so it could keep a host for itself for
+ever. Hence a word also tells, in bit 32, that its router has requests waiting for that host; while another one's bit is
+set, nobody begins a request beyond an even share of the slots.
+
 A row belongs to a process as long as that holds an open file description lock on the row's bytes: the kernel gives it
 up at the process's end, however that comes. What a dead router ran still counts until its hosts have had time to notice
 (``cancel_grace_ms``); then whoever sees it clears the row. Columns and rows are given out under the lock of the header.
@@ -43,6 +47,8 @@ _COUNTS: Final = 8
 _ROW_WORDS: Final = _COUNTS + COLUMNS_MAX
 _WORD: Final = 8
 _BYTES: Final = (_ROWS + ROWS_MAX * _ROW_WORDS) * _WORD
+_COUNT_MASK: Final = (1 << 32) - 1
+_WAITING: Final = 1 << 32
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """``struct flock`` of fcntl(2) on 64-bit Linux: type, whence, start, length, pid."""
 
@@ -69,6 +75,7 @@ class SlotTable:
             os.close(self._descriptor)
             raise
         self._first = _ROWS + self.row * _ROW_WORDS + _COUNTS
+        self._waiting = [0] * COLUMNS_MAX
         self._dead_since: dict[int, int] = {}
 
     def _check_magic(self, path: Path) -> None:
@@ -85,20 +92,44 @@ class SlotTable:
         Then the caller says so again with what it has without the new one.
         """
         words = self._words
-        words.store_release(self._first + column, count)
+        words.store_release(self._first + column, count | self._waiting[column])
         words.fence()  # SYNC S: of two that take at once, one sees the other
         return self.total(column) <= slot_count
 
     def give(self, column: int, count: int) -> None:
         """Say how many requests this router has at a host, fewer than before."""
-        self._words.store_release(self._first + column, count)
+        self._words.store_release(self._first + column, count | self._waiting[column])
 
     def total(self, column: int) -> int:
         """Return the requests that all routers have at a host."""
         words = self._words
         first = _ROWS + _COUNTS + column
         load = words.load_acquire
-        return sum(load(first + row * _ROW_WORDS) for row in range(load(_ROW_COUNT)))
+        return sum(load(first + row * _ROW_WORDS) & _COUNT_MASK for row in range(load(_ROW_COUNT)))
+
+    def room(self, column: int, slot_count: int) -> int:
+        """Return how many more requests this router may begin at a host, as far as can be seen; may be negative."""
+        load, own = self._words.load_acquire, self.row
+        total = mine = takers = 0
+        others_wait = False
+        for row in range(load(_ROW_COUNT)):
+            word = load(_ROWS + _COUNTS + column + row * _ROW_WORDS)
+            count = word & _COUNT_MASK
+            total += count
+            if row == own:
+                mine = count
+            elif word:
+                takers += 1
+                others_wait = others_wait or word > _COUNT_MASK
+        free = slot_count - total
+        if not others_wait:
+            return free
+        return min(free, -(-slot_count // (takers + 1)) - mine)
+
+    def say_waiting(self, column: int, count: int, *, waiting: bool) -> None:
+        """Say whether this router has requests that wait for a host, beside ``count`` that it has there."""
+        self._waiting[column] = _WAITING if waiting else 0
+        self.give(column, count)
 
     # ------------------------------------------------------------ beside the path
     def column(self, address: str) -> int:
@@ -133,7 +164,7 @@ class SlotTable:
 
     def close(self) -> None:
         """Give the row back. Where something may still run at a host, the others clear it when that is over."""
-        if not any(self._words.load_acquire(self._first + column) for column in range(COLUMNS_MAX)):
+        if not any(self._words.load_acquire(self._first + column) & _COUNT_MASK for column in range(COLUMNS_MAX)):
             self._zero(self.row)
         os.close(self._descriptor)
 

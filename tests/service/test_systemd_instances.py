@@ -31,13 +31,13 @@ def test_together_they_never_give_a_host_more_than_its_slots(two: Site) -> None:
     answer = json_answer(200, PLAIN)
     for _ in range(600):
         two.host.script(0.004, answer)
-    with Load(two.port, 24) as load:
+    with Load(two.port, 40) as load:  # so many that the kernel gives each router some
         load.wait_for(500, timeout_s=60)
         two.host.forget_scripts()
     assert load.failed == []
     assert two.host.running_count_max == SLOT_COUNT  # all of them, and never one more
     answered = [_counter(two, name, "requests_ok") for name in INSTANCES]
-    assert min(answered) > 20, f"the kernel gave one of them everything: {answered}"
+    assert min(answered) > 100, f"one of them keeps the host for itself: {answered}"
 
 
 def test_what_a_killed_instance_held_is_free_again_and_the_other_serves(two: Site) -> None:

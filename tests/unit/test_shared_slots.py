@@ -147,6 +147,20 @@ def test_a_router_that_closes_while_something_may_run_leaves_its_row_to_the_othe
     first.close()
 
 
+def test_while_another_waits_nobody_goes_beyond_an_even_share(directory: Path) -> None:
+    first, second = SlotTable(directory), SlotTable(directory)
+    column = first.column("http://a")
+    assert first.room(column, 4) == 4
+    first.take(column, 3, 4)
+    assert (first.room(column, 4), second.room(column, 4)) == (1, 1)
+    second.say_waiting(column, 0, waiting=True)
+    assert (first.room(column, 4), second.room(column, 4)) == (-1, 1)
+    second.say_waiting(column, 0, waiting=False)
+    assert first.room(column, 4) == 1
+    first.close()
+    second.close()
+
+
 def test_too_many_hosts_are_refused_with_the_limit(directory: Path) -> None:
     table = SlotTable(directory)
     for number in range(shared_slots.COLUMNS_MAX):
