@@ -11,9 +11,10 @@ from time import monotonic
 import pytest
 
 from tests.service.site import UNIT, Load, Outcome, Site, connect
+from tests.support.processes import get
 from tests.support.scripted_host import DONE, FINISH, ROLE, Gate, chunk, stream_head, token
 from tests.support.systemd import PROGRAM
-from tests.support.waiting import wait_until
+from tests.support.waiting import free_port, wait_until
 
 UNITS = (
     "ringrouter.service",
@@ -251,9 +252,12 @@ CANARIES = ("canary-of-a-prompt", "canary-of-an-answer", "canary-of-a-key")
 def test_a_credential_reaches_the_host_and_no_canary_is_found_anywhere(service: Site) -> None:
     prompt, answer, key = CANARIES
     service.machine.write("/etc/ringrouter/gpu.key", f"{key}\n", 0o600)
-    service.configure(service.toml(host_keys='api_key_credential = "gpu"'))
+    observer_port = free_port()
+    observer = f'[observer]\nhttp = "127.0.0.1:{observer_port}"\n'
+    service.configure(service.toml(observer, host_keys='api_key_credential = "gpu"'))
     service.drop_in("[Service]\nLoadCredential=gpu:/etc/ringrouter/gpu.key\n")
     service.machine.systemctl("restart", UNIT)
+    service.machine.systemctl("start", "ringrouter-observe.service")
     for stream in (True, False):
         service.host.script(stream_head(), chunk(ROLE), chunk(token(answer)), *map(chunk, (FINISH, DONE)), b"0\r\n\r\n")
         found = service.ask(stream=stream, messages=[{"role": "user", "content": prompt}])
@@ -265,15 +269,28 @@ def test_a_credential_reaches_the_host_and_no_canary_is_found_anywhere(service: 
         head = b"POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\n\r\n"
         sock.sendall(head % (key.encode(), len(bad)) + bad)
         assert b"400" in sock.recv(4096)
+    seen = "".join(wait_until(lambda: _observed(observer_port), "the observer has seen a request"))
+    service.machine.systemctl("stop", "ringrouter-observe.service")
+    trace = service.machine.ringrouter("dump", "--run-dir", "/run/ringrouter", "--format", "chrome").stdout
     service.machine.systemctl("kill", "--signal=KILL", UNIT)  # so that the in-flight table is as it was
     service.machine.run("journalctl", "--sync")
     journal = service.machine.run("journalctl", "-o", "export", "--no-pager")
     rings = service.machine.run("bash", "-c", "cat $(find /run/ringrouter /var/lib/ringrouter -type f) | tr -d '\\0'")
     for canary in CANARIES:
-        assert canary not in journal
+        assert canary not in journal + trace + seen
         assert canary not in rings
         assert canary not in service.machine.run("systemctl", "show", UNIT)
+    assert "observing" in journal
     assert "gpu" in rings  # the search finds what is there
+
+
+def _observed(port: int) -> list[str]:
+    """Return the observer's pages once it has counted a request."""
+    try:
+        pages = [get("127.0.0.1", port, path)[1].decode() for path in ("/metrics", "/state.json")]
+    except OSError:
+        return []
+    return pages if '"gpu"' in pages[0] else []
 
 
 def test_a_credential_that_is_missing_is_named(service: Site) -> None:
