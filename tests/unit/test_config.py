@@ -75,7 +75,7 @@ def test_a_refused_value_is_named_with_what_is_allowed(text: str, message: str) 
         ("[listen]\nhtpp = 1", "listen.htpp is not a known key; did you mean 'http'?", "backlog, http, instance"),
         ("[models.chat]\nfoo = 1", "models.chat.foo is not a known key", "fold, stream_by_default, timeouts"),
         ("[models.chat.timeouts]\nqueue = 1", "models.chat.timeouts.queue is not a known key", "queue_s, total_s"),
-        (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_credential, api_key_env, cost_per_hour, facts, kind, models"),
+        (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_env, cost_per_hour, facts, kind, models"),
         (f"{HOST}[hosts.facts]\nfoo = 1", "hosts[0].facts.foo is not a known key", "progress, request_id_header"),
         ("foo = 1", "foo is not a known key", "health, hosts, limits"),
     ],
