@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import uvloop
+
 from router.config import Config, HostConfig, rings_dir, split_address, zeromq_endpoint
 from router.doctor.findings import Finding, error, ok, warning
 from router.errors import ConfigError
@@ -67,7 +69,7 @@ def hosts(config: Config) -> Iterator[Finding]:
     if not config.hosts:
         yield error("hosts", "none is configured", "add [[hosts]] with name and url (docs/configuration.md)")
         return
-    yield from asyncio.run(_ask_all(config))
+    yield from uvloop.run(_ask_all(config))  # whose errors say what the system says
 
 
 async def _ask_all(config: Config) -> list[Finding]:
