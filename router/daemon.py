@@ -140,8 +140,15 @@ class Daemon:
         health.start()
         watch.start()
         await self._first_of(health.all_seen())  # else the first clients would hear that no host can serve them
-        if not self._stop.is_set():
-            await self._serve()
+        awake = None if self._stop.is_set() else await self._serve_all(event_loop)
+        await self._stop.wait()
+        if awake is not None:
+            awake.stop()
+        await self._shut_down(watch, health)
+
+    async def _serve_all(self, event_loop: asyncio.AbstractEventLoop) -> Any:
+        """Begin to serve and say so; return what keeps the loop awake, where that was asked for."""
+        await self._serve()
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
         if awake is not None:
             self.telemetry.publish_token = awake.watching(self.telemetry.publish_token)
@@ -160,10 +167,7 @@ class Daemon:
             pid=os.getpid(),
         )
         self._say_serving()
-        await self._stop.wait()
-        if awake is not None:
-            awake.stop()
-        await self._shut_down(watch, health)
+        return awake
 
     async def _first_of(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for something, or for the signal to stop."""

@@ -7,6 +7,7 @@ import argparse
 from router import config
 from router.cli import fail
 from router.errors import ConfigError
+from router.service.notify import Notifier
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
         if args.instance is not None:
             settings = config.with_instance(settings, args.instance)
     except ConfigError as error:
+        Notifier().status(f"cannot start: {error}")
         return fail(error)
     from router import daemon  # noqa: PLC0415 - the event loop is not needed to refuse a configuration
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _DOWN_INTERVAL_S = 0.25
 """Between two probes of a host that is down: it may be starting, and requests wait for it."""
+_FIRST_LOOK_S = 5.0
+"""At most, at the start: a host that takes so long must not keep the others' clients waiting."""
 
 
 class HealthMonitor:
@@ -41,7 +43,7 @@ class HealthMonitor:
         """Wait until each host has been probed once, with whatever result, or has taken too long for its answer."""
         if self._unseen:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_seen.wait(), self._config.timeout_s)
+                await asyncio.wait_for(self._all_seen.wait(), min(self._config.timeout_s, _FIRST_LOOK_S))
 
     async def stop(self) -> None:
         """End all probes."""
