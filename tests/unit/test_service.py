@@ -197,6 +197,16 @@ def test_sockets_of_systemd_take_the_place_of_the_addresses(directory: Path) -> 
     found.close(for_good=True)
 
 
+def test_the_file_of_a_unix_socket_that_systemd_holds_stays(directory: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(directory / "held"))
+        sock.listen()
+        Listeners(config_at(f"unix:{directory}/own"), inherited.Inherited(http=[sock.dup()]), directory).close(
+            for_good=True
+        )
+    assert (directory / "held").exists()
+
+
 # ---------------------------------------------------------------- journal
 def test_messages_are_fields_of_the_journal(directory: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
