@@ -48,14 +48,16 @@ class Generation:
         self._lock_descriptors = lock_descriptors
 
     @classmethod
-    def create(cls, instance_dir: Path) -> Generation:
+    def create(cls, instance_dir: Path, *, lock: int = -1) -> Generation:
         """Make a new generation directory and hold its locks until :meth:`close` or the end of the process.
 
+        ``lock`` is the lock of the instance where the writer before this one has passed its descriptor on
+        (:attr:`lock`): both hold it then, each with a generation of its own, until the older one ends.
         Raises WriterAlive with the pid when a live writer holds the instance, AccessDenied, NoSpace.
         """
         try:
             instance_dir.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
-            instance_lock = _lock_instance(instance_dir)
+            instance_lock = lock if lock >= 0 else _lock_instance(instance_dir)
         except OSError as error:
             raise named(error, f"{instance_dir} cannot be written") from error
         try:
@@ -65,14 +67,22 @@ class Generation:
             raise named(error, f"{instance_dir} cannot hold a generation") from error
         return cls(instance_dir, path, (instance_lock, generation_lock))
 
+    @property
+    def lock(self) -> int:
+        """The descriptor of the instance's lock, to be passed to the next writer; -1 after :meth:`close`."""
+        return self._lock_descriptors[0] if self._lock_descriptors else -1
+
     def activate(self) -> None:
         """Point ``current`` here: all segments are ready. Then delete all but this generation and the one before.
+
+        A generation whose writer still lives stays too: it has handed over and finishes what it began.
 
         Raises Missing, AccessDenied, NoSpace, else RingError.
         """
         keep = {self.path.name, _current_name(self.instance_dir)}
         temporary = self.instance_dir / f".{CURRENT}.tmp"
         try:
+            _write_pid(self.lock)
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(self.path.name)
             temporary.replace(self.instance_dir / CURRENT)
@@ -80,8 +90,11 @@ class Generation:
         except OSError as error:
             raise named(error, f"{self.instance_dir / CURRENT} cannot be set") from error
         for entry in entries:
-            if _number(entry.name.removeprefix(".").removesuffix(".tmp")) is not None and entry.name not in keep:
-                shutil.rmtree(entry, ignore_errors=True)
+            if _number(entry.name.removeprefix(".").removesuffix(".tmp")) is None or entry.name in keep:
+                continue
+            with contextlib.suppress(RingError):  # another has deleted it
+                if not segment.is_locked(entry):
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def close(self) -> None:
         """Give up the locks; the files stay. Closing twice does nothing."""
@@ -210,8 +223,7 @@ def _lock_instance(instance_dir: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, segment.FILE_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _write_pid(descriptor)
     except BlockingIOError:
         text = os.pread(descriptor, 32, 0).strip()
         os.close(descriptor)
@@ -220,6 +232,11 @@ def _lock_instance(instance_dir: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _write_pid(lock: int) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def _make_directory(instance_dir: Path) -> tuple[Path, int]:

@@ -7,7 +7,8 @@ import gc
 import os
 import resource
 import signal
-import socket
+import sys
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,7 @@ import uvloop
 import ringbuffer
 from ringbuffer import RingError
 from router import native
-from router.config import Config, is_tmpfs, load, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
+from router.config import Config, is_tmpfs, load, model_timeouts, run_dir, tmpfs_run_dir, zeromq_endpoint
 from router.config.changes import changes, taken_over
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
@@ -26,23 +27,31 @@ from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
 from router.ingress.http import ClientConnection
 from router.ingress.server import HttpServer
-from router.ingress.unix_path import make_free
+from router.listeners import Listeners
 from router.log import log_unhandled, set_up
 from router.loop import Loop
 from router.roster import Roster
 from router.routing import Reason
+from router.service import handover, inherited
+from router.service.notify import Notifier
+from router.service.pulse import EXTENSION_S, Pulse
 from router.telemetry.counters import Counter
 from router.telemetry.writer import Telemetry
 from router.wait_strategy import stay_awake
 from router.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from router.caches.front import Front
     from router.caches.intake import Intake
     from router.caches.warm import Warmer
+    from router.config import HostConfig
+    from router.hosts.shared_slots import SlotTable
     from router.ingress.zeromq.server import ZmqServer
 
 _MS_NS: Final = 1_000_000
+_NS: Final = 1_000_000_000
 _STOP_POLL_S: Final = 0.02
 _OTHER_DESCRIPTORS: Final = 256
 """Rings, listeners, probes, logs, and spare connections to hosts."""
@@ -51,17 +60,28 @@ _OTHER_DESCRIPTORS: Final = 256
 class Daemon:
     """One router. :meth:`run` returns when it was told to stop and has drained."""
 
-    def __init__(self, config: Config, log: Any, path: Path | None = None) -> None:
-        """``path`` is the file that the configuration is read from again on SIGHUP; without one it stays as it is."""
+    def __init__(
+        self,
+        config: Config,
+        log: Any,
+        *,
+        passed: inherited.Inherited | None = None,
+        notifier: Notifier | None = None,
+        config_path: Path | None = None,
+    ) -> None:
+        """``passed`` are the sockets that this process was started with, ``notifier`` tells the service manager."""
         self.config = config
-        self._path = path
-        self._reloading: asyncio.Task[None] | None = None
         self.log = log
+        self._passed = passed or inherited.Inherited()
+        self._notifier = notifier or Notifier({})
+        self._config_path = config_path
         self.run_dir = _usable_run_dir(run_dir(config), log)
-        self.telemetry = Telemetry(self.run_dir / config.listen.instance, config)
-        self.roster = Roster(config, self.telemetry, log)
+        self.telemetry = Telemetry(self.run_dir / config.listen.instance, config, lock=self._passed.lock)
+        self.listeners = Listeners(config, self._passed, self.run_dir)
+        self._slots: SlotTable | None = None
+        self.roster = Roster(config, self.telemetry, log, self._host_maker())
         self.fleet = Fleet(self.roster.hosts, self.telemetry.counters, _longest_connect_s(config))
-        self.loop = Loop(config, self.roster.hosts, self.fleet, self.telemetry)
+        self.loop = self._make_loop()
         self.loop.recovery.random.seed(self.telemetry.generation.path.name)
         self.fleet.loop = self.loop
         self.roster.attach(self.loop)
@@ -69,14 +89,42 @@ class Daemon:
         self.loop.on_drained = self._log_drained  # type: ignore[method-assign]
         self.server = HttpServer(config, self.loop)
         self.server.ready = self._is_ready
+        self.pulse = Pulse(self.loop, self._notifier)
         self._stop = asyncio.Event()
-        self._listeners: list[asyncio.Server] = []
-        self._socket_files: list[str] = []
+        self._servers: list[asyncio.Server] = []
+        self._changing: asyncio.Task[None] | None = None
+        """A reload or an upgrade under way."""
+        self._relieved = False
+        """Another process has taken over."""
         self.zeromq: ZmqServer | None = None
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
         self._beside: list[Intake | Warmer] = []
         self._front: Front | None = None
+        self._watch = Watch(
+            self.loop,
+            threshold_ns=int(config.loop.cycle_threshold_ms * _MS_NS),
+            shortest_s=_shortest_timeout_s(config),
+            clients_under_way=self._check_clients,
+        )
+        self._health = HealthMonitor(self.loop, config.health, self.roster.probed, log)
+
+    def _host_maker(self) -> Callable[[HostConfig, int, int], Host]:
+        """Return what makes a host; where slots are shared with other routers, one that shares them."""
+        if not self.config.loop.slots_shared:
+            return Host
+        from router.hosts.shared_slots import SlotTable  # noqa: PLC0415 - only several routers load it
+        from router.sharing import SharedHost  # noqa: PLC0415 - the same
+
+        self._slots = SlotTable(self.run_dir)
+        return partial(SharedHost, table=self._slots)
+
+    def _make_loop(self) -> Loop:
+        if self._slots is None:
+            return Loop(self.config, self.roster.hosts, self.fleet, self.telemetry)
+        from router.sharing import SharingLoop  # noqa: PLC0415 - only several routers load it
+
+        return SharingLoop(self.config, self.roster.hosts, self.fleet, self.telemetry)
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -85,22 +133,26 @@ class Daemon:
         event_loop.set_exception_handler(self._note_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             event_loop.add_signal_handler(number, self._stop.set)
-        watch = Watch(
-            self.loop,
-            threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
-            shortest_s=_shortest_timeout_s(self.config),
-            clients_under_way=self._check_clients,
-        )
-        self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
-        health = HealthMonitor(self.loop, self.config.health, self.roster.probed, self.log)
-        self.loop.on_host_added = health.watch  # type: ignore[method-assign]
-        event_loop.add_signal_handler(signal.SIGHUP, self._begin_reload, watch, health)
+        event_loop.add_signal_handler(signal.SIGUSR2, self._begin, self.upgrade)
+        if self._config_path is not None and not _is_terminal():
+            event_loop.add_signal_handler(signal.SIGHUP, self._begin, self.reload)
+        self.loop.on_blocked = self._watch.look_closer  # type: ignore[method-assign]
+        self.loop.on_host_added = self._health.watch  # type: ignore[method-assign]
+        self._watch.on_second = self._each_second
         await self._start_front()
-        await self._listen()
-        self._listen_zeromq()
         await self._start_tools_and_answers()
-        health.start()
-        watch.start()
+        self._health.start()
+        self._watch.start()
+        await self._first_of(self._health.all_seen())  # else the first clients would hear that no host can serve them
+        awake = None if self._stop.is_set() else await self._serve_all(event_loop)
+        await self._stop.wait()
+        if awake is not None:
+            awake.stop()
+        await self._shut_down()
+
+    async def _serve_all(self, event_loop: asyncio.AbstractEventLoop) -> Any:
+        """Begin to serve and say so; return what keeps the loop awake, where that was asked for."""
+        await self._serve()
         awake = stay_awake(event_loop, self.config.loop.wait, self.config.loop.spin_us)
         if awake is not None:
             self.telemetry.publish_token = awake.watching(self.telemetry.publish_token)
@@ -112,38 +164,131 @@ class Daemon:
             "serving",
             http=self.addresses(),
             zeromq=self._zeromq_endpoints,
+            from_systemd=[each.where for each in (*self.listeners.http, *self.listeners.zeromq) if not each.address],
             rings=str(self.telemetry.generation.path),
             ring_backend=ringbuffer.BACKEND,
             scanner=native.BACKEND,
             wait=self.config.loop.wait,
             pid=os.getpid(),
         )
-        await self._stop.wait()
-        if awake is not None:
-            awake.stop()
-        await self._shut_down(watch, health)
+        self._say_serving()
+        return awake
+
+    async def _first_of(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for something, or for the signal to stop."""
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+    def _say_serving(self) -> None:
+        """Tell the service manager, and the process before this one, that this one serves."""
+        status = self.pulse.text(monotonic_ns())
+        if not self._passed.from_process:
+            self._notifier.ready(status)
+            return
+        self.telemetry.generation.activate()
+        self._notifier.took_over(status)
+        handover.say_ready(self._passed.ready)
+
+    # ------------------------------------------------------------ reload and upgrade
+    def _begin(self, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a reload or an upgrade, behind one that is under way: the file may have changed since that began."""
+        if self._stop.is_set():
+            self.log.warning("signal ignored", reason="the stop is under way")
+            return
+        self._changing = asyncio.ensure_future(self._change(self._changing, change))
+        self._changing.add_done_callback(self._changed)
+
+    async def _change(self, before: asyncio.Task[None] | None, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        if not self._stop.is_set():
+            await change()
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        if self._changing is task:
+            self._changing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log_unhandled(self.log, {"message": "reload or upgrade", "exception": error})
+
+    async def reload(self) -> None:
+        """Take over what the configuration file says now; one that cannot be used changes nothing."""
+        assert self._config_path is not None
+        self._notifier.reloading()
+        try:
+            wanted = await asyncio.to_thread(load, self._config_path)  # the disk must not hold up a token
+            _check_has_hosts(wanted)
+            status = self._take_over(wanted)
+        except ConfigError as error:
+            status = f"reload refused, the old configuration stays: {error}"
+            self.log.error("configuration not reloaded", reason=str(error))
+            self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
+            self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
+        self._notifier.ready(status)
+
+    def _take_over(self, wanted: Config) -> str:
+        """Go on with another configuration, in this call; return what to tell of it. Raises :class:`ConfigError` before
+        anything has changed.
+        """
+        found = changes(self.config, wanted)
+        config = taken_over(self.config, wanted)
+        self.roster.apply(config, monotonic_ns())
+        self.config = config
+        self.server.configure(config)
+        self.fleet.connect_timeout_s = _longest_connect_s(config)
+        self._health.configure(config.health)
+        self._watch.configure(_shortest_timeout_s(config))
+        for each in found:
+            if each.needs:
+                self.log.warning("configuration change needs a restart", change=each.text, of=each.needs)
+            else:
+                self.log.info("configuration change", change=each.text)
+        self.log.info("configuration reloaded", changes=len(found))
+        self.telemetry.counters.add(Counter.CONFIG_RELOADS)
+        waiting = sum(1 for each in found if each.needs == "router")
+        return f"reloaded; {waiting} changes need an upgrade (SIGUSR2) or a restart" if waiting else "reloaded"
+
+    async def upgrade(self) -> None:
+        """Start the program anew and let it take over; when that fails this process goes on."""
+        reason = await self._hand_over("upgrade")
+        if reason:
+            self.log.error("upgrade failed", reason=reason)
+            self._notifier.status(f"upgrade failed, this process goes on: {reason}")
+
+    async def _hand_over(self, why: str) -> str:
+        """Let a new process take over; return why it did not."""
+        self.log.info("handing over", why=why)
+        try:
+            pid = await handover.hand_over(self.listeners, self.telemetry.generation.lock)
+        except handover.HandoverError as error:
+            return str(error)
+        self._relieved = self.pulse.paused = True
+        self.log.info("handed over", to_pid=pid)
+        self._stop.set()
+        return ""
+
+    def _each_second(self, now: int) -> None:
+        if self._slots is not None:
+            grace_ms = max(host.facts.cancel_grace_ms for host in self.roster.hosts)
+            self._slots.reap(now, int(grace_ms * _MS_NS))
+        self.pulse.beat(now)
 
     def _note_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an exception that escaped a callback, and count it among the errors that ``stats`` shows."""
         log_unhandled(self.log, context)
         self.telemetry.errors.note(f"internal error: {type(context.get('exception')).__name__}", monotonic_ns())
 
-    async def _shut_down(self, watch: Watch, health: HealthMonitor) -> None:
+    async def _shut_down(self) -> None:
         """Stop accepting, stop admitting, drain, then hosts, then rings."""
         self.log.info("stopping", in_flight=len(self.loop.in_flight), drain_s=self.config.timeouts.drain_s)
-        for listener in self._listeners:
-            listener.close()
-        for path in self._socket_files:
-            Path(path).unlink(missing_ok=True)
-        if self.zeromq is not None:
-            self.zeromq.stop_listening()
-        if self._front is not None:
+        for server in self._servers:
+            server.close()
+        self.listeners.close(for_good=not self._relieved)
+        if self._front is not None and not self._relieved:
             self._front.drain()
+        await self._drain()
         self.loop.stopping = True
-        self.server.close_idle()
-        until = monotonic_ns() + int(self.config.timeouts.drain_s * 1e9)
-        while self.loop.in_flight and monotonic_ns() < until:
-            await asyncio.sleep(_STOP_POLL_S)
         text = "the router was stopped; ask again"
         for request in list(self.loop.in_flight.values()):
             self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
@@ -158,77 +303,53 @@ class Daemon:
             part.stop()
         if self._front is not None:
             self._front.stop()
-        await health.stop()
+        await self._health.stop()
         await self.fleet.close()
-        watch.stop()
+        self._watch.stop()
         self.loop.flush()
         self.telemetry.close()
+        if self._slots is not None:
+            self._slots.close()
         self.log.info("stopped")
 
-    # ------------------------------------------------------------ another configuration
-    def _begin_reload(self, watch: Watch, health: HealthMonitor) -> None:
-        """Read the file again; a further signal while it is read has it read once more."""
-        before = self._reloading
-        self._reloading = asyncio.get_running_loop().create_task(self._reload(before, watch, health))
+    async def _drain(self) -> None:
+        """Let run what runs, for ``timeouts.drain_s`` at most.
 
-    async def _reload(self, before: asyncio.Task[None] | None, watch: Watch, health: HealthMonitor) -> None:
-        if before is not None:
-            await before
-        if self._path is None or self.loop.stopping:
-            return
-        try:
-            wanted = await asyncio.to_thread(load, self._path)  # the disk must not hold up a token
-            if not wanted.hosts:
-                raise ConfigError(f"{self._path}: hosts: none is configured, so every request would be refused")
-            self._take_over(wanted, watch, health)
-        except ConfigError as error:
-            self.log.error("configuration not reloaded", reason=str(error))
-            self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
-            self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
+        When another process has taken over, this one goes on serving the clients it has: each HTTP connection until
+        its next answer, ZeroMQ clients until nothing of theirs runs.
+        """
+        drain_s = self.config.timeouts.drain_s
+        until = self.pulse.draining_until_ns = monotonic_ns() + int(drain_s * _NS)
+        if self._relieved:
+            self.server.close_after_answers()
+        else:
+            self._notifier.stopping(f"draining {len(self.loop.in_flight)} requests, {drain_s:g} s at most")
+            self._notifier.extend(EXTENSION_S)
+            self.loop.stopping = True
+            if self.zeromq is not None:
+                self.zeromq.stop_listening()
+            self.server.close_idle()
+        while (self.loop.in_flight or self._has_clients()) and monotonic_ns() < until:
+            await asyncio.sleep(_STOP_POLL_S)
+        self.server.close_idle()
 
-    def _take_over(self, wanted: Config, watch: Watch, health: HealthMonitor) -> None:
-        """Go on with another configuration, in this call; raises :class:`ConfigError` before anything has changed."""
-        found = changes(self.config, wanted)
-        config = taken_over(self.config, wanted)
-        self.roster.apply(config, monotonic_ns())
-        self.config = config
-        self.server.configure(config)
-        self.fleet.connect_timeout_s = _longest_connect_s(config)
-        health.configure(config.health)
-        watch.configure(_shortest_timeout_s(config))
-        for each in found:
-            if each.needs:
-                self.log.warning("configuration change needs a restart", change=each.text, of=each.needs)
-            else:
-                self.log.info("configuration change", change=each.text)
-        self.log.info("configuration reloaded", changes=len(found))
-        self.telemetry.counters.add(Counter.CONFIG_RELOADS)
+    def _has_clients(self) -> bool:
+        """Whether clients of a router that was relieved may still ask something."""
+        return self._relieved and bool(self.server.connections)
 
-    # ------------------------------------------------------------ listening
-    async def _listen(self) -> None:
+    # ------------------------------------------------------------ serving
+    async def _serve(self) -> None:
+        """Begin to accept."""
         event_loop = asyncio.get_running_loop()
-        for address in self.config.listen.http:
-            where = split_address(address, "listen.http")
-            try:
-                if isinstance(where, str):
-                    listener = await event_loop.create_unix_server(
-                        self._client, sock=_unix_socket(where), backlog=self.config.listen.backlog
-                    )
-                    self._socket_files.append(where)
-                else:
-                    listener = await event_loop.create_server(
-                        self._client, where[0], where[1], backlog=self.config.listen.backlog
-                    )
-            except OSError as error:
-                raise ConfigError(
-                    f"listen.http = {address!r}: cannot listen there: {error.strerror or error}"
-                ) from None
-            self._listeners.append(listener)
+        for listener in self.listeners.http:
+            # A descriptor of its own, so that ours is there to be handed over.
+            start = event_loop.create_unix_server if listener.where.startswith("unix:") else event_loop.create_server
+            server = await start(self._client, sock=listener.sock.dup(), backlog=self.config.listen.backlog)
+            self._servers.append(server)
+        if self.listeners.zeromq or self.listeners.left_to_libzmq:
+            self._serve_zeromq()
 
-    def _listen_zeromq(self) -> None:
-        endpoints = self.config.listen.zeromq
-        if not endpoints:
-            return
+    def _serve_zeromq(self) -> None:
         from router.ingress.zeromq.server import ZmqServer  # noqa: PLC0415 - only who uses ZeroMQ loads it
 
         self.zeromq = ZmqServer(
@@ -240,12 +361,15 @@ class Daemon:
             other_connections=lambda: len(self.server.connections),
         )
         self.server.other_connections = lambda zeromq=self.zeromq: zeromq.connection_count  # type: ignore[misc]
-        for index, endpoint in enumerate(endpoints):
-            key = f"listen.zeromq[{index}]"
+        for listener in self.listeners.zeromq:
+            self._zeromq_endpoints.append(self.zeromq.adopt(listener.sock, listener.endpoint))
+        for endpoint in self.listeners.left_to_libzmq:
             try:
-                bound = self.zeromq.bind(zeromq_endpoint(self.config, endpoint, key, self.run_dir))
+                bound = self.zeromq.bind(zeromq_endpoint(self.config, endpoint))
             except OSError as error:
-                raise ConfigError(f"{key} = {endpoint!r}: cannot listen there: {error.strerror or error}") from None
+                raise ConfigError(
+                    f"listen.zeromq = {endpoint!r}: cannot listen there: {error.strerror or error}"
+                ) from None
             self._zeromq_endpoints.append(bound)
         if self._front is not None:
             self.zeromq.nearest = self._front.nearest
@@ -289,12 +413,7 @@ class Daemon:
 
     def addresses(self) -> list[str]:
         """Return where the router listens, with the ports that the kernel chose for port 0."""
-        out = []
-        for listener in self._listeners:
-            for sock in listener.sockets:
-                name = sock.getsockname()
-                out.append(f"unix:{name}" if isinstance(name, str) else f"http://{name[0]}:{name[1]}")
-        return out
+        return [listener.where for listener in self.listeners.http]
 
     # ------------------------------------------------------------ hosts
     def _log_standing(self, host: Host, old_bar: int) -> None:
@@ -340,17 +459,14 @@ def _shortest_timeout_s(config: Config) -> float:
     return min(value for value in named if value > 0)
 
 
-def _unix_socket(path: str) -> socket.socket:
-    """Bind a unix socket, taking the place of one that a dead process left behind."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        make_free(path)
-        sock.bind(path)
-        Path(path).chmod(0o660)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _is_terminal() -> bool:
+    """Whether somebody sits at a terminal: its end, which is a SIGHUP too, is to end the router."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _check_has_hosts(config: Config) -> None:
+    if not config.hosts:
+        raise ConfigError("hosts: none is configured, so every request would be refused")
 
 
 def _usable_run_dir(path: Path, log: Any) -> Path:
@@ -385,27 +501,26 @@ def _fit_descriptors(config: Config, log: Any) -> Config:
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, connections=clients))
 
 
-async def _run(config: Config, log: Any, path: Path | None) -> None:
-    await Daemon(config, log, path).run()
+async def _run(config: Config, log: Any, notifier: Notifier, config_path: Path | None) -> None:
+    await Daemon(config, log, passed=inherited.take(), notifier=notifier, config_path=config_path).run()
 
 
-def serve(config: Config, path: Path | None = None) -> int:
+def serve(config: Config, config_path: Path | None = None) -> int:
     """Run a router in the foreground; returns the exit status. Start-up errors are one line, never a trace.
 
-    ``path`` is where the configuration was read, and is read again on SIGHUP.
+    ``config_path`` is where the configuration came from: SIGHUP reads it again.
     """
     log = set_up(config.log)
-    if not config.hosts:
-        log.error("cannot start", reason="hosts: none is configured, so every request would be refused")
-        return 2
-    if ringbuffer.BACKEND == "plain":
-        log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
-    if native.BACKEND == "plain":
-        log.warning("streams are scanned without the C extension: more time for each request, the same answers")
-    config = _fit_descriptors(config, log)
+    notifier = Notifier()
     try:
-        uvloop.run(_run(config, log, path))
+        _check_has_hosts(config)
+        if ringbuffer.BACKEND == "plain":
+            log.warning("the rings run without the C extension: slower, x86-64 only, the same layout")
+        if native.BACKEND == "plain":
+            log.warning("streams are scanned without the C extension: more time for each request, the same answers")
+        uvloop.run(_run(_fit_descriptors(config, log), log, notifier, config_path))
     except (ConfigError, RingError, OSError) as error:
         log.error("cannot start", reason=str(error))
+        notifier.status(f"cannot start: {error}")
         return 2
     return 0

@@ -1,7 +1,8 @@
 """Logging set-up: structlog, never on the token path, and never with a prompt, an answer or a secret in it.
 
-Messages are written by a thread of their own: a terminal or pipe that nobody reads must not stop the loop. What does
-not fit in its queue is dropped and counted.
+Under systemd they are datagrams to the journal, with a field for each value (:mod:`router.service.journal`). Elsewhere
+a thread of their own writes them: a terminal or pipe that nobody reads must not stop the loop. What is not taken is
+dropped and counted (:func:`dropped_count`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import traceback
 from typing import Any, Final, TextIO
 
 from router.config import Log
+from router.service import journal
 
 if "rich" in sys.modules:
     import structlog
@@ -40,6 +42,7 @@ class _Writer:
         self._descriptor = target.fileno()
         self._queue: queue.Queue[str | None] = queue.Queue(_QUEUED_MAX)
         self._dropped = 0
+        self.dropped_count = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
         atexit.register(self._close)
@@ -50,6 +53,7 @@ class _Writer:
             self._queue.put_nowait(text)
         except queue.Full:
             self._dropped += 1
+            self.dropped_count += 1
 
     def flush(self) -> None:
         """Do nothing: the thread flushes."""
@@ -75,18 +79,45 @@ class _Writer:
         self._thread.join(_LAST_WORDS_S)
 
 
+class _Target:
+    """Where this process's messages go."""
+
+    sink: _Writer | journal.JournalLogger | None = None
+
+
+_target: Final = _Target()
+
+
+def dropped_count() -> int:
+    """Return how many messages nobody took since the start of the process."""
+    return _target.sink.dropped_count if _target.sink is not None else 0
+
+
 def set_up(config: Log) -> Any:
-    """Configure structlog for the process and return a logger; messages go to standard error."""
+    """Configure structlog for the process and return a logger; messages go to standard error, or to the journal where
+    that is its other end and ``log.format`` leaves it open.
+    """
+    level = structlog.make_filtering_bound_logger(getattr(logging, config.level.upper()))
+    if config.format == "auto" and journal.is_ours():
+        _target.sink = sink = journal.JournalLogger()
+        structlog.configure(
+            processors=[journal.render],
+            wrapper_class=level,
+            logger_factory=lambda *_: sink,
+            cache_logger_on_first_use=True,
+        )
+        return structlog.get_logger("ringrouter")
     console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    _target.sink = writer = _Writer(sys.stderr)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=_Writer(sys.stderr)),  # type: ignore[arg-type]
+        wrapper_class=level,
+        logger_factory=structlog.WriteLoggerFactory(file=writer),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     return structlog.get_logger("ringrouter")

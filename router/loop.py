@@ -82,6 +82,11 @@ class Loop:
         self._ended: deque[Request] = deque()
         self.recovery = Recovery(self, hosts)
 
+    @property
+    def backlog(self) -> int:
+        """Requests that were published and not taken off the ring: 0 between two turns of a loop that works."""
+        return len(self._published)
+
     # ------------------------------------------------------------ in
     def submit(self, request: Request, w4: int, w5: int, w6: int) -> None:
         """Publish a request into the ring and drain it in this turn.

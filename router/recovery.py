@@ -169,10 +169,10 @@ class Recovery:
             return
         else:
             connection.kill()
-        host.running -= 1
         grace_ns = int(host.facts.cancel_grace_ms * _MS_NS)
         if host_may_work and grace_ns:
             host.drain_slot(now + grace_ns)
+        host.running -= 1  # behind the line before: in between another router would see a slot free
         if host.on_trial:
             self.standing.refresh(host, now)
 

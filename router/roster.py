@@ -18,6 +18,8 @@ from router.models import Model
 from router.telemetry import records as rec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.config import HostConfig
     from router.loop import Loop
     from router.telemetry.writer import Telemetry
@@ -26,14 +28,18 @@ if TYPE_CHECKING:
 class Roster:
     """Makes hosts and models and keeps them as the configuration has them. ``hosts`` is shared with the loop."""
 
-    def __init__(self, config: Config, telemetry: Telemetry, log: Any) -> None:
+    def __init__(
+        self, config: Config, telemetry: Telemetry, log: Any, make_host: Callable[[HostConfig, int, int], Host] = Host
+    ) -> None:
+        """``make_host`` makes a host of its settings, its id, and its place in the configuration."""
+        self._make_host = make_host
         self.config = config
         self.hosts: list[Host] = []
         self.loop: Loop
         self._telemetry = telemetry
         self._log = log
         for index, each in enumerate(config.hosts):
-            self.hosts.append(Host(each, self._host_id(each.name), index))
+            self.hosts.append(make_host(each, self._host_id(each.name), index))
 
     def attach(self, loop: Loop) -> None:
         """Begin to serve the loop: its models are made here."""
@@ -138,7 +144,7 @@ class Roster:
             self.loop.pump(host, now)
 
     def _add(self, settings: HostConfig, host_id: int, index: int) -> None:
-        host = Host(settings, host_id, index)
+        host = self._make_host(settings, host_id, index)
         self.hosts.append(host)
         self.loop.host_of[host_id] = host
         self.loop.recovery.standing.add(host, comes_new=True)

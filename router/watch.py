@@ -58,6 +58,8 @@ class Watch:
         self._cycle_max_ns = 0
         self._blocked = False
         self._memory = MemoryKeeper()
+        self.on_second: Callable[[int], None] = _nothing
+        """Called each second, behind everything else the tick does: the loop is making progress."""
 
     def configure(self, shortest_s: float) -> None:
         """Go on with other time-outs, the shortest of which is this long; the next tick comes soon."""
@@ -145,6 +147,7 @@ class Watch:
         self._memory.second(busy=bool(loop.in_flight))
         for call in loop.seconds:
             call(now)
+        self.on_second(now)
 
     # ------------------------------------------------------------ one request
     def _check(self, request: Request, now: int) -> None:
@@ -232,6 +235,10 @@ class Watch:
         if request.host_paused and request.egress.unsent_bytes() <= limits.client_resume_bytes:
             loop.resume_host(request)
         return False
+
+
+def _nothing(_: int) -> None:
+    """Stand in for who would be told."""
 
 
 def _text(what: str, limit_ns: int, key: str) -> str:

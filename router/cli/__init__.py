@@ -83,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_query(commands)
     _add_ask(commands)
+    _add_service(commands)
+    doctor = commands.add_parser("doctor", help="look at everything a router needs, and say what to do")
+    doctor.add_argument(
+        "--config", type=Path, metavar="FILE", help="the router's configuration (/etc/ringrouter/ringrouter.toml)"
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs")
     check = commands.add_parser("check", help="check a configuration file and print what it would serve")
     check.add_argument("file", type=Path, metavar="FILE")
     check.add_argument(
@@ -97,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_starters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser("serve", help="run the router")
     serve.add_argument("--config", type=Path, metavar="FILE", help="configuration (docs/configuration.md)")
+    serve.add_argument("--instance", metavar="NAME", help="instead of listen.instance, for several with one file")
     run = commands.add_parser("run", help="run the router with embedded models, to try it out")
     run.add_argument("--config", type=Path, metavar="FILE", help="serve the hosts of this configuration instead")
     run.add_argument("--port", type=_port, metavar="N", help="HTTP port in front of the embedded models; 0 = any")
@@ -248,6 +255,19 @@ def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action=argparse.BooleanOptionalAction,
         help="show on standard error where the time went; by default when that is a terminal",
     )
+
+
+def _add_service(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    service = commands.add_parser("service", help="install, uninstall or upgrade the router as a service of systemd")
+    actions = service.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, what in (("install", "put the units in place"), ("uninstall", "stop the units and take them away")):
+        action = actions.add_parser(name, help=f"{what}; shows each change first")
+        action.add_argument("--user", action="store_true", help="for your own manager instead of the system's")
+        action.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+        action.add_argument("--force", action="store_true", help="also files that were changed by hand")
+    upgrade = actions.add_parser("upgrade", help="let a new process take over without refusing anybody")
+    upgrade.add_argument("--user", action="store_true", help="of your own manager instead of the system's")
+    upgrade.add_argument("--instance", metavar="NAME", help="ringrouter@NAME instead of ringrouter")
 
 
 def _add_location(parser: argparse.ArgumentParser) -> None:

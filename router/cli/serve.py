@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from router import config
 from router.cli import fail
 from router.errors import ConfigError
+from router.service.notify import Notifier
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,8 +18,11 @@ def run(args: argparse.Namespace) -> int:
         )
     try:
         settings = config.load(args.config)
+        if args.instance is not None:
+            settings = config.with_instance(settings, args.instance)
     except ConfigError as error:
+        Notifier().status(f"cannot start: {error}")
         return fail(error)
     from router import daemon  # noqa: PLC0415 - the event loop is not needed to refuse a configuration
 
-    return daemon.serve(settings, Path(args.config))
+    return daemon.serve(settings, args.config)

@@ -51,10 +51,10 @@ class Asking(Generic[StreamT, ReplyT]):
         """Ask for a chat, streamed unless ``stream=False``; what is not named here goes into the request's body.
 
         ``timeout_s`` and ``first_token_timeout_s`` count from now and cancel the request. ``credit`` is how many events
-        may wait here before the host is held. ``host`` names the one that is to answer. ``request_class`` (``realtime``,
-        ``interactive``, ``batch``) and ``deadline_ms`` (to the first token, as the router sees it) say how soon it is
-        wanted: one that cannot be in time is refused at once. ``request_id`` names the request in the router's
-        records, ``tags`` label it, ``cache`` says whether the answer may be one that the router has kept
+        may wait here before the host is held. ``host`` names the one that is to answer. ``request_class``
+        (``realtime``, ``interactive``, ``batch``) and ``deadline_ms`` (to the first token, as the router sees it) say
+        how soon it is wanted: one that cannot be in time is refused at once. ``request_id`` names the request in the
+        router's records, ``tags`` label it, ``cache`` says whether the answer may be one that the router has kept
         (docs/caches.md), ``traceparent``, ``tracestate`` and ``baggage`` are the W3C headers.
         """
         talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages

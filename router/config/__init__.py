@@ -23,7 +23,7 @@ from router.config.admission import (
     LeverRules,
     check_admission,
 )
-from router.config.base import Section
+from router.config.base import NAME, NAME_ALLOWED, Section
 from router.config.caches import (
     CacheConfig,
     EmbeddingsCache,
@@ -114,6 +114,7 @@ __all__ = [
     "split_address",
     "tables_dir",
     "tmpfs_run_dir",
+    "with_instance",
     "zeromq_endpoint",
 ]
 
@@ -147,6 +148,13 @@ def model_timeouts(config: Config, model_name: str) -> Timeouts:
         return config.timeouts
     own = {f: v for f in model.timeouts.__struct_fields__ if (v := getattr(model.timeouts, f)) is not None}
     return msgspec.structs.replace(config.timeouts, **own)
+
+
+def with_instance(config: Config, name: str) -> Config:
+    """Return the configuration of one of several routers that share a file; raises :class:`ConfigError`."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"--instance = {shown(name)}: expected {NAME_ALLOWED['allowed']}")
+    return msgspec.structs.replace(config, listen=msgspec.structs.replace(config.listen, instance=name))
 
 
 def load(path: Path | str, *, need_keys: bool = True) -> Config:
@@ -287,6 +295,13 @@ def _check_differ(values: list[str], key: str, field: str = "") -> None:
 
 def _check_keys(hosts: list[HostConfig]) -> None:
     for index, host in enumerate(hosts):
+        if host.api_key_credential and host.api_key_env:
+            raise ConfigError(f"hosts[{index}] has api_key_env and api_key_credential: expected one of them")
+        if host.api_key_credential and not host.api_key():
+            raise ConfigError(
+                f"hosts[{index}].api_key_credential = {shown(host.api_key_credential)}: expected a credential that "
+                "systemd gives this process (LoadCredential=), with a key in it"
+            )
         if host.api_key_env and not os.environ.get(host.api_key_env):
             # Someone may have written the key itself here; only what looks like a variable's name is repeated.
             value = shown(host.api_key_env) if _ENVIRONMENT_NAME.fullmatch(host.api_key_env) else "(not shown)"

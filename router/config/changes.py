@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from router.config import Config
 
-_FIXED_SECTIONS: Final = ("listen", "rings", "tags", "loop", "log")
+_FIXED_SECTIONS: Final = ("listen", "rings", "tags", "loop", "log", "cache")
 """Sections that are read at the start only: sockets, shared memory and the event loop are made of them."""
 _FIXED_LIMITS: Final = ("in_flight", "connections", "body_bytes")
 """Likewise of `[limits]`: the in-flight table has rows, the process descriptors and libzmq buffers for so many."""

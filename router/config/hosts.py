@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -58,6 +60,18 @@ class HostFacts(Section, frozen=True):
     ) = None
 
 
+@cache
+def credential(name: str) -> str:
+    """Return the text of a credential that systemd gave this process, empty without it. Read once: the file does not
+    change while the process lives, and a request must not wait for it.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    try:
+        return (Path(directory) / name).read_text(encoding="utf-8").strip() if directory else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 class HostConfig(Section, frozen=True):
     """`[[hosts]]`: one model host."""
 
@@ -89,6 +103,14 @@ class HostConfig(Section, frozen=True):
         Meta(
             extra={"allowed": "the name of an environment variable, or nothing"},
             description="Where the key is found that the host wants as `authorization: Bearer`.",
+        ),
+    ] = ""
+    api_key_credential: Annotated[
+        str,
+        Meta(
+            pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
+            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
+            description="The same key as a credential of systemd (`LoadCredential=`), which no other process can read.",
         ),
     ] = ""
     cost_per_hour: (
@@ -125,7 +147,11 @@ class HostConfig(Section, frozen=True):
     )
 
     def api_key(self) -> str:
-        """Return the key from the environment, empty without one. It is never logged and never in an error."""
+        """Return the key from its credential or the environment, empty without one. It is never logged and never in an
+        error.
+        """
+        if self.api_key_credential:
+            return credential(self.api_key_credential)
         return os.environ.get(self.api_key_env, "") if self.api_key_env else ""
 
 

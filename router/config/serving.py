@@ -148,6 +148,13 @@ class LoopConfig(Section, frozen=True):
         ),
     ] = "block"
     spin_us: Annotated[float, between(1, 100_000, "Microseconds that `adaptive` looks for the next event.")] = 100.0
+    slots_shared: Annotated[
+        bool,
+        Meta(
+            description="Other routers with the same `run_dir` use the same hosts: all together never give one more "
+            "requests than it has slots, in an upgrade too. Needs the C extension."
+        ),
+    ] = False
     cycle_threshold_ms: Annotated[
         float, above_zero(60_000, "A callback longer than this counts as a long cycle in `stats`.")
     ] = 10.0
@@ -160,5 +167,6 @@ class Log(Section, frozen=True):
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is written.")
     ] = "info"
     format: Annotated[
-        Literal["auto", "console", "json"], Meta(description="`auto`: console on a terminal, else JSON.")
+        Literal["auto", "console", "json"],
+        Meta(description="`auto`: console on a terminal, fields of the journal under systemd, else JSON."),
     ] = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _DOWN_INTERVAL_S = 0.25
 """Between two probes of a host that is down: it may be starting, and requests wait for it."""
+_FIRST_LOOK_S = 5.0
+"""At most, at the start: a host that takes so long must not keep the others' clients waiting."""
 
 
 class HealthMonitor:
@@ -29,9 +32,12 @@ class HealthMonitor:
         self._on_probed = on_probed
         self._log = log
         self._tasks: dict[Host, asyncio.Task[None]] = {}
+        self._unseen: set[Host] = set()
+        self._all_seen = asyncio.Event()
 
     def start(self) -> None:
         """Begin probing every host."""
+        self._unseen = set(self._loop.hosts)
         for host in self._loop.hosts:
             self.watch(host)
 
@@ -50,6 +56,12 @@ class HealthMonitor:
         if self._tasks.get(host) is task:
             del self._tasks[host]
 
+    async def all_seen(self) -> None:
+        """Wait until each host has been probed once, with whatever result, or has taken too long for its answer."""
+        if self._unseen:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_seen.wait(), min(self._config.timeout_s, _FIRST_LOOK_S))
+
     async def stop(self) -> None:
         """End all probes."""
         tasks = list(self._tasks.values())
@@ -63,6 +75,9 @@ class HealthMonitor:
                 await self._probe(host)
             except Exception as error:
                 self._log.error("internal error", what="probe", host=host.name, type=type(error).__name__)
+            self._unseen.discard(host)
+            if not self._unseen:
+                self._all_seen.set()
             interval_s = self._config.interval_s
             await asyncio.sleep(interval_s if host.healthy else min(interval_s, _DOWN_INTERVAL_S))
 

@@ -26,7 +26,6 @@ from router.http1 import (
     ProtocolError,
     chunk,
     declared_length,
-    parse_request_head,
 )
 from router.ingress import heads
 from router.telemetry.tcp import NO_TCP_INFO, tcp_descriptor, tcp_info
@@ -46,9 +45,9 @@ _STREAM_START_1_0: Final = b"HTTP/1.1 200 OK\r\ncache-control: no-cache\r\nx-acc
 _STREAM_START: Final = _STREAM_START_1_0.replace(b"x-request-id", b"transfer-encoding: chunked\r\nx-request-id")
 
 
-def _parsed(data: bytes) -> tuple[Head, int, int]:
+def _parsed(parse: Callable[[bytes], Head], data: bytes) -> tuple[Head, int, int]:
     """Parse a head that no other resembles; return it with its length (-1: none) and its end."""
-    head = parse_request_head(data)
+    head = parse(data)
     return head, declared_length(head), len(data)
 
 
@@ -242,7 +241,9 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(ErrorKind.HEAD_TOO_LARGE, f"the request head exceeds {limit} bytes (limits.head_bytes)")
             return False
         try:
-            head, length, end = self._server.heads.take(buffer, 0, limit) or _parsed(buffer[: end + 4])
+            head, length, end = self._server.heads.take(buffer, 0, limit) or _parsed(
+                self._server.parse, buffer[: end + 4]
+            )
         except ProtocolError as error:
             self._refuse(ErrorKind.BAD_REQUEST, f"not an HTTP request: {error}")
             return False

@@ -39,6 +39,7 @@ _LINGER_NS: Final = 2 * _NS
 """How long a client that still sends may take to read why it was refused."""
 _LINGERING_MAX: Final = 256
 """Such clients at once; further ones are closed without the wait."""
+_UNLIKE: Final = (b"traceparent", b"x-request-id")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -51,7 +52,8 @@ class HttpServer:
         self.ready: Callable[[], bool] = lambda: False
         self.other_connections: Callable[[], int] = lambda: 0
         """Those of other ingresses, which share ``limits.connections``."""
-        self.heads = HeadMemo(parse_request_head, unlike=(b"traceparent", b"x-request-id"))
+        self.parse: Callable[[bytes], Head] = parse_request_head
+        self.heads = HeadMemo(self.parse, unlike=_UNLIKE)
         """Of this router alone: what is kept with a head has ids of its records."""
         self.connections: set[ClientConnection] = set()
         self._config = config
@@ -145,6 +147,14 @@ class HttpServer:
             for connection in [c for c, since in self._lingering.items() if now - since >= _LINGER_NS]:
                 connection.abort()
         return bool(self._reading)
+
+    def close_after_answers(self) -> None:
+        """Let each connection end with its next answer, which says so: another process takes the new ones.
+
+        Those between two requests stay open. To close one at the moment its client asks would fail that request.
+        """
+        self.parse = _parse_last_head
+        self.heads = HeadMemo(self.parse, unlike=_UNLIKE)
 
     def close_idle(self) -> None:
         """Close all connections that are between two requests: the router is stopping."""
@@ -298,6 +308,13 @@ class HttpServer:
     def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
         text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
         connection.answer(404, b"text/plain; charset=utf-8", text, head_only=head_only)
+
+
+def _parse_last_head(data: bytes) -> Head:
+    """Parse the head of a request that is the last one of its connection."""
+    head = parse_request_head(data)
+    head.keep_alive = False
+    return head
 
 
 def _misplaced(head: Head, path: bytes, *, is_post: bool) -> RequestError:

@@ -83,6 +83,8 @@ class Counter(IntEnum):
     CACHE_STORE_AGE_S_MAX = 69
     KEEPER_UP = 70
     NEAREST = 71
+    LOG_DROPPED = 72
+    SLOTS_LOST = 73
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -170,6 +172,8 @@ CATALOGUE: Final = [
     _spec(Counter.CACHE_STORE_AGE_S_MAX, "s", "how long ago the vector was used that would leave next, about"),
     _spec(Counter.KEEPER_UP, "keepers", "1 while the keeper is connected"),
     _spec(Counter.NEAREST, "requests", "questions for what is nearest"),
+    _spec(Counter.LOG_DROPPED, "messages", "log messages dropped because nobody took them"),
+    _spec(Counter.SLOTS_LOST, "attempts", "routings taken back: another router had the host's last slot"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

@@ -75,8 +75,11 @@ class Names:
 class Telemetry:
     """Creates the segments of one generation and writes them."""
 
-    def __init__(self, instance_dir: Path, config: Config) -> None:
-        self.generation = Generation.create(instance_dir)
+    def __init__(self, instance_dir: Path, config: Config, *, lock: int = -1) -> None:
+        """``lock`` is that of the instance where the router before this one hands over: then readers find this one's
+        segments only when it says ``generation.activate()``.
+        """
+        self.generation = Generation.create(instance_dir, lock=lock)
         path = self.generation.path
         rings = config.rings
         schema = rec.RECORD_SCHEMA
@@ -126,7 +129,8 @@ class Telemetry:
         self.native_publish = self.tokens.native_publish()
         """The same for native code; ``None`` where all records must go through ``publish_token``."""
         self.beat(time.monotonic_ns())
-        self.generation.activate()
+        if lock < 0:
+            self.generation.activate()
 
     def beat(self, now_ns: int) -> None:
         """Store the heartbeat of every segment: the loop is making progress."""

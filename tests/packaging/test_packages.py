@@ -36,6 +36,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, copy)
     for package in ("ringbuffer", "router"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(ROOT / "systemd", copy / "systemd")
     return copy
 
 
@@ -79,6 +80,8 @@ def test_the_wheel_holds_both_extensions_for_the_stable_abi_and_no_c(sources: Pa
     assert {name for name in names if name.endswith(".so")} == EXTENSIONS
     assert [name for name in names if name.endswith((".c", ".h"))] == []
     assert "ringbuffer/py.typed" in names
+    units = {name.rpartition("/")[2] for name in names if "/share/ringrouter/systemd/" in name}
+    assert units == {path.name for path in (ROOT / "systemd").iterdir()}  # what `service install` puts in place
     assert backend_of(wheel, tmp_path) == "c 3"
 
 

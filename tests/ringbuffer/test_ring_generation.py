@@ -179,3 +179,25 @@ def test_what_may_not_be_looked_for_is_not_called_missing(tmp_path: Path, monkey
     monkeypatch.setattr(os, "readlink", refuse)
     with pytest.raises(AccessDenied, match="cannot be read"):
         find_current(tmp_path)
+
+
+def test_a_writer_hands_its_instance_to_the_next_and_finishes_its_own_generation(tmp_path: Path) -> None:
+    old, writer = start(tmp_path)
+    old.activate()
+    generations = [old]
+    for _ in range(2):  # a second one, while the first still drains
+        generations.append(Generation.create(tmp_path, lock=os.dup(generations[-1].lock)))
+        assert find_current(tmp_path) == generations[-2].path, "readers are led to the new one only when it is complete"
+        generations[-1].activate()
+    assert find_generations(tmp_path) == [each.path for each in generations], "none whose writer lives is deleted"
+    assert writer_state(old.path) == "alive"
+    stop(old, writer)
+    generations[1].close()
+    with pytest.raises(WriterAlive):
+        Generation.create(tmp_path)
+    generations[2].close()
+    assert old.lock == -1
+    last, writer = start(tmp_path)
+    last.activate()
+    assert find_generations(tmp_path) == [generations[2].path, last.path]
+    stop(last, writer)

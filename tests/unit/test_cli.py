@@ -83,7 +83,7 @@ class TestServe:
 
     def test_the_configuration_reaches_the_daemon(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         served: list[Config] = []
-        daemon = types.SimpleNamespace(serve=lambda config, _path: served.append(config) or 7)
+        daemon = types.SimpleNamespace(serve=lambda config, _: served.append(config) or 7)
         monkeypatch.setattr(router, "daemon", daemon, raising=False)
         monkeypatch.setitem(sys.modules, "router.daemon", daemon)
         path = tmp_path / "r.toml"

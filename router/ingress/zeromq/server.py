@@ -171,6 +171,21 @@ class ZmqServer:
             self._socket.setsockopt(option, value)
 
     # ------------------------------------------------------------ life
+    def adopt(self, sock: socket.socket, endpoint: str) -> str:
+        """Accept clients of a socket that listens already; return the endpoint. Raises :class:`OSError`.
+
+        libzmq gets a descriptor of its own and closes that; the socket's file is left to whoever opened it.
+        """
+        self._socket.setsockopt(zmq.USE_FD, sock.dup().detach())
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, str(error)) from None
+        finally:
+            self._socket.setsockopt(zmq.USE_FD, -1)
+        self._bound.add(endpoint[len("ipc://") :] if endpoint.startswith("ipc://") else endpoint.rpartition(":")[2])
+        return endpoint
+
     def bind(self, endpoint: str) -> str:
         """Listen at an endpoint; return it as libzmq has it, with the port it chose. Raises :class:`OSError`."""
         path = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc://") else ""

@@ -1,0 +1,143 @@
+"""A loop and hosts that share slots with other routers of the machine (``loop.slots_shared``): loaded only then.
+
+What runs or drains here stands in this router's row of the table; what runs elsewhere counts as taken. A request that
+is routed and then finds the host full, because another router was faster, goes back to the head of its waiting room.
+While anything waits all hosts are looked at again every 1 to 5 ms: nobody tells when a slot elsewhere is free. Who
+waits is told to the others, who then leave it an even share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from router.hosts.host import Host
+from router.hosts.shared_slots import SlotTable
+from router.loop import Loop
+from router.telemetry.counters import Counter
+
+if TYPE_CHECKING:
+    from router.request import Request
+    from router.routing import Candidate
+
+_RETRY_S: Final = (0.001, 0.005)
+
+
+class SharedHost(Host):
+    """A host whose slots other routers use too."""
+
+    def __init__(self, config: Any, host_id: int, index: int, table: SlotTable) -> None:
+        self._table = table
+        self._column = table.column(str(config.url))
+        self._running = 0
+        self.draining = []
+        self.lost_out = False
+        """Another router was faster: this one leaves the host alone until its next try."""
+        super().__init__(config, host_id, index)
+
+    @property
+    def running(self) -> int:
+        """Requests of this router that the host works on."""
+        return self._running
+
+    @running.setter
+    def running(self, count: int) -> None:
+        self._running = count
+        self._table.give(self._column, self.busy)
+
+    @property
+    def busy(self) -> int:
+        """Slots that requests of this router take."""
+        return self._running + len(self.draining)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots a request may take now, as far as can be seen."""
+        if self.lost_out:
+            return 0
+        return min(self._table.room(self._column, self.facts.slot_count), self.slots - self.busy)
+
+    def taken_elsewhere(self) -> int:
+        """Return the slots that this router cannot have now."""
+        return self.slots - self.busy - self.free_slots
+
+    def take(self) -> bool:
+        """Whether the slots this router says it takes are within what the host has, with all others'."""
+        return self._table.take(self._column, self.busy, self.facts.slot_count)
+
+    def say_waiting(self, *, waiting: bool) -> None:
+        """Tell the other routers whether requests wait for this host here."""
+        self._table.say_waiting(self._column, self.busy, waiting=waiting and self.usable)
+
+    def drain_slot(self, until_ns: int) -> None:
+        """Count a cancelled request's slot as taken until ``until_ns``."""
+        super().drain_slot(until_ns)
+        self._table.give(self._column, self.busy)
+
+    def expire_draining(self, now_ns: int) -> bool:
+        """Free the slots whose grace is over; return whether there was one."""
+        freed = super().expire_draining(now_ns)
+        if freed:
+            self._table.give(self._column, self.busy)
+        return freed
+
+
+class SharingLoop(Loop):
+    """A loop whose hosts are all :class:`SharedHost`."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._retry_timer: asyncio.TimerHandle | None = None
+
+    def _candidates(self, request: Request) -> list[Candidate]:
+        found = super()._candidates(request)
+        return [(each[0], each[1] + self._shared(each[0]).taken_elsewhere(), *each[2:]) for each in found]
+
+    def _shared(self, host_id: int) -> SharedHost:
+        host = self.host_of[host_id]
+        assert isinstance(host, SharedHost)
+        return host
+
+    def connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
+        """Start an attempt as :class:`Loop` does, or have the request wait where another router was faster."""
+        assert isinstance(host, SharedHost)
+        if fresh or host.take():  # a request that goes out anew has its slot
+            return super().connect(request, host, fresh=fresh)
+        host.lost_out = True
+        host.running -= 1
+        if request.model.policy is not None:
+            request.model.policy.ended(host.host_id, request.ask)
+        request.attempt_count -= 1
+        if not request.attempt_count:  # it has not left the waiting room
+            request.admitted = request.routed1 = request.routed = request.host = 0
+        self.counters.add(Counter.SLOTS_LOST)
+        self._wait(request, first=True)
+        return False
+
+    def _wait(self, request: Request, *, first: bool = False) -> None:
+        super()._wait(request, first=first)
+        self._say_waiting()
+        if self._retry_timer is None:
+            self._retry_later()
+
+    def _say_waiting(self) -> None:
+        for host in self.hosts:
+            assert isinstance(host, SharedHost)
+            host.say_waiting(waiting=any(self.models[name].waiting.size for name in host.models if name in self.models))
+
+    def _retry_later(self) -> None:
+        delay_s = random.uniform(*_RETRY_S)  # noqa: S311 - so that two do not meet again
+        self._retry_timer = asyncio.get_running_loop().call_later(delay_s, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry_timer = None
+        now = monotonic_ns()
+        for host in self.hosts:
+            assert isinstance(host, SharedHost)
+            host.lost_out = False
+            self.pump(host, now)
+        self._say_waiting()
+        if self.waiting_count and self._retry_timer is None:
+            self._retry_later()
