@@ -77,11 +77,10 @@ class Recovery:
         if attempt.over:
             return
         loop, request, host = self._loop, attempt.request, attempt.host
-        began_ns = request.routed
+        if verdicts.blames_host(kind, 0):  # before its slot is handed on: perhaps nobody should get it
+            self._blame(request, host, text, now)
         self.end_attempt(attempt, now, host_may_work=kind in verdicts.BROKEN_OFF and bool(request.sent_ns))
         self._note_failed(request, host, kind, attempt.status, now)
-        if verdicts.blames_host(kind, 0):
-            self._blame(request, host, began_ns, text, now)
         may_go_on = kind in verdicts.RETRIED and not attempt.live
         refusal = self._go_on(request, host, now, elsewhere=kind in verdicts.ANSWERED) if may_go_on else ""
         if refusal is not None:
@@ -119,15 +118,14 @@ class Recovery:
     def host_status(self, attempt: Attempt, status: int, content_type: bytes, body: bytes, now: int) -> None:
         """A host answered with an error status: retried elsewhere if that can help, else passed on as it is."""
         loop, request, host = self._loop, attempt.request, attempt.host
-        began_ns = request.routed
+        if verdicts.blames_host(ErrorKind.HOST_STATUS, status):  # before its slot is handed on
+            self._blame(request, host, f"it answered {status}", now)
+        elif status < 500 and status != 429:
+            self.host_served(host, request, now)
         attempt.complete(now)
         request.attempt = None
         self._note_failed(request, host, ErrorKind.HOST_STATUS, status, now)
         text = outbound.error_text(body) or f"host {host.name} answered {status}"
-        if verdicts.blames_host(ErrorKind.HOST_STATUS, status):
-            self._blame(request, host, began_ns, f"it answered {status}", now)
-        elif status < 500 and status != 429:
-            self.host_served(host, request, now)
         if status in verdicts.RETRIED_STATUSES and self._go_on(request, host, now, elsewhere=True) is None:
             return
         request.error = ErrorKind.HOST_STATUS
@@ -270,9 +268,9 @@ class Recovery:
                 self._loop.pump(other, now)
 
     # ------------------------------------------------------------ hosts
-    def _blame(self, request: Request, host: Host, began_ns: int, text: str, now: int) -> None:
+    def _blame(self, request: Request, host: Host, text: str, now: int) -> None:
         host.last_error = text
-        self.standing.failed(host, began_ns, now)
+        self.standing.failed(host, request.routed, now)
         if request.model.is_compared:
             self.standing.note(request.model.name, host.host_id, ttft_ns=0, ok=False)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from router.loop import Loop
 
 _NS: Final = 1_000_000_000
+_MS_NS: Final = 1_000_000
+_CANCELLED: Final = -1
+"""In place of the time until which an abandoned connection is waited for."""
 _TRAILING_NS: Final = _NS
 """How long a host may take from its last event to the end of the body before the connection is given up."""
 
@@ -95,8 +98,11 @@ class Fleet:
         self._abandoned[connection] = until_ns
 
         def release() -> None:
-            self._abandoned.pop(connection, None)
-            self.loop.release_slot(host, monotonic_ns())
+            now = monotonic_ns()
+            grace_ns = int(host.facts.cancel_grace_ms * _MS_NS)
+            if self._abandoned.pop(connection, 0) == _CANCELLED and grace_ns:
+                host.drain_slot(now + grace_ns)
+            self.loop.release_slot(host, now)
 
         connection.abandon(release)
 
@@ -120,8 +126,8 @@ class Fleet:
         """Close idle connections past their age and those whose body never ended; refill the spares."""
         for connection in [c for c in self._trailing if now - c.idle_since > _TRAILING_NS]:
             connection.close()
-        for connection in [c for c, until in self._abandoned.items() if now >= until]:
-            connection.kill()  # its end frees the slot
+        for connection in [c for c, until in self._abandoned.items() if now >= until > _CANCELLED]:
+            self._cancel(connection)
         for host in self.hosts:
             age_ns = host.facts.idle_close_s * _NS
             old = [c for c in host.idle if now - c.idle_since > age_ns]
@@ -137,7 +143,12 @@ class Fleet:
     def give_up(self, host: Host) -> None:
         """Close the connections of a host on which answers are under way that nobody wants; their slots are free."""
         for connection in [c for c in self._abandoned if c.host is host]:
-            connection.kill()
+            self._cancel(connection)
+
+    def _cancel(self, connection: HostConnection) -> None:
+        """Break off an answer that nobody wants: its end frees the slot, which the host may still use for a while."""
+        self._abandoned[connection] = _CANCELLED
+        connection.kill()
 
     @staticmethod
     def _close_all(connections: list[HostConnection]) -> None:

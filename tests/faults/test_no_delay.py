@@ -49,7 +49,7 @@ async def both_sides() -> tuple[int, int]:
     listener = await event_loop.create_server(lambda: ClientConnection(cast("HttpServer", server)), "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     host = Host(HostConfig(name="alpha", url=f"http://127.0.0.1:{port}"), 1, 0)
-    host.resolved, host.healthy = ("127.0.0.1", port), True
+    host.resolved, host.healthy, host.usable = ("127.0.0.1", port), True, True
     fleet = Fleet([host], cast("CountersWriter", NoCounters()), WAIT_S)
     fleet.top_up(host, 0)
     client = await asyncio.wait_for(server.accepted, WAIT_S)
