@@ -101,13 +101,8 @@ class Daemon:
         self._was_ready = False
         self._beside: list[Intake | Warmer] = []
         self._front: Front | None = None
-        self._watch = Watch(
-            self.loop,
-            threshold_ns=int(config.loop.cycle_threshold_ms * _MS_NS),
-            shortest_s=_shortest_timeout_s(config),
-            clients_under_way=self._check_clients,
-        )
-        self._health = HealthMonitor(self.loop, config.health, self.roster.probed, log)
+        self._watch: Watch
+        self._health: HealthMonitor
 
     def _host_maker(self) -> Callable[[HostConfig, int, int], Host]:
         """Return what makes a host; where slots are shared with other routers, one that shares them."""
@@ -136,6 +131,13 @@ class Daemon:
         event_loop.add_signal_handler(signal.SIGUSR2, self._begin, self.upgrade)
         if self._config_path is not None and not _is_terminal():
             event_loop.add_signal_handler(signal.SIGHUP, self._begin, self.reload)
+        self._watch = Watch(
+            self.loop,
+            threshold_ns=int(self.config.loop.cycle_threshold_ms * _MS_NS),
+            shortest_s=_shortest_timeout_s(self.config),
+            clients_under_way=self._check_clients,
+        )
+        self._health = HealthMonitor(self.loop, self.config.health, self.roster.probed, self.log)
         self.loop.on_blocked = self._watch.look_closer  # type: ignore[method-assign]
         self.loop.on_host_added = self._health.watch  # type: ignore[method-assign]
         self._watch.on_second = self._each_second
@@ -417,15 +419,19 @@ class Daemon:
 
     # ------------------------------------------------------------ hosts
     def _log_standing(self, host: Host, old_bar: int) -> None:
-        bar = host.bar
+        bar, name, reason = host.bar, host.name, host.last_error
         if not bar:
-            self.log.info("host healthy", host=host.name)
+            self.log.info("host healthy", host=name)
         elif bar == Reason.DRAINING:
-            self.log.info("host draining", host=host.name, running=host.running)
+            self.log.info("host draining", host=name, running=host.running)
+        elif bar == Reason.BREAKER_OPEN:
+            self.log.warning("host breaker open", host=name, reason=reason)
+        elif bar == Reason.EJECTED:
+            self.log.warning("host left out", host=name, reason=reason)
         else:
-            what = _BARRED.get(bar, "host unhealthy")
-            self.log.warning(what, host=host.name, reason=host.last_error)
-            self.telemetry.errors.note(f"host {host.name}: {what.removeprefix('host ')}", monotonic_ns())
+            self.log.warning("host unhealthy", host=name, reason=reason)
+        if bar and bar != Reason.DRAINING:
+            self.telemetry.errors.note(f"host {name}: {_BARRED.get(bar, 'unhealthy')}", monotonic_ns())
         if old_bar == Reason.UNHEALTHY and host.healthy:
             self.roster.came_back(host)
         if not self._was_ready and self._is_ready():
@@ -438,12 +444,15 @@ class Daemon:
         return bool(models) and all(any(h.usable for h in m.hosts) for m in models)
 
     def _log_drained(self, host: Host) -> None:
-        self.log.info("host removed" if host.removed else "host drained", host=host.name)
+        if host.removed:
+            self.log.info("host removed", host=host.name)
+        else:
+            self.log.info("host drained", host=host.name)
 
 
 _BARRED: Final[dict[int, str]] = {
-    Reason.BREAKER_OPEN: "host breaker open",
-    Reason.EJECTED: "host left out",
+    Reason.BREAKER_OPEN: "breaker open",
+    Reason.EJECTED: "left out",
 }
 
 

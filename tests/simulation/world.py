@@ -180,6 +180,7 @@ class World:
         daemon.loop.on_host_added = self.health.watch  # type: ignore[method-assign]
         self.inspector = Inspector(self)
         self.loop.after = self.inspector.after
+        daemon._watch, daemon._health = self.watch, self.health
         self.health.start()
         self.watch.start()
 
@@ -280,7 +281,7 @@ class World:
         if not self.is_stopped:
             self.trace("reload")
             scenario = msgspec.structs.replace(self.scenario, toml=reload.toml, hosts=reload.hosts)
-            self.daemon._take_over(parse(router_toml(scenario, self.directory)), self.watch, self.health)
+            self.daemon._take_over(parse(router_toml(scenario, self.directory)))
             self.inspector.reloaded()
 
     def stop(self) -> None:
@@ -289,7 +290,7 @@ class World:
             self.is_stopped = True
             self.is_told_to_stop = bool(self.scenario.stop_ms)
             self.trace("stop")
-            task = self.loop.create_task(self.daemon._shut_down(self.watch, self.health))
+            task = self.loop.create_task(self.daemon._shut_down())
             task.add_done_callback(self._note_stopped)
 
     def _note_stopped(self, task: asyncio.Task[None]) -> None:
