@@ -77,7 +77,7 @@ class RoutingConfig(Section, frozen=True):
     cache_tokens: Annotated[
         int,
         between(
-            1024, 1 << 30, "Tokens of prompts that a host is thought to keep. About 150 bytes of the router's "
+            1024, 1 << 30, "Tokens of prompts that a host is thought to keep. About 200 bytes of the router's "
             "memory for each block and host.",
         ),
     ] = 400_000  # fmt: skip

@@ -19,7 +19,7 @@ believes of hosts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from router.routing.candidates import Candidate, Verdict
@@ -37,8 +37,8 @@ class Ask:
     """
 
     __slots__ = (
-        "blocks", "features", "held_tokens", "new_tokens", "now_ns", "policy", "predicted_ttft_ns", "prompt_tokens",
-        "request_class", "session", "verdicts",
+        "blocks", "features", "held", "held_tokens", "new_tokens", "now_ns", "policy", "predicted_ttft_ns",
+        "prompt_tokens", "request_class", "session", "verdicts",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,8 @@ class Ask:
         self.request_class = request_class
         self.policy = policy
         """Whom it is for: what became of an attempt is told to who chose, whatever the configuration says by then."""
+        self.held: Mapping[int, int] | None = None
+        """By host: how much of the prompt each is thought to hold, from the choice until the request is sent."""
         self.held_tokens = 0
         """Of the host that was chosen: how much of the prompt it was thought to hold."""
         self.predicted_ttft_ns = 0

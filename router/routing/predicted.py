@@ -11,7 +11,7 @@ otherwise never be seen again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -55,12 +55,13 @@ class LeastPredictedTtft:
         if not free:
             return NO_HOST
         ask.predicted_ttft_ns = 0
+        held = ask.held = self._prefixes.held(ask)
         if not all(self._is_known(candidates[i][0]) for i in free):
             chosen = least_loaded(candidates, free, self._turn)
             scores = {i: load(candidates[i]) for i in free}
             self._reasons = CHOSEN, _BUSIER
         else:
-            scores = {i: self.predict_s(candidates[i], ask) for i in free}
+            scores = {i: self._predict_s(candidates[i], ask, held) for i in free}
             if self._explore and len(free) > 1 and self._random() < self._explore:
                 chosen = min(free, key=lambda i: self._sent_ns.get(candidates[i][0], 0))
                 self._reasons = _EXPLORED, _SLOWER
@@ -68,7 +69,7 @@ class LeastPredictedTtft:
                 chosen = self._fastest(candidates, scores)
                 self._reasons = CHOSEN, _SLOWER
             ask.predicted_ttft_ns = int(min(scores[chosen], _TTFT_S_MAX) * _NS)
-        ask.features = self._features(candidates[chosen], ask)
+        ask.features = self._features(candidates[chosen], ask, held)
         self._turn = chosen + 1
         self._last, self._chosen, self._scores = candidates, chosen, scores
         return chosen
@@ -81,16 +82,14 @@ class LeastPredictedTtft:
         shortest = min(scores.values())
         return least_loaded(candidates, [i for i, score in scores.items() if score <= shortest], self._turn)
 
-    def _features(self, candidate: Candidate, ask: Ask) -> Features:
+    def _features(self, candidate: Candidate, ask: Ask, held: Mapping[int, int]) -> Features:
         host_id, busy, _, _, _ = candidate
-        prefixes = self._prefixes
-        new = ask.prompt_tokens - prefixes.held_tokens(host_id, ask)
-        return features(prefixes.reading_tokens(host_id) + new, busy)
+        new = ask.prompt_tokens - held.get(host_id, 0)
+        return features(self._prefixes.reading_tokens(host_id) + new, busy)
 
-    def predict_s(self, candidate: Candidate, ask: Ask) -> float:
-        """Return the time to the first token that is foretold, 0 of a host without a model."""
-        model = self._models.get(candidate[0])
-        return model.predict(self._features(candidate, ask)) if model is not None else 0.0
+    def _predict_s(self, candidate: Candidate, ask: Ask, held: Mapping[int, int]) -> float:
+        """Return the time to the first token that is foretold of a host that has a model."""
+        return self._models[candidate[0]].predict(self._features(candidate, ask, held))
 
     def verdicts(self) -> list[Verdict]:
         """Return the seconds foretold, the shortest first; shares of slots in use until there are enough samples."""

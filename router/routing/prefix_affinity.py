@@ -59,13 +59,14 @@ class PrefixAffinity:
         if not free:
             return NO_HOST
         within = within_bound(candidates, free, self._load_bound, self._idle_share)
-        prefixes, prompt_tokens = self._prefixes, ask.prompt_tokens
+        prompt_tokens, reading_tokens = ask.prompt_tokens, self._prefixes.reading_tokens
+        held_by_host = ask.held = self._prefixes.held(ask)
         held: dict[int, int] = {}
         costs: dict[int, int] = {}
         for index in within:
             host_id = candidates[index][0]
-            held[index] = tokens = prefixes.held_tokens(host_id, ask)
-            costs[index] = prefixes.reading_tokens(host_id) + NEW_WEIGHT * (prompt_tokens - tokens)
+            held[index] = tokens = held_by_host.get(host_id, 0)
+            costs[index] = reading_tokens(host_id) + NEW_WEIGHT * (prompt_tokens - tokens)
         least = min(costs.values())
         cheapest = [i for i, cost in costs.items() if cost == least]
         chosen = cheapest[0] if len(cheapest) == 1 else least_loaded(candidates, cheapest, self._turn)

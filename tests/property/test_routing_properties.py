@@ -14,6 +14,7 @@ from router.config import HostConfig, RoutingConfig
 from router.routing import NO_HOST, Candidate, Reason, make
 from router.routing.eligible import mean_load, takeable
 from router.routing.policy import Ask, Policy
+from router.routing.prefixes import Prefixes
 from router.routing.turns import LeastOutstanding
 
 NAMES = ("least_outstanding", "round_robin", "weighted", "p2c_ewma", "least_predicted_ttft", "prefix_affinity")
@@ -192,3 +193,39 @@ def test_the_same_seed_and_the_same_requests_give_the_same_choices(
         return out
 
     assert run() == run()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["send", "send", "send", "send", "lose", "wait"]), st.integers(1, 5), st.integers(0, 40)
+        ),
+        max_size=40,
+    ),
+    blocks_max=st.integers(1, 30),
+)
+def test_what_hosts_hold_is_what_a_plain_mirror_of_each_holds(
+    steps: list[tuple[str, int, int]], blocks_max: int
+) -> None:
+    """Beside one list of blocks for each host, in the order of their use, which is looked through block by block."""
+    prefixes = Prefixes(64, 64 * blocks_max, 100)
+    mirrors: dict[int, list[tuple[int, int]]] = {host_id: [] for host_id in range(1, 6)}
+    now = 0
+    for what, host_id, number in steps:
+        now += 30 if what == "wait" else 1
+        blocks = [number % 3 * 1000 + i for i in range(number % 7)] + [number * 10_000 + i for i in range(number % 4)]
+        ask = Ask(now, 10**6, blocks)
+        for each, mirror in mirrors.items():
+            fresh = {block for block, then in mirror if then > now - 100}
+            count = next((i for i, block in enumerate(blocks) if block not in fresh), len(blocks))
+            assert prefixes.held_tokens(each, ask) == 64 * count
+            assert prefixes.block_count(each) <= blocks_max
+        if what == "lose":
+            prefixes.emptied(host_id)
+            mirrors[host_id] = []
+        elif what == "send":
+            prefixes.sent(host_id, ask)
+            sent = blocks[:blocks_max]
+            kept = [(block, then) for block, then in mirrors[host_id] if block not in sent and then > now - 100]
+            mirrors[host_id] = (kept + [(block, now) for block in reversed(sent)])[-blocks_max:]

@@ -129,6 +129,8 @@ class Load:
     def __init__(self, router: RouterProcess) -> None:
         self._router = router
         self._stopping = threading.Event()
+        self.asking: dict[int, str] = {}
+        """By client: the request that it reads now."""
         self.ended: list[Ended] = []
         self.broken: list[BaseException] = []
         self._threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(CLIENT_COUNT)]
@@ -141,7 +143,8 @@ class Load:
             with sdk(self._router) as client:
                 while not self._stopping.is_set():
                     count += 1
-                    self.ended.append(ask(client, f"{client_number}-{count}"))
+                    request_id = self.asking[client_number] = f"{client_number}-{count}"
+                    self.ended.append(ask(client, request_id))
         except BaseException as error:  # shown by the test, which this thread cannot fail
             self.broken.append(error)
 
@@ -153,6 +156,10 @@ class Load:
         assert not any(thread.is_alive() for thread in self._threads), "a stream hangs"
         assert not self.broken, self.broken
         return self.ended
+
+    def wait_ended(self, request_ids: set[str]) -> None:
+        """Wait until these requests have ended, one way or another."""
+        wait_until(lambda: request_ids <= {each.request_id for each in self.ended}, "a stream hangs", ENDED_S_MAX)
 
     def wait_served(self, by: str, count: int = 2) -> None:
         """Wait until this host has answered so many more requests."""
@@ -236,6 +243,7 @@ def test_no_stream_hangs_and_no_failure_is_hidden_when_a_host_goes_and_comes_bac
             load.wait_served("first")
             load.wait_served("second")
             lose(both, router)
+            load.wait_ended(set(load.asking.values()))
             wait_until(lambda: health(router)["first"] != "healthy", "the lost host is marked", PHASE_S)
             load.wait_served("second", 4)
             give_back(both, router)

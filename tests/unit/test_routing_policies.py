@@ -342,6 +342,17 @@ def test_a_nearly_idle_host_is_not_above_the_bound() -> None:
     assert policy.choose([host(1, 1), host(2, 0), host(3, 0)], ask_of(SYSTEM)) == 0
 
 
+def test_a_further_attempt_is_told_what_its_own_host_holds_by_then() -> None:
+    policy = policy_of(policy="prefix_affinity")
+    ask = ask_of(SYSTEM)
+    assert policy.choose([host(1), host(2)], ask) == 0
+    policy.sent(1, ask)
+    policy.ended(1, ask)
+    serve(policy, 2, ask_of(SYSTEM))
+    policy.sent(2, ask)  # as a session's host, which the policy was not asked about
+    assert ask.held_tokens > 0
+
+
 def test_a_host_that_was_emptied_or_is_gone_is_not_counted_on() -> None:
     for lose in (lambda p: p.emptied(1), lambda p: p.forget(1)):
         policy = policy_of(policy="prefix_affinity")
