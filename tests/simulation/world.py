@@ -26,6 +26,7 @@ from zlib import crc32
 import msgspec
 
 import router
+import router.attempt as attempt_module
 from router.config import parse
 from router.daemon import Daemon, _shortest_timeout_s
 from router.errors import RequestError
@@ -341,6 +342,7 @@ class World:
         for context in self.loop.faults:
             error = context.get("exception")
             self.report(f"an exception escaped: {context.get('message')}: {error!r} at {_where(error)}")
+        self.daemon.listeners.close(for_good=True)
         if not self.is_down:
             self.daemon.telemetry.close()
         self.loop.close()
@@ -383,7 +385,7 @@ def router_toml(scenario: Scenario, directory: Path) -> str:
         f'\n[[hosts]]\nname = "{h.name}"\nurl = "http://{h.name}.sim:80"\nkind = "{h.kind}"\n{h.toml}\n'
         for h in scenario.hosts
     )
-    listen = f'[listen]\nzeromq = []\nrun_dir = "{directory}"\n'
+    listen = f'[listen]\nhttp = "127.0.0.1:0"\nzeromq = []\nrun_dir = "{directory}"\n'
     return f"version = 1\n{listen}{_QUIET}{scenario.toml}{hosts}"
 
 
@@ -401,6 +403,7 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     """Have everything in the router read this clock."""
     read = clock.read
     patched = [m for m in _router_modules() if getattr(m, "monotonic_ns", None) is _real_clock]
+    relay, attempt_module._relay = attempt_module._relay, None  # type: ignore[misc]  # it reads the real clock
     for module in patched:
         module.monotonic_ns = read  # type: ignore[attr-defined]
     time.monotonic_ns = read
@@ -408,6 +411,7 @@ def virtual_time(clock: Clock) -> Iterator[None]:
         yield
     finally:
         time.monotonic_ns = _real_clock
+        attempt_module._relay = relay  # type: ignore[misc]
         for module in patched:
             module.monotonic_ns = _real_clock  # type: ignore[attr-defined]
 
