@@ -18,7 +18,17 @@ import uvloop
 import ringbuffer
 from ringbuffer import RingError
 from router import native
-from router.config import Config, is_tmpfs, load, model_timeouts, run_dir, split_address, tmpfs_run_dir, zeromq_endpoint
+from router.config import (
+    Config,
+    check_exposure,
+    is_tmpfs,
+    load,
+    model_timeouts,
+    run_dir,
+    split_address,
+    tmpfs_run_dir,
+    zeromq_endpoint,
+)
 from router.config.changes import changes, taken_over
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
@@ -40,7 +50,9 @@ if TYPE_CHECKING:
     from router.caches.front import Front
     from router.caches.intake import Intake
     from router.caches.warm import Warmer
+    from router.ingress.access import HttpAccess
     from router.ingress.zeromq.server import ZmqServer
+    from router.keys.registry import Registry
 
 _MS_NS: Final = 1_000_000
 _STOP_POLL_S: Final = 0.02
@@ -67,7 +79,10 @@ class Daemon:
         self.roster.attach(self.loop)
         self.loop.on_standing = self._log_standing  # type: ignore[method-assign]
         self.loop.on_drained = self._log_drained  # type: ignore[method-assign]
+        self.keys: Registry | None = None
+        """Whose keys are whose; there is one since keys were configured first."""
         self.server = HttpServer(config, self.loop)
+        self.server.configure(config, self._access(config))
         self.server.ready = self._is_ready
         self._stop = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
@@ -190,9 +205,10 @@ class Daemon:
         """Go on with another configuration, in this call; raises :class:`ConfigError` before anything has changed."""
         found = changes(self.config, wanted)
         config = taken_over(self.config, wanted)
+        check_exposure(config)  # keys may go together with an address that stays until the restart
         self.roster.apply(config, monotonic_ns())
         self.config = config
-        self.server.configure(config)
+        self.server.configure(config, self._access(config))
         self.fleet.connect_timeout_s = _longest_connect_s(config)
         health.configure(config.health)
         watch.configure(_shortest_timeout_s(config))
@@ -203,6 +219,20 @@ class Daemon:
                 self.log.info("configuration change", change=each.text)
         self.log.info("configuration reloaded", changes=len(found))
         self.telemetry.counters.add(Counter.CONFIG_RELOADS)
+
+    def _access(self, config: Config) -> HttpAccess | None:
+        """Take over the keys of a configuration; return what asks for them, ``None`` where there are none."""
+        if config.keys and self.keys is None:
+            from router.keys.registry import Registry  # noqa: PLC0415 - only who has keys configured loads it
+
+            self.keys = Registry(self.telemetry, self.log)
+        if self.keys is not None:
+            self.keys.configure(config)
+        if self.keys is None or not config.keys:
+            return None
+        from router.ingress.access import HttpAccess  # noqa: PLC0415 - the same
+
+        return HttpAccess(self.keys, config)
 
     # ------------------------------------------------------------ listening
     async def _listen(self) -> None:

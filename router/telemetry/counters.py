@@ -83,6 +83,11 @@ class Counter(IntEnum):
     CACHE_STORE_AGE_S_MAX = 69
     KEEPER_UP = 70
     NEAREST = 71
+    KEYS_REFUSED = 72
+    KEYS_FORBIDDEN = 73
+    KEYS_LIMITED = 74
+    CURVE_REFUSED = 75
+    PEERS_REFUSED = 76
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -170,6 +175,11 @@ CATALOGUE: Final = [
     _spec(Counter.CACHE_STORE_AGE_S_MAX, "s", "how long ago the vector was used that would leave next, about"),
     _spec(Counter.KEEPER_UP, "keepers", "1 while the keeper is connected"),
     _spec(Counter.NEAREST, "requests", "questions for what is nearest"),
+    _spec(Counter.KEYS_REFUSED, "requests", "requests without a key, or with one that is not known"),
+    _spec(Counter.KEYS_FORBIDDEN, "requests", "requests that their key does not allow"),
+    _spec(Counter.KEYS_LIMITED, "requests", "requests refused because a limit of their key was reached"),
+    _spec(Counter.CURVE_REFUSED, "connections", "ZeroMQ clients refused in the handshake, most for a wrong CURVE key"),
+    _spec(Counter.PEERS_REFUSED, "connections", "clients of unix sockets refused for their user (listen.unix_users)"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]
