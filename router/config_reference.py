@@ -15,6 +15,7 @@ from msgspec import NODEFAULT, inspect
 
 from router.config import (
     CONFIG_VERSION,
+    AccessConfig,
     AdmissionConfig,
     BreakerConfig,
     ClassAdmission,
@@ -25,6 +26,7 @@ from router.config import (
     HostConfig,
     HostFacts,
     JournalConfig,
+    KeyConfig,
     LeverRules,
     ModelConfig,
     ModelTimeouts,
@@ -52,7 +54,7 @@ EXAMPLE_VLLM: Final = """\
 version = 1
 
 [listen]
-http = ["0.0.0.0:8400", "unix:/run/ringrouter/http.sock"]
+http = ["127.0.0.1:8400", "unix:/run/ringrouter/http.sock"]
 
 [timeouts]
 first_token_s = 60
@@ -131,6 +133,8 @@ _HEADINGS: Final = {
     ToolSource: "[[cache.tools.sources]]",
     WarmPrompt: "[[cache.warm]]",
     ResponseCache: "[cache.responses]",
+    AccessConfig: "[access]",
+    KeyConfig: "[[keys]]",
 }
 """Sections whose place in the file is not simply the name of their key."""
 

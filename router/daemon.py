@@ -19,7 +19,16 @@ import uvloop
 import ringbuffer
 from ringbuffer import RingError
 from router import native
-from router.config import Config, is_tmpfs, load, model_timeouts, run_dir, tmpfs_run_dir, zeromq_endpoint
+from router.config import (
+    Config,
+    check_exposure,
+    is_tmpfs,
+    load,
+    model_timeouts,
+    run_dir,
+    tmpfs_run_dir,
+    zeromq_endpoint,
+)
 from router.config.changes import changes, taken_over
 from router.errors import ConfigError, ErrorKind
 from router.hosts.fleet import Fleet
@@ -48,7 +57,9 @@ if TYPE_CHECKING:
     from router.caches.warm import Warmer
     from router.config import HostConfig
     from router.hosts.shared_slots import SlotTable
+    from router.ingress.access import HttpAccess
     from router.ingress.zeromq.server import ZmqServer
+    from router.keys.registry import Registry
 
 _MS_NS: Final = 1_000_000
 _NS: Final = 1_000_000_000
@@ -87,7 +98,10 @@ class Daemon:
         self.roster.attach(self.loop)
         self.loop.on_standing = self._log_standing  # type: ignore[method-assign]
         self.loop.on_drained = self._log_drained  # type: ignore[method-assign]
+        self.keys: Registry | None = None
+        """Whose keys are whose; there is one since keys were configured first."""
         self.server = HttpServer(config, self.loop)
+        self.server.configure(config, self._access(config))
         self.server.ready = self._is_ready
         self.pulse = Pulse(self.loop, self._notifier)
         self._stop = asyncio.Event()
@@ -235,9 +249,10 @@ class Daemon:
         """
         found = changes(self.config, wanted)
         config = taken_over(self.config, wanted)
+        check_exposure(config)  # keys may go together with an address that stays until the restart
         self.roster.apply(config, monotonic_ns())
         self.config = config
-        self.server.configure(config)
+        self.server.configure(config, self._access(config))
         self.fleet.connect_timeout_s = _longest_connect_s(config)
         self._health.configure(config.health)
         self._watch.configure(_shortest_timeout_s(config))
@@ -338,6 +353,20 @@ class Daemon:
     def _has_clients(self) -> bool:
         """Whether clients of a router that was relieved may still ask something."""
         return self._relieved and bool(self.server.connections)
+
+    def _access(self, config: Config) -> HttpAccess | None:
+        """Take over the keys of a configuration; return what asks for them, ``None`` where there are none."""
+        if config.keys and self.keys is None:
+            from router.keys.registry import Registry  # noqa: PLC0415 - only who has keys configured loads it
+
+            self.keys = Registry(self.telemetry, self.log)
+        if self.keys is not None:
+            self.keys.configure(config)
+        if self.keys is None or not config.keys:
+            return None
+        from router.ingress.access import HttpAccess  # noqa: PLC0415 - the same
+
+        return HttpAccess(self.keys, config)
 
     # ------------------------------------------------------------ serving
     async def _serve(self) -> None:

@@ -16,6 +16,8 @@ from router.telemetry.records import Endpoint
 
 _encode: Final = msgspec.json.encode
 _ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "request_too_large",

@@ -71,6 +71,12 @@ class ErrorKind(IntEnum):
     """Refused at once: its first token is not to be expected by its deadline."""
     DEADLINE_EXCEEDED = 36
     """Its deadline passed while it waited for a host."""
+    UNAUTHORIZED = 37
+    """No key, or one that is not known."""
+    FORBIDDEN = 38
+    """The key does not allow it."""
+    RATE_LIMITED = 39
+    """A limit of the key is reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +126,25 @@ WIRE: Final[dict[ErrorKind, WireError]] = {
     ErrorKind.HOST_DRAINED: WireError(503, _HOST, "host_drained"),
     ErrorKind.DEADLINE_UNREACHABLE: WireError(503, "overloaded_error", "deadline_unreachable"),
     ErrorKind.DEADLINE_EXCEEDED: WireError(503, "timeout_error", "deadline_exceeded"),
+    ErrorKind.UNAUTHORIZED: WireError(401, _INVALID, "invalid_api_key"),
+    ErrorKind.FORBIDDEN: WireError(403, "permission_error", "forbidden"),
+    ErrorKind.RATE_LIMITED: WireError(429, "rate_limit_error", "rate_limit_exceeded"),
 }
 
 assert set(WIRE) == set(ErrorKind) - {ErrorKind.NONE}
 
 
 class RequestError(Exception):
-    """A request that cannot be served: its kind, what to say, and the field that is at fault (``param``)."""
+    """A request that cannot be served: its kind, what to say, the field that is at fault (``param``), and after how
+    many seconds to ask again where that is known.
+    """
 
-    def __init__(self, kind: ErrorKind, message: str, param: str | None = None) -> None:
+    def __init__(self, kind: ErrorKind, message: str, param: str | None = None, *, retry_after_s: int = 0) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.param = param
+        self.retry_after_s = retry_after_s
 
 
 def error_object(kind: ErrorKind, message: str, param: str | None = None, delivered: int | None = None) -> bytes:

@@ -578,6 +578,9 @@ class Loop:
         if request.folded:
             request.flags |= _FLAG_FOLDED
         self.in_flight.pop(request.seq, None)
+        account = request.terms.account
+        if account is not None:
+            account.finished(request, now)
         self.telemetry.event(request.done_ns, request, _DONE_EVENT)
         request.let_go()
         request.packed_tcp = request.egress.tcp_info()

@@ -90,8 +90,8 @@ class Terms:
     """
 
     __slots__ = (
-        "answer_lines", "asked_model", "deadline_ns", "levered", "pin", "predicted_ttft_us", "serves_late", "share_key",
-        "workload",
+        "account", "answer_lines", "asked_model", "deadline_ns", "key_id", "levered", "pin", "predicted_ttft_us",
+        "serves_late", "share_key", "workload",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -102,8 +102,8 @@ class Terms:
         self.serves_late = False
         """Its deadline orders it among those that wait and does no more."""
         self.share_key = ""
-        """With whom it shares turns in the waiting room: its ``user_id``; empty: with all others without one. Of a
-        request that need not wait it may not be known."""
+        """With whom it shares turns in the waiting room: its key, else its ``user_id``; empty: with all others without
+        one. Of a request that need not wait it may not be known."""
         self.predicted_ttft_us = 0
         """What was foretold when it came, of one with a deadline; 0 where nothing could be."""
         self.asked_model = 0
@@ -112,6 +112,10 @@ class Terms:
         """What rules changed of it, a :class:`router.levers.Levered`; ``None`` for most."""
         self.pin = 0
         """Id of the host that the client asked for, 0 where any may answer."""
+        self.account: Any = None
+        """The :class:`router.keys.account.Account` of its key, ``None`` where no keys are configured."""
+        self.key_id = 0
+        """Id of the key's name, 0 without one."""
         self.answer_lines = b""
         """Header lines of the router's own for its answer."""
 

@@ -36,6 +36,7 @@ from router.config.caches import (
 )
 from router.config.health import BreakerConfig, Health, OutliersConfig
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
+from router.config.keys import AccessConfig, KeyConfig, check_access, check_exposure, with_keys
 from router.config.names import aliases, check_names, fallback_chain
 from router.config.observer import (
     SLICE_ALLOWED,
@@ -69,6 +70,7 @@ __all__ = [
     "SLICE_ALLOWED",
     "SLICE_FIELDS",
     "SLICE_TAG_COUNT_MAX",
+    "AccessConfig",
     "AdmissionConfig",
     "BreakerConfig",
     "CacheConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "HostConfig",
     "HostFacts",
     "JournalConfig",
+    "KeyConfig",
     "LeverRules",
     "Limits",
     "Listen",
@@ -99,6 +102,7 @@ __all__ = [
     "Timeouts",
     "aliases",
     "cache_dir",
+    "check_exposure",
     "data_dir",
     "default_run_dir",
     "fallback_chain",
@@ -139,6 +143,8 @@ class Config(Section, frozen=True):
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
     features: dict[str, FeatureConfig] = msgspec.field(default_factory=dict)
+    access: AccessConfig = msgspec.field(default_factory=AccessConfig)
+    keys: list[KeyConfig] = msgspec.field(default_factory=list)
 
 
 def model_timeouts(config: Config, model_name: str) -> Timeouts:
@@ -160,7 +166,8 @@ def with_instance(config: Config, name: str) -> Config:
 def load(path: Path | str, *, need_keys: bool = True) -> Config:
     """Read and check a configuration file; raises :class:`ConfigError` with the file's name before each message.
 
-    ``need_keys`` false leaves out whether the hosts' keys are in the environment: only the router itself needs them.
+    ``need_keys`` false leaves out whether the hosts' keys are in the environment, and the clients' keys of other files:
+    only the router itself needs them.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -193,6 +200,8 @@ def parse(text: str, *, need_keys: bool = True) -> Config:
     _check(config)
     if need_keys:
         _check_keys(config.hosts)
+        config = with_keys(config)
+        check_access(config)
     return config
 
 

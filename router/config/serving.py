@@ -24,7 +24,7 @@ class Listen(Section, frozen=True):
         list[Annotated[str, Meta(extra={"allowed": ZEROMQ_ALLOWED})]],
         Meta(
             description="Endpoints of the ZeroMQ socket: `ipc` is `RUN/INSTANCE/zmq.sock`. A single one needs no list, "
-            "an empty list switches it off. TCP has neither encryption nor keys."
+            "an empty list switches it off. TCP is encrypted with a `curve_key_file` only."
         ),
     ] = msgspec.field(default_factory=lambda: ["ipc"])
     run_dir: Annotated[
@@ -40,6 +40,53 @@ class Listen(Section, frozen=True):
         str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="Name of this router below `run_dir`.")
     ] = "main"
     backlog: Annotated[int, between(1, 65535, "Connections the kernel holds before they are accepted.")] = 4096
+    plaintext_ok: Annotated[
+        bool,
+        Meta(
+            description="Listen for HTTP at addresses that other machines can reach, with keys and without encryption. "
+            "TLS is the job of a proxy in front (docs/security.md)."
+        ),
+    ] = False
+    admin: Annotated[
+        list[Annotated[str, Meta(extra={"allowed": "`host:port` or `unix:/path`"})]],
+        Meta(
+            max_length=8,
+            description="Addresses of the admin surface: state in detail, reload, hosts out and in. A unix socket is "
+            "open to its owner and to root; elsewhere a key with the role is needed. Empty: there is none.",
+        ),
+    ] = msgspec.field(default_factory=list)
+    unix_users: Annotated[
+        list[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z", extra={"allowed": "users or uids"})]],
+        Meta(
+            max_length=64,
+            description="Who may connect to unix and ipc sockets, beside the router's own user and root: names of "
+            "users or numbers. Empty: whom the mode of the socket's file lets in (0660).",
+        ),
+    ] = msgspec.field(default_factory=list)
+    trusted_proxies: Annotated[
+        list[Annotated[str, Meta(extra={"allowed": "an address or a network, e.g. `10.0.0.0/8`"})]],
+        Meta(
+            max_length=64,
+            description="Proxies whose `x-forwarded-for` is believed where the log names a client. Nobody else's is.",
+        ),
+    ] = msgspec.field(default_factory=list)
+    curve_key_file: Annotated[
+        str,
+        Meta(
+            pattern=r"\A(/.*)?\Z",
+            extra={"allowed": "an absolute path or nothing"},
+            description="The router's CURVE keys (`ringrouter keys curve`): ZeroMQ over TCP is encrypted, and only "
+            "clients come in whose public key is in `[[keys]]`.",
+        ),
+    ] = ""
+    curve_key_credential: Annotated[
+        str,
+        Meta(
+            pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
+            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
+            description="The same as a credential of systemd (`LoadCredential=`).",
+        ),
+    ] = ""
 
 
 class Limits(Section, frozen=True):

@@ -33,6 +33,7 @@ from router.telemetry.tcp import NO_TCP_INFO, tcp_descriptor, tcp_info
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.errors import RequestError
     from router.ingress.server import HttpServer
     from router.request import Request
 
@@ -255,7 +256,11 @@ class ClientConnection(asyncio.Protocol):
         self._head = head
         self._close_after = not head.keep_alive
         self.raw = head.minor > 0
-        self.request_id = (head.route or self._server.route(head)).request_id or self._server.next_id()
+        route = head.route or self._server.route(head)
+        self.request_id = route.request_id or self._server.next_id()
+        if route.refusal is not None and (head.chunked or length > len(self._buffer)):
+            self._refuse_head(head, route.refusal)  # nobody's body is collected whose request is refused
+            return False
         limit = self._server.limits.body_bytes
         if length > limit:
             text = f"the request body has {length} bytes, at most {limit} are allowed (limits.body_bytes)"
@@ -327,7 +332,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.close()
 
-    def _refuse(self, kind: ErrorKind, message: str) -> None:
+    def _refuse(self, kind: ErrorKind, message: str, extra: bytes = b"") -> None:
         """Answer bytes that are no request (or one too large) and end: where the next one begins is unknown.
 
         Only our side is closed. To close the socket while the client still sends would reset the connection, and the
@@ -338,12 +343,21 @@ class ClientConnection(asyncio.Protocol):
         self._close_after = self._refused = True
         self._buffer = b""
         self._body.clear()
-        self.error(kind, message, dialect=dialect)
+        self.error(kind, message, extra=extra, dialect=dialect)
         self.request_id = ""
         if self._transport is not None and self._server.linger(self):
             self._transport.write_eof()
         else:
             self.end()
+
+    def _refuse_head(self, head: Head, error: RequestError) -> None:
+        """Refuse a request whose body has not come, as its owner would with the body, and end."""
+        self._refuse(error.kind, error.message, self._server.refuse_head(self, head, error))
+
+    def peer_address(self) -> str:
+        """Return the address of who is connected, ``unix`` for a process of this machine."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(name[0]) if isinstance(name, tuple) else "unix"
 
     # ------------------------------------------------------------ answers without a host
     def error(

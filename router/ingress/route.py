@@ -10,7 +10,9 @@ from router.ingress.wishes import read_wishes
 from router.telemetry.records import Endpoint
 
 if TYPE_CHECKING:
+    from router.errors import RequestError
     from router.http1 import Head
+    from router.keys.account import Account
 
 _REQUEST_ID_BYTES_MAX: Final = 128
 _API: Final = {
@@ -28,7 +30,10 @@ class Route:
     ``host`` is the one that it wants to be answered by, empty for any. ``has_features``: features are configured.
     """
 
-    __slots__ = ("endpoint", "host", "identities", "path", "request_id", "timing_asked", "trace_headers", "wishes")
+    __slots__ = (
+        "account", "endpoint", "host", "identities", "is_special", "path", "refusal", "request_id", "timing_asked",
+        "trace_headers", "wishes",
+    )  # fmt: skip
 
     def __init__(self, head: Head, *, has_features: bool = False) -> None:
         headers = head.headers
@@ -38,6 +43,12 @@ class Route:
         self.timing_asked = headers.get(b"x-ringrouter-timing") == b"1"
         self.trace_headers = trace_headers(headers) if b"traceparent" in headers else b""
         self.host = headers[PIN_HEADER].decode("utf-8", "replace") if PIN_HEADER in headers else ""
+        self.is_special = bool(self.host)
+        """Whether more is to be done for its requests than for most: they have a key, or ask for a host."""
+        self.account: Account | None = None
+        """The :class:`router.keys.account.Account` of its key."""
+        self.refusal: RequestError | None = None
+        """Why no request with this head is served."""
         self.wishes = read_wishes(headers, has_features=has_features)
         self.identities: dict[str, tuple[bytes, bytes]] = {}
         """By model: what stands before and behind the request's id in the identity of its records."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from router.caches.nearest import NearestFront
     from router.config import Config
     from router.http1 import Head
+    from router.ingress.access import HttpAccess
+    from router.keys.account import Account
     from router.loop import Loop
     from router.request import Request
     from router.telemetry.records import Endpoint
@@ -67,6 +70,8 @@ class HttpServer:
         self._connection_count = 0
         self._created = int(time())
         self._passed = PassThrough(loop)
+        self.access: HttpAccess | None = None
+        """Whose keys are whose, where keys are configured."""
         self.configure(config)
         self.nearest: NearestFront | None = None
         """Makes requests of questions for what is nearest, where that is configured."""
@@ -78,9 +83,10 @@ class HttpServer:
             b"/metrics": self._metrics,
         }
 
-    def configure(self, config: Config) -> None:
-        """Take over limits and time-outs, for what begins from now on."""
+    def configure(self, config: Config, access: HttpAccess | None = None) -> None:
+        """Take over limits, time-outs and keys, for what begins from now on."""
         self._config = config
+        self.access = access
         self.limits = config.limits
         self._head_ns = int(config.timeouts.head_s * _NS)
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
@@ -164,7 +170,9 @@ class HttpServer:
     # ------------------------------------------------------------ requests
     def route(self, head: Head) -> Route:
         """Return what a head says of its request, and keep it with the head."""
-        route = head.route = Route(head, has_features=bool(self._config.features))
+        access = self.access
+        head.route = Route(head, has_features=bool(self._config.features)) if access is None else access.route(head)
+        route: Route = head.route
         return route
 
     def take(self, connection: ClientConnection, head: Head, endpoint: Endpoint, body: bytes) -> None:
@@ -178,12 +186,19 @@ class HttpServer:
             request.timing_asked = route.timing_asked
             request.trace_headers = route.trace_headers
             request.identities = route.identities
-            if route.host:
-                pin(self.loop, request, route.host)
+            if route.is_special:
+                self._settle(route, request)
             connection.request = request
             submit(self.loop, request, connection.number)
         except RequestError as error:
             self._refuse(connection, head, error)
+
+    def _settle(self, route: Route, request: Request) -> None:
+        """Do what is to be done for a request with a key or a host of its choice; raises :class:`RequestError`."""
+        if route.host:
+            pin(self.loop, request, route.host)
+        if route.account is not None:
+            route.account.admit(request, monotonic_ns())
 
     def handle(self, connection: ClientConnection, head: Head, body: bytes) -> None:
         """Answer one request or hand it to the loop."""
@@ -193,12 +208,14 @@ class HttpServer:
             return
         path = route.path
         try:
-            page = self._pages.get(path) or self._one_model(path)
+            if route.refusal is not None:
+                raise route.refusal
+            page = self._page(route)
             if page is None and self._takes(path) and head.method == b"POST":
                 request = self._own_request(connection, head, route, body)
                 request.timing_asked = route.timing_asked
-                if route.host:
-                    pin(self.loop, request, route.host)
+                if route.is_special:
+                    self._settle(route, request)
                 connection.request = request
                 submit(self.loop, request, connection.number)
                 return
@@ -212,6 +229,12 @@ class HttpServer:
             return
         connection.end()
         self.answered(connection)
+
+    def refuse_head(self, connection: ClientConnection, head: Head, error: RequestError) -> bytes:
+        """Note that a request is refused whose body is not waited for; return header lines for its answer."""
+        if self.access is not None:
+            self.access.note_refusal(connection, head, error)
+        return self._challenge(error.kind, head.route.path)
 
     def _takes(self, path: bytes) -> bool:
         """Whether a path that is not of every host takes POST."""
@@ -227,21 +250,32 @@ class HttpServer:
     def _refuse(self, connection: ClientConnection, head: Head, error: RequestError) -> None:
         refused = is_refusal(error)
         self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.REQUESTS_BAD)
-        connection.request = None
+        request, connection.request = connection.request, None
+        account = head.route.account
+        if account is not None:
+            if request is not None:  # it was counted, and then there was no room for it
+                account.take_back(request)
+            error = account.in_its_words(error)
+        if self.access is not None:
+            self.access.note_refusal(connection, head, error)
         connection.error(
             error.kind,
             error.message,
             error.param,
-            retry_after_s=1 if refused else 0,
-            extra=self._allowed(head.route.path) if error.kind == ErrorKind.METHOD_NOT_ALLOWED else b"",
+            retry_after_s=error.retry_after_s or (1 if refused else 0),
+            extra=self._challenge(error.kind, head.route.path),
             head_only=head.method == b"HEAD",
             dialect=dialect_of(head.url.decode("latin-1")),
         )
         connection.end()
         self.answered(connection)
 
-    def _allowed(self, path: bytes) -> bytes:
-        """Return the header that RFC 9110 §15.5.6 wants with a 405."""
+    def _challenge(self, kind: ErrorKind, path: bytes) -> bytes:
+        """Return the header that RFC 9110 wants with a 405 (§15.5.6) and with a 401 (§15.5.2)."""
+        if kind == ErrorKind.UNAUTHORIZED:
+            return b"www-authenticate: Bearer\r\n"
+        if kind != ErrorKind.METHOD_NOT_ALLOWED:
+            return b""
         own_page = path in self._pages or path.startswith(b"/v1/models/")
         return b"allow: GET, HEAD\r\n" if own_page else b"allow: POST\r\n"
 
@@ -274,12 +308,13 @@ class HttpServer:
     def _health(self, connection: ClientConnection, head_only: bool) -> None:
         connection.answer(200, _JSON, b'{"status":"ok"}', head_only=head_only)
 
-    def _ready_page(self, connection: ClientConnection, head_only: bool) -> None:
-        now = monotonic_ns()
-        hosts = {h.name: condition(h, now) for h in self.loop.hosts}
+    def _ready_page(self, connection: ClientConnection, head_only: bool, *, with_hosts: bool = True) -> None:
         ready = self.ready()
-        body = _encode({"status": "ready" if ready else "not ready", "hosts": hosts})
-        connection.answer(200 if ready else 503, _JSON, body, head_only=head_only)
+        page: dict[str, Any] = {"status": "ready" if ready else "not ready"}
+        if with_hosts:
+            now = monotonic_ns()
+            page["hosts"] = {h.name: condition(h, now) for h in self.loop.hosts}
+        connection.answer(200 if ready else 503, _JSON, _encode(page), head_only=head_only)
 
     def _model(self, name: str) -> dict[str, Any]:
         """Return what is told of a model; ``root``, as vLLM has it, is the model's own name where this is an alias."""
@@ -287,23 +322,41 @@ class HttpServer:
         root = self.loop.by_name[name].name
         return shown if root == name else {**shown, "root": root}
 
+    def _page(self, route: Route) -> Callable[[ClientConnection, bool], None] | None:
+        """Return what answers a GET of a path, ``None`` for a path without a page; raises :class:`RequestError`."""
+        path, account = route.path, route.account
+        if self.access is None:
+            return self._pages.get(path) or self._one_model(path)
+        if path == b"/ready" and (account is None or not account.may_look):
+            return partial(self._ready_page, with_hosts=False)
+        if path in {b"/v1/models", b"/models"}:
+            return partial(self._models, account=account)
+        page = self._pages.get(path) or self._one_model(path)
+        if page is not None and path.startswith(b"/v1/models/") and not self._may_see(account, _name_in(path)):
+            raise RequestError(ErrorKind.MODEL_NOT_FOUND, f"model {_name_in(path)[:200]!r} is not served here", "model")
+        return page
+
+    def _may_see(self, account: Account | None, name: str) -> bool:
+        """Whether a key may use a model by this name or by its own."""
+        return account is None or account.permits(name) or account.permits(self.loop.by_name[name].name)
+
     def _one_model(self, path: bytes) -> Callable[[ClientConnection, bool], None] | None:
-        name = unquote(path.removeprefix(b"/v1/models/").decode("utf-8", "replace"))
         if not path.startswith(b"/v1/models/"):
             return None
+        name = _name_in(path)
         if name not in self.loop.by_name:
             raise unknown_model(self.loop, name)
         return lambda connection, head_only: connection.answer(
             200, _JSON, _encode(self._model(name)), head_only=head_only
         )
 
-    def models_page(self) -> bytes:
-        """Return the list of models in OpenAI's shape, as JSON."""
-        data = [self._model(name) for name in sorted(self.loop.by_name)]
+    def models_page(self, account: Account | None = None) -> bytes:
+        """Return the list of models in OpenAI's shape, as JSON; of a key those that it may use."""
+        data = [self._model(name) for name in sorted(self.loop.by_name) if self._may_see(account, name)]
         return _encode({"object": "list", "data": data})
 
-    def _models(self, connection: ClientConnection, head_only: bool) -> None:
-        connection.answer(200, _JSON, self.models_page(), head_only=head_only)
+    def _models(self, connection: ClientConnection, head_only: bool, *, account: Account | None = None) -> None:
+        connection.answer(200, _JSON, self.models_page(account), head_only=head_only)
 
     def _metrics(self, connection: ClientConnection, head_only: bool) -> None:
         text = b"# Metrics are served by the observer (ringrouter observe), not on the token path.\n"
@@ -315,6 +368,11 @@ def _parse_last_head(data: bytes) -> Head:
     head = parse_request_head(data)
     head.keep_alive = False
     return head
+
+
+def _name_in(path: bytes) -> str:
+    """Return the name in the path of a model's page."""
+    return unquote(path.removeprefix(b"/v1/models/").decode("utf-8", "replace"))
 
 
 def _misplaced(head: Head, path: bytes, *, is_post: bool) -> RequestError:

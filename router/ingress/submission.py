@@ -24,6 +24,12 @@ U32: Final = 0xFFFFFFFF
 F32: Final = 3.0e38
 """What the record's fields hold: the host judges the client's values, not the router."""
 _MODELS_SHOWN_MAX: Final = 20
+_REFUSALS: Final = frozenset({
+    ErrorKind.OVERLOADED,
+    ErrorKind.SHUTTING_DOWN,
+    ErrorKind.NO_HOST,
+    ErrorKind.RATE_LIMITED,
+})  # fmt: skip
 _EMBEDDINGS: Final = Endpoint.EMBEDDINGS  # a member of an enum is looked up anew each time
 _REQUESTS: Final = Counter.REQUESTS
 _TARGETS: Final = (b"", b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings")
@@ -105,7 +111,7 @@ def submit(loop: Loop, request: Request, client_number: int) -> None:
 
 def is_refusal(error: RequestError) -> bool:
     """Return whether a request could have been served at another time."""
-    return error.kind in {ErrorKind.OVERLOADED, ErrorKind.SHUTTING_DOWN, ErrorKind.NO_HOST}
+    return error.kind in _REFUSALS
 
 
 def unknown_model(loop: Loop, name: str) -> RequestError:

@@ -85,6 +85,11 @@ class Counter(IntEnum):
     NEAREST = 71
     LOG_DROPPED = 72
     SLOTS_LOST = 73
+    KEYS_REFUSED = 74
+    KEYS_FORBIDDEN = 75
+    KEYS_LIMITED = 76
+    CURVE_REFUSED = 77
+    PEERS_REFUSED = 78
 
 
 def _spec(counter: Counter, unit: str, label: str) -> CounterSpec:
@@ -174,6 +179,11 @@ CATALOGUE: Final = [
     _spec(Counter.NEAREST, "requests", "questions for what is nearest"),
     _spec(Counter.LOG_DROPPED, "messages", "log messages dropped because nobody took them"),
     _spec(Counter.SLOTS_LOST, "attempts", "routings taken back: another router had the host's last slot"),
+    _spec(Counter.KEYS_REFUSED, "requests", "requests without a key, or with one that is not known"),
+    _spec(Counter.KEYS_FORBIDDEN, "requests", "requests that their key does not allow"),
+    _spec(Counter.KEYS_LIMITED, "requests", "requests refused because a limit of their key was reached"),
+    _spec(Counter.CURVE_REFUSED, "connections", "ZeroMQ clients refused in the handshake, most for a wrong CURVE key"),
+    _spec(Counter.PEERS_REFUSED, "connections", "clients of unix sockets refused for their user (listen.unix_users)"),
 ]
 
 assert [spec.id for spec in CATALOGUE] == [int(c) for c in Counter]

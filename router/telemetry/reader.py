@@ -168,6 +168,7 @@ def resolve(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
     out["stamps"] = stamps
     out["host"], out["model"] = names.host(out["host"]), names.model(out["model"])
     out["asked_model"] = names.model(out["asked_model"]) if out["asked_model"] else ""
+    out["key"] = names.text(rec.NAME_KEY, out["key"]) if out["key"] else ""
     out["endpoint"] = _word(rec.Endpoint, out["endpoint"]) if out["endpoint"] else ""
     out["outcome"], out["phase"] = _word(rec.Outcome, out["outcome"]), _word(rec.Phase, out["phase"])
     out["cache"] = _word(rec.CacheUse, out["cache"])

@@ -57,7 +57,7 @@ texts, ``saved_us`` how much sooner than a host would have.
 
 Name record, ``names.tab``, 88 bytes: ``kind u16, value_id u16, length u16, 0 u16, text 80 bytes``. ``kind`` is the
 position of the tag in :data:`TAGS`, or :data:`NAME_HOST`, :data:`NAME_MODEL`, :data:`NAME_OWN_TAG` (the name of one of
-the user's own tags).
+the user's own tags), :data:`NAME_KEY`.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ OTHER_ID: Final = 0xFFFF
 NAME_HOST: Final = 0x100
 NAME_MODEL: Final = 0x101
 NAME_OWN_TAG: Final = 0x102
+NAME_KEY: Final = 0x103
 
 assert len(TAGS) <= OWN_TAG_FIRST
 

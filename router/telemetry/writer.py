@@ -20,6 +20,7 @@ from ringbuffer import (
     TableWriter,
 )
 from router.config import Config
+from router.request import NO_TERMS
 from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
@@ -241,7 +242,7 @@ class Telemetry:
             request.packed_message = cut_utf8(request.message, rec.MESSAGE_BYTES)[0]
         if not request.identity:
             self.identify(request)
-        if request.terms.workload or request.ask is not None or request.detour is not None:
+        if request.terms is not NO_TERMS or request.ask is not None or request.detour is not None:
             request.packed_decision = _decision(request)
 
 
@@ -249,6 +250,7 @@ def _decision(request: Request) -> bytes:
     """Pack what was decided about a request, beyond which host got it."""
     terms, ask, detour = request.terms, request.ask, request.detour
     levered, predicted_us, prefix_tokens = terms.levered, terms.predicted_ttft_us, 0
+    noted = rec.DECISION.unpack(request.packed_decision)[_NOTED_FIRST:] if request.packed_decision else _NOTHING_NOTED
     if ask is not None:
         prefix_tokens = min(ask.held_tokens, _U32)
         predicted_us = predicted_us or min(ask.predicted_ttft_ns // 1000, _U32)
@@ -258,14 +260,17 @@ def _decision(request: Request) -> bytes:
         prefix_tokens,
         min(levered.asked_max_tokens, _U32) if levered is not None else 0,
         min(max(levered.asked_temperature, -_F32), _F32) if levered is not None else 0.0,
-        0,
+        terms.key_id,
         terms.asked_model or (detour.asked.model_id if detour is not None else 0),
         terms.workload,
         levered.flags if levered is not None else 0,
-        *(0,) * 6,
+        *noted,
     )
 
 
+_NOTED_FIRST: Final = [name for name, _, _ in rec.DECISION_FIELDS].index("tool_count")
+"""From here on the decision is what :mod:`router.telemetry.decision` has noted."""
+_NOTHING_NOTED: Final = (0,) * (len(rec.DECISION_FIELDS) - _NOTED_FIRST)
 _U32: Final = 0xFFFFFFFF
 _F32: Final = 3.0e38
 """Near the most that a record's field holds."""

@@ -67,6 +67,7 @@ PATH_MODULES = [
         "hosts/scanner.py",
         "hosts/spares.py",
         "hosts/standing.py",
+        "ingress/access.py",
         "ingress/heads.py",
         "ingress/http.py",
         "ingress/passthrough.py",
@@ -74,6 +75,10 @@ PATH_MODULES = [
         "ingress/server.py",
         "ingress/submission.py",
         "ingress/wishes.py",
+        "keys/account.py",
+        "keys/registry.py",
+        "keys/tokens.py",
+        "keys/windows.py",
         "levers.py",
         "ingress/zeromq/reply.py",
         "ingress/zeromq/server.py",
@@ -109,6 +114,9 @@ PURE_MODULES = [
     "router.hosts.standing",
     "router.ingress.zeromq.messages",
     "router.http1",
+    "router.keys.account",
+    "router.keys.tokens",
+    "router.keys.windows",
     "router.observer.aggregate",
     "router.observer.catalogue",
     "router.observer.cost",
@@ -208,6 +216,7 @@ def layer(module: str) -> int:
         ("router.roster", 6),
         ("router.retry_budget", 0),
         ("router.sharing", 6),
+        ("router.keys", 3),
         ("router.attempt", 4),
         ("router.asking", 2),
         ("router.outbound", 3),
@@ -255,6 +264,7 @@ def test_imports_point_downwards() -> None:
     allowed = {
         "router.config -> router.telemetry.records",  # the names of the built-in tags
         "router.config.serving -> router.telemetry.records",
+        "router.config.keys -> router.telemetry.records",
     }
     assert sorted(set(wrong) - allowed) == []
 

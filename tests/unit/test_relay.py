@@ -16,6 +16,7 @@ from bench.gate_lockstep import REQUEST, stream_parts
 from bench.gate_path import CONNECTIONS_PER_HOST, TokenPath, Transport
 from ringbuffer import BroadcastReader, BroadcastWriter
 from router import native
+from router.config import BreakerConfig, Health
 from router.hosts.connection import HostConnection
 from router.ingress.http import ClientConnection
 from router.request import Request
@@ -79,6 +80,8 @@ class Streams(TokenPath):
         self._relay = attempt_module._relay if is_native else None
         self._daemon.fleet.top_up = lambda *_: None  # type: ignore[method-assign]
         self.loop = self._daemon.loop
+        quiet = Health(breaker=BreakerConfig(failures=0, share=0))  # damaged streams are the hosts' faults
+        self.loop.recovery.standing.configure(quiet, 0)
         self.ended: list[Request] = []
         self._write_done = self.loop.telemetry.done
         self.loop.telemetry.done = self._keep  # type: ignore[method-assign]
@@ -90,9 +93,9 @@ class Streams(TokenPath):
         self._answer = SlowTransport()
         self._client.connection_made(self._answer)  # type: ignore[arg-type]
         self._hosts = []
-        for host in self._daemon.hosts:
+        for host in self._daemon.roster.hosts:
             host.idle.clear()
-            self.loop.set_health(host, healthy=True, now=0)
+            self.loop.recovery.standing.set_health(host, healthy=True, now=0)
             for _ in range(CONNECTIONS_PER_HOST):
                 connection, transport = HostConnection(self._daemon.fleet, host), SlowTransport()
                 connection.connection_made(transport)  # type: ignore[arg-type]

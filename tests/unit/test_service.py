@@ -148,8 +148,9 @@ def test_a_drain_asks_for_more_time_and_one_that_was_relieved_is_silent(manager:
 # ---------------------------------------------------------------- inherited sockets
 def test_what_systemd_passes_goes_to_who_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        base = os.dup(first.fileno())
-        assert os.dup(second.fileno()) == base + 1
+        base = 200  # two descriptors in a row that nobody has
+        os.dup2(first.fileno(), base, inheritable=True)
+        os.dup2(second.fileno(), base + 1, inheritable=True)
         monkeypatch.setattr(inherited, "_FIRST_DESCRIPTOR", base)
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "http:zeromq-tcp", "A": "b"}
         found = inherited.take(environment)
