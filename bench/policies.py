@@ -1,6 +1,6 @@
 """The policy study: routing policies over workloads and loads, in virtual time: ``python -m bench.policies --help``.
 
-    python -m bench.policies --into docs/routing.md     # everything, about 10 minutes on two cores
+    python -m bench.policies --into docs/routing.md     # everything, about 6 minutes on two cores
     python -m bench.policies --quick                    # a look, about 20 s
     python -m bench.policies --workloads chat,slow --loads 80 --rules "prefix affinity;round robin"
 
@@ -163,7 +163,7 @@ def _arguments() -> tuple[Plan, Path | None, Path | None]:
     parser.add_argument("--rules", default="", help="names, separated by semicolons; all of them by default")
     parser.add_argument("--loads", default=",".join(map(str, LOADS)), help="percent (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=6, help="runs of each combination (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=4000, help="of a run (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=2500, help="of a run (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="at a time")
     parser.add_argument("--quick", action="store_true", help="two seeds of short runs at 80 %% load")
     parser.add_argument("--into", type=Path, help="page whose measured sections are replaced")
