@@ -118,18 +118,18 @@ def _sections(
 
 def _workload(results: Results, name: str, load: int, capacity_per_s: float) -> str:
     workload = _WORKLOADS[name]
-    limits = f"first token within {workload.ttft_s:g} s, then one each {1000 * workload.token_s:g} ms"
+    limits = f"First token within {workload.ttft_s:g} s, then one each {1000 * workload.token_s:g} ms"
     meaning = workload.meaning[0].upper() + workload.meaning[1:]
     rate = f"{load} % load: {capacity_per_s * load / 100:.1f} requests/s"
     table = policies_report.workload_table(results, name, load)
-    return f"#### {name}\n\n{meaning}; {limits}. {rate}.\n\n{table}"
+    return f"#### {name}\n\n{meaning}.\n{limits}. {rate}.\n\n{table}"
 
 
 def _compared(plan: Plan, found: Sequence[policies_report.Comparison]) -> str:
     worse = sum(bool(each.worse) for each in found)
     better = sum(bool(each.better) and not each.worse for each in found)
     return (
-        f"`{RECOMMENDED}` beside each rule, {plan.seeds} seeds compared pairwise in TTFT p50, p95, p99 and in goodput. "
+        f"`{RECOMMENDED}` beside each rule, {plan.seeds} seeds compared in pairs by TTFT p50, p95, p99 and goodput.\n"
         f"In {len(found)} comparisons it is better {better} times and worse {worse} times.\n\n"
         f"{policies_report.comparison_table(found)}"
     )
