@@ -1,6 +1,6 @@
 """The policy study: routing policies over workloads and loads, in virtual time: ``python -m bench.policies --help``.
 
-    python -m bench.policies --into docs/routing.md     # everything, about 10 minutes on two cores
+    python -m bench.policies --into docs/routing.md     # everything, about 6 minutes on two cores
     python -m bench.policies --quick                    # a look, about 20 s
     python -m bench.policies --workloads chat,slow --loads 80 --rules "prefix affinity;round robin"
 
@@ -118,18 +118,18 @@ def _sections(
 
 def _workload(results: Results, name: str, load: int, capacity_per_s: float) -> str:
     workload = _WORKLOADS[name]
-    limits = f"first token within {workload.ttft_s:g} s, then one each {1000 * workload.token_s:g} ms"
+    limits = f"First token within {workload.ttft_s:g} s, then one each {1000 * workload.token_s:g} ms"
     meaning = workload.meaning[0].upper() + workload.meaning[1:]
     rate = f"{load} % load: {capacity_per_s * load / 100:.1f} requests/s"
     table = policies_report.workload_table(results, name, load)
-    return f"#### {name}\n\n{meaning}; {limits}. {rate}.\n\n{table}"
+    return f"#### {name}\n\n{meaning}.\n{limits}. {rate}.\n\n{table}"
 
 
 def _compared(plan: Plan, found: Sequence[policies_report.Comparison]) -> str:
     worse = sum(bool(each.worse) for each in found)
     better = sum(bool(each.better) and not each.worse for each in found)
     return (
-        f"`{RECOMMENDED}` beside each rule, {plan.seeds} seeds compared pairwise in TTFT p50, p95, p99 and in goodput. "
+        f"`{RECOMMENDED}` beside each rule, {plan.seeds} seeds compared in pairs by TTFT p50, p95, p99 and goodput.\n"
         f"In {len(found)} comparisons it is better {better} times and worse {worse} times.\n\n"
         f"{policies_report.comparison_table(found)}"
     )
@@ -163,7 +163,7 @@ def _arguments() -> tuple[Plan, Path | None, Path | None]:
     parser.add_argument("--rules", default="", help="names, separated by semicolons; all of them by default")
     parser.add_argument("--loads", default=",".join(map(str, LOADS)), help="percent (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=6, help="runs of each combination (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=4000, help="of a run (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=2500, help="of a run (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="at a time")
     parser.add_argument("--quick", action="store_true", help="two seeds of short runs at 80 %% load")
     parser.add_argument("--into", type=Path, help="page whose measured sections are replaced")

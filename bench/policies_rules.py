@@ -148,6 +148,7 @@ RULES = (
     ours("least predicted TTFT", policy="least_predicted_ttft"),
     ours("sticky sessions", policy="least_outstanding", sticky="session_id"),
     ours("prefix affinity", policy="prefix_affinity"),
+    ours("prefix affinity, sticky", policy="prefix_affinity", sticky="session_id"),
 )
 
 
