@@ -96,7 +96,7 @@ class Loop:
         """
         if self.stopping:
             raise RequestError(ErrorKind.SHUTTING_DOWN, "the router is shutting down; ask again in a moment")
-        if len(self.in_flight) >= self.limits.in_flight:
+        if len(self.in_flight) >= self.limits.in_flight and not self.has_own_room(request):
             text = f"{self.limits.in_flight} requests are in flight (limits.in_flight)"
             self.telemetry.errors.note(f"overloaded: {text}", monotonic_ns())
             self.counters.add(Counter.REFUSED_FULL)
@@ -141,8 +141,9 @@ class Loop:
         if request.terms.deadline_ns and self._is_hopeless(request, decision, candidates, now):
             return
         if decision is _RUN:
-            self._run(request, now, candidates)
-            if request.row < 0:  # it waits for a connection
+            if not self._run(request, now, candidates):  # free are only hosts that have failed it, as another model's
+                self._wait(request)
+            elif request.row < 0:  # it waits for a connection
                 self._book(request)
         elif decision is Admission.WAIT and not model.waiting.is_full(request.workload):
             self._wait(request)
@@ -409,6 +410,10 @@ class Loop:
         return any(h.usable and h.host_id not in request.tried for h in self.hosts_of(request))
 
     # ------------------------------------------------------------ failures
+    def has_own_room(self, request: Request) -> bool:  # noqa: ARG002
+        """Whether there is room for a request beyond ``limits.in_flight`` after all: caches do not count their calls."""
+        return False
+
     def on_blocked(self) -> None:
         """Called when a client is blocked or a deadline set; the daemon lets the tick look closer."""
 

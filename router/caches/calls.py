@@ -12,6 +12,7 @@ meantime, or while the call runs, gets its answer too. A call is a request of th
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -21,6 +22,7 @@ import msgspec
 from router.caches import entries, keys
 from router.caches.entries import EntryError
 from router.caches.silent import SilentEgress
+from router.config.caches import CALLS_AT_ONCE
 from router.errors import UNDECODABLE, ErrorKind, RequestError
 from router.ingress.submission import submit
 from router.messages import RequestBody
@@ -151,6 +153,11 @@ class Calls:
         self._sizes: dict[Group, int] = {}
         self._timers: dict[Group, asyncio.TimerHandle] = {}
         self._call_count = 0
+        self._running = 0
+        """Calls under way, at most :data:`router.config.caches.CALLS_AT_ONCE`."""
+        self._next: deque[tuple[Group, list[_Text]]] = deque()
+        """Those that wait until there are fewer."""
+        loop.has_own_room = self._has_room  # type: ignore[method-assign]
 
     def ask(self, group: Group, key: bytes, item: str | list[int], waiter: Waiter, position: int) -> None:
         """Have a text asked for, or wait for the call that asks for it already."""
@@ -194,11 +201,27 @@ class Calls:
             self._go(group)
 
     # ------------------------------------------------------------ a call
+    def _has_room(self, request: Request) -> bool:
+        """Calls take no room from clients, nor clients from the calls they wait for: calls have rows of their own."""
+        loop = self._loop
+        return isinstance(request.egress, CallEgress) or len(loop.in_flight) - self._running < loop.limits.in_flight
+
     def _call(self, group: Group, texts: list[_Text]) -> None:
-        asked = [text for text in texts if not all(waiter.is_gone for waiter, _ in text.waiters)]
+        """Begin a call, or have it wait for one of those under way to end."""
+        self._next.append((group, texts))
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        while self._next and self._running < CALLS_AT_ONCE:
+            self._begin(*self._next.popleft())
+
+    def _begin(self, group: Group, texts: list[_Text]) -> None:
+        asked = []
         for text in texts:
-            if text not in asked:
+            if all(waiter.is_gone for waiter, _ in text.waiters):
                 self._texts.pop(text.key, None)
+            else:
+                asked.append(text)
         if not asked:
             return
         body = keys.call_body(group.model.name, [text.json for text in asked], group.form, group.dimensions)
@@ -213,6 +236,7 @@ class Calls:
         )  # fmt: skip
         egress.request = request
         self._loop.counters.add(Counter.CACHE_CALLS)
+        self._running += 1
         try:
             submit(self._loop, request, 0)
         except RequestError as error:
@@ -221,6 +245,9 @@ class Calls:
 
     def _ended(self, egress: CallEgress) -> None:
         """A call is over: give everybody what they wait for, whatever fails on the way."""
+        self._running -= 1
+        if self._next:
+            self._event_loop.call_soon(self._begin_next)
         try:
             failure = egress.failure
             found = None

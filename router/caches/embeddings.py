@@ -328,7 +328,7 @@ class _Answer:
         """Return the further header lines of the answer."""
         lines = b"x-ringrouter-cache: %b\r\n" % _STATES[self._use()]
         if self._call is not None and self._call.host:
-            host = self._cache.loop.hosts[self._call.host - 1].name
+            host = self._cache.loop.host_of[self._call.host].name
             lines += b"x-ringrouter-host: %b\r\n" % host.encode()
         return lines
 

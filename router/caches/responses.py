@@ -47,8 +47,11 @@ def size_of(answer: Answer) -> int:
     return getsizeof(answer) + sum(getsizeof(part) for part in parts) + getsizeof(b"") + _KEY_BYTES + _NODE_BYTES
 
 
-def key_of(body: bytes, endpoint: int, headers: Mapping[bytes, bytes], *, streams: bool) -> bytes | None:
-    """Return the hash under which an answer is kept; ``None`` for a body that has no canonical form."""
+def key_of(body: bytes, model: str, endpoint: int, headers: Mapping[bytes, bytes], *, streams: bool) -> bytes | None:
+    """Return the hash under which an answer is kept; ``None`` for a body that has no canonical form.
+
+    ``model`` is the one that answers: by the rules of a feature it may be another than the body names.
+    """
     try:
         fields = _decode(body)
         for name in _IDENTITIES:
@@ -56,9 +59,10 @@ def key_of(body: bytes, endpoint: int, headers: Mapping[bytes, bytes], *, stream
         canonical = _encode(fields)
     except (*UNDECODABLE, OverflowError):
         return None
-    who = b"\0".join(headers.get(name, b"") for name in _CREDENTIALS)
-    digest = blake2b(who, digest_size=_KEY_BYTES, person=b"%d%d" % (endpoint, streams))
-    digest.update(len(who).to_bytes(4, "little"))
+    digest = blake2b(digest_size=_KEY_BYTES, person=b"%d%d" % (endpoint, streams))
+    for part in (model.encode(), *(headers.get(name, b"") for name in _CREDENTIALS)):
+        digest.update(len(part).to_bytes(4, "little"))
+        digest.update(part)
     digest.update(canonical)
     return digest.digest()
 

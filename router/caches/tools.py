@@ -20,6 +20,8 @@ from router.messages import edit_body
 
 _MEMO_BYTES_MAX: Final = 16 << 20
 """Of arrays and what they become; then all is forgotten."""
+_MEMO_PLACE_BYTES: Final = 512
+"""What an entry takes beside its two arrays: its place, and the objects of the splice."""
 _NAMES_MAX: Final = 256
 """Names in one entry."""
 _PATTERNS_MAX: Final = 16
@@ -107,7 +109,7 @@ class ToolRegistry:
         if MARK not in array:
             return None
         spliced = self._make(array)
-        size = len(array) + (len(spliced.array) if spliced is not None else 0)
+        size = _MEMO_PLACE_BYTES + len(array) + (len(spliced.array) if spliced is not None else 0)
         if self._memo_bytes + size > _MEMO_BYTES_MAX:
             self._memo.clear()
             self._memo_bytes = 0

@@ -102,7 +102,7 @@ class Warmer:
         if warmth.is_sending:
             return
         due = self._due(host, warmth, now)
-        if host.running or host.draining or self._has_waiting(host):
+        if host.running or host.draining or host.taken_elsewhere() or self._has_waiting(host):
             warmth.busy_ns = now
         elif due is not None and not self._loop.stopping:
             self._send(host, warmth, due, now)
@@ -177,6 +177,7 @@ def _headers(prompt: PublishedPrompt) -> dict[bytes, bytes]:
         b"x-ringrouter-tag-workload-class": b"warm",
         b"x-ringrouter-tag-feature-name": prompt.name.encode(),
         b"x-ringrouter-class": b"batch",
+        b"x-ringrouter-cache": b"off",  # an answer that was kept warms no host
     }
     if prompt.prompt_version:
         headers[b"x-ringrouter-tag-prompt-version"] = prompt.prompt_version.encode()

@@ -18,6 +18,8 @@ from router.errors import ConfigError
 if TYPE_CHECKING:
     from router.config import Config
 
+CALLS_AT_ONCE: Final = 64
+"""Calls of hosts for vectors that a router has under way; the in-flight table has rows for them beside clients' own."""
 _PATH_OR_NOTHING: Final = {"allowed": "an absolute path or nothing"}
 
 
@@ -89,6 +91,11 @@ class CacheConfig(Section, frozen=True):
 def needs_keeper(cache: CacheConfig) -> bool:
     """Return whether anything is configured that the keeper does."""
     return cache.embeddings.enabled or cache.nearest.enabled or bool(cache.tools.sources) or bool(cache.warm)
+
+
+def own_requests_max(cache: CacheConfig) -> int:
+    """Return how many requests of the router's own may be in flight beyond ``limits.in_flight``."""
+    return CALLS_AT_ONCE if cache.embeddings.enabled or cache.nearest.enabled else 0
 
 
 def cache_dir(config: Config) -> Path:

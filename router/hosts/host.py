@@ -101,6 +101,10 @@ class Host:
         """Slots a request may take now."""
         return self.slots - self.running - len(self.draining)
 
+    def taken_elsewhere(self) -> int:
+        """Return the slots that other routers take: none where they are not shared."""
+        return 0
+
     def configure(self, config: HostConfig, index: int) -> None:
         """Take over other settings of a host at the same address and of the same kind.
 

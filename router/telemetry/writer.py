@@ -20,6 +20,7 @@ from ringbuffer import (
     TableWriter,
 )
 from router.config import Config
+from router.config.caches import own_requests_max
 from router.request import NO_TERMS
 from router.routing import Reason, explain
 from router.telemetry import records as rec
@@ -103,9 +104,10 @@ class Telemetry:
         self.done_ring = BroadcastWriter.create(
             path / "done.ring", slot_count=rings.done, slot_size=rec.DONE_SLOT_BYTES, record_schema=schema, name="done"
         )
+        in_flight_max = config.limits.in_flight + own_requests_max(config.cache)
         self.inflight = TableWriter.create(
             path / "inflight.tab",
-            row_count=config.limits.in_flight,
+            row_count=in_flight_max,
             row_size=rec.DONE_SLOT_BYTES,
             record_schema=schema,
             name="inflight",
@@ -122,7 +124,7 @@ class Telemetry:
             self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors,
             self.host_rows.table,
         )  # fmt: skip
-        self._free_rows = list(range(config.limits.in_flight - 1, -1, -1))
+        self._free_rows = list(range(in_flight_max - 1, -1, -1))
         for position, own in enumerate(config.tags.own):
             self.names.intern(rec.NAME_OWN_TAG, own)
             assert position < rec.OWN_TAG_COUNT

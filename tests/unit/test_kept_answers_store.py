@@ -16,11 +16,16 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperat
 
 
 def key(
-    body: dict[str, Any] | bytes = BODY, *, endpoint: int = 1, streams: bool = True, **headers: str
+    body: dict[str, Any] | bytes = BODY,
+    *,
+    model: str = "m",
+    endpoint: int = 1,
+    streams: bool = True,
+    **headers: str,
 ) -> bytes | None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
-    return key_of(data, endpoint, named, streams=streams)
+    return key_of(data, model, endpoint, named, streams=streams)
 
 
 def answer(size: int, made_ns: int = 0) -> Answer:
@@ -51,6 +56,7 @@ def test_what_does_not_change_the_answer_does_not_change_the_key(same: dict[str,
         {"body": {**BODY, "messages": [{"role": "user", "content": "hi "}]}},
         {"body": {**BODY, "max_tokens": 5}},
         {"body": {**BODY, "tools": []}},
+        {"model": "n"},
         {"endpoint": 2},
         {"streams": False},
         {"authorization": "Bearer b"},
