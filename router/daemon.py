@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -47,15 +48,22 @@ from router.wait_strategy import stay_awake
 from router.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.caches.front import Front
     from router.caches.intake import Intake
     from router.caches.warm import Warmer
     from router.ingress.access import HttpAccess
+    from router.ingress.admin import AdminServer
+    from router.ingress.zeromq.access import ZmqAccess
     from router.ingress.zeromq.server import ZmqServer
     from router.keys.registry import Registry
 
 _MS_NS: Final = 1_000_000
 _STOP_POLL_S: Final = 0.02
+_CLIENT_MODE: Final = 0o660
+_ADMIN_MODE: Final = 0o600
+"""Modes of the files of unix sockets."""
 _OTHER_DESCRIPTORS: Final = 256
 """Rings, listeners, probes, logs, and spare connections to hosts."""
 
@@ -83,6 +91,7 @@ class Daemon:
         """Whose keys are whose; there is one since keys were configured first."""
         self.server = HttpServer(config, self.loop)
         self.server.configure(config, self._access(config))
+        self.admin: AdminServer | None = None
         self.server.ready = self._is_ready
         self._stop = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
@@ -109,7 +118,8 @@ class Daemon:
         self.loop.on_blocked = watch.look_closer  # type: ignore[method-assign]
         health = HealthMonitor(self.loop, self.config.health, self.roster.probed, self.log)
         self.loop.on_host_added = health.watch  # type: ignore[method-assign]
-        event_loop.add_signal_handler(signal.SIGHUP, self._begin_reload, watch, health)
+        self._ask_reload = partial(self._begin_reload, watch, health)
+        event_loop.add_signal_handler(signal.SIGHUP, self._ask_reload)
         await self._start_front()
         await self._listen()
         self._listen_zeromq()
@@ -165,7 +175,7 @@ class Daemon:
         await asyncio.sleep(0)
         for request in list(self.loop.in_flight.values()):  # whose end waits for a client that does not take it
             self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
-        for connection in list(self.server.connections):
+        for connection in [*self.server.connections, *(self.admin.connections if self.admin is not None else ())]:
             connection.close_idle()
         if self.zeromq is not None:
             self.zeromq.close()
@@ -196,10 +206,16 @@ class Daemon:
             if not wanted.hosts:
                 raise ConfigError(f"{self._path}: hosts: none is configured, so every request would be refused")
             self._take_over(wanted, watch, health)
+            self._note_reload("")
         except ConfigError as error:
+            self._note_reload(str(error))
             self.log.error("configuration not reloaded", reason=str(error))
             self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
             self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
+
+    def _note_reload(self, error: str) -> None:
+        if self.admin is not None:
+            self.admin.reload_error = error
 
     def _take_over(self, wanted: Config, watch: Watch, health: HealthMonitor) -> None:
         """Go on with another configuration, in this call; raises :class:`ConfigError` before anything has changed."""
@@ -208,7 +224,13 @@ class Daemon:
         check_exposure(config)  # keys may go together with an address that stays until the restart
         self.roster.apply(config, monotonic_ns())
         self.config = config
-        self.server.configure(config, self._access(config))
+        access = self._access(config)
+        self.server.configure(config, access)
+        if self.admin is not None:
+            self.admin.configure(config, access)
+            self.admin.registry = self.keys
+        if self.zeromq is not None:
+            self.zeromq.access = self._zeromq_access(config)
         self.fleet.connect_timeout_s = _longest_connect_s(config)
         health.configure(config.health)
         watch.configure(_shortest_timeout_s(config))
@@ -222,7 +244,9 @@ class Daemon:
 
     def _access(self, config: Config) -> HttpAccess | None:
         """Take over the keys of a configuration; return what asks for them, ``None`` where there are none."""
-        if config.keys and self.keys is None:
+        listen = config.listen
+        has_curve = bool(listen.curve_key_file or listen.curve_key_credential)
+        if (config.keys or has_curve) and self.keys is None:
             from router.keys.registry import Registry  # noqa: PLC0415 - only who has keys configured loads it
 
             self.keys = Registry(self.telemetry, self.log)
@@ -234,26 +258,55 @@ class Daemon:
 
         return HttpAccess(self.keys, config)
 
+    def _zeromq_access(self, config: Config) -> ZmqAccess | None:
+        """Return what asks ZeroMQ clients for their keys, ``None`` where there are none."""
+        if self.keys is None or not config.keys:
+            return None
+        from router.ingress.zeromq.access import ZmqAccess  # noqa: PLC0415 - only who has keys configured loads it
+
+        return ZmqAccess(self.keys)
+
     # ------------------------------------------------------------ listening
     async def _listen(self) -> None:
-        event_loop = asyncio.get_running_loop()
         for address in self.config.listen.http:
-            where = split_address(address, "listen.http")
-            try:
-                if isinstance(where, str):
-                    listener = await event_loop.create_unix_server(
-                        self._client, sock=_unix_socket(where), backlog=self.config.listen.backlog
-                    )
-                    self._socket_files.append(where)
-                else:
-                    listener = await event_loop.create_server(
-                        self._client, where[0], where[1], backlog=self.config.listen.backlog
-                    )
-            except OSError as error:
-                raise ConfigError(
-                    f"listen.http = {address!r}: cannot listen there: {error.strerror or error}"
-                ) from None
-            self._listeners.append(listener)
+            self._listeners.append(await self._listen_at(address, "listen.http", self.server, _CLIENT_MODE))
+        if not self.config.listen.admin:
+            return
+        from router.ingress.admin import AdminServer  # noqa: PLC0415 - only who has it configured loads it
+
+        self.admin = AdminServer(self.config, self.loop, reload=self._ask_reload, log=self.log)
+        self.admin.configure(self.config, self.server.access)
+        self.admin.registry = self.keys
+        self.admin.ready = self._is_ready
+        for address in self.config.listen.admin:
+            self._listeners.append(await self._listen_at(address, "listen.admin", self.admin, _ADMIN_MODE))
+
+    async def _listen_at(self, address: str, key: str, server: HttpServer, mode: int) -> asyncio.Server:
+        """Return a listener at an address of the configuration, of ``key``; raises :class:`ConfigError`."""
+        event_loop = asyncio.get_running_loop()
+        where = split_address(address, key)
+        backlog = self.config.listen.backlog
+        try:
+            client: Callable[[], ClientConnection] = partial(ClientConnection, server)
+            if not isinstance(where, str):
+                return await event_loop.create_server(client, where[0], where[1], backlog=backlog)
+            if uids := self._uids():
+                from router.ingress.peers import CheckedConnection  # noqa: PLC0415 - only who has it configured loads it
+
+                client = partial(CheckedConnection, server, uids)
+            listener = await event_loop.create_unix_server(client, sock=_unix_socket(where, mode), backlog=backlog)
+        except OSError as error:
+            raise ConfigError(f"{key} = {address!r}: cannot listen there: {error.strerror or error}") from None
+        self._socket_files.append(where)
+        return listener
+
+    def _uids(self) -> frozenset[int]:
+        """Return the users that may connect to unix sockets, none where the mode of the file decides."""
+        if not self.config.listen.unix_users:
+            return frozenset()
+        from router.ingress.peers import allowed_uids  # noqa: PLC0415 - only who has it configured loads it
+
+        return allowed_uids(self.config)
 
     def _listen_zeromq(self) -> None:
         endpoints = self.config.listen.zeromq
@@ -270,6 +323,7 @@ class Daemon:
             other_connections=lambda: len(self.server.connections),
         )
         self.server.other_connections = lambda zeromq=self.zeromq: zeromq.connection_count  # type: ignore[misc]
+        self._guard_zeromq(self.zeromq)
         for index, endpoint in enumerate(endpoints):
             key = f"listen.zeromq[{index}]"
             try:
@@ -280,6 +334,21 @@ class Daemon:
         if self._front is not None:
             self.zeromq.nearest = self._front.nearest
         self.zeromq.start()
+
+    def _guard_zeromq(self, server: ZmqServer) -> None:
+        """Have a server let in only whom the configuration lets in; raises :class:`ConfigError`."""
+        listen = self.config.listen
+        server.access = self._zeromq_access(self.config)
+        server.admit_users(self._uids())
+        if not (listen.curve_key_file or listen.curve_key_credential):
+            return
+        from router.ingress.zeromq.access import ZmqAccess  # noqa: PLC0415 - only who has it configured loads it
+        from router.ingress.zeromq.curve import read_keys  # noqa: PLC0415 - the same
+
+        keys = read_keys(self.config)
+        assert self.keys is not None, "there is a registry where there is CURVE"
+        if keys is not None:
+            server.encrypt(keys, server.access or ZmqAccess(self.keys))
 
     async def _start_front(self) -> None:
         """Start what answers requests for embeddings and for what is nearest, as far as it is configured."""
@@ -312,10 +381,8 @@ class Daemon:
         """Look after clients of all kinds; return whether one needs a closer look."""
         if self.zeromq is not None:
             self.zeromq.check(now)
-        return self.server.check(now)
-
-    def _client(self) -> ClientConnection:
-        return ClientConnection(self.server)
+        near = self.admin is not None and self.admin.check(now)
+        return self.server.check(now) or near
 
     def addresses(self) -> list[str]:
         """Return where the router listens, with the ports that the kernel chose for port 0."""
@@ -370,13 +437,14 @@ def _shortest_timeout_s(config: Config) -> float:
     return min(value for value in named if value > 0)
 
 
-def _unix_socket(path: str) -> socket.socket:
+def _unix_socket(path: str, mode: int) -> socket.socket:
     """Bind a unix socket, taking the place of one that a dead process left behind."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         make_free(path)
+        os.fchmod(sock.fileno(), mode)  # the file gets this mode: nobody else gets in between it and a chmod
         sock.bind(path)
-        Path(path).chmod(0o660)
+        Path(path).chmod(mode)  # and what the umask took away
     except BaseException:
         sock.close()
         raise

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import tomllib
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -172,6 +172,12 @@ def check_access(config: Config) -> None:
             other = seen.setdefault(f"{kind} {value}", f"keys[{index}]")
             if value and other != f"keys[{index}]":
                 raise ConfigError(f"keys[{index}].{kind} ({key.name}): expected values that differ, {other} has it too")
+    for index, each in enumerate(config.listen.trusted_proxies):
+        try:
+            ip_network(each, strict=False)
+        except ValueError:
+            key_and_value = f"listen.trusted_proxies[{index}] = {shown(each)}"
+            raise ConfigError(f"{key_and_value}: expected an address or a network, e.g. 10.0.0.0/8") from None
     check_exposure(config)
 
 
@@ -184,6 +190,11 @@ def _check_key(config: Config, key: KeyConfig, where: str) -> None:
         )
     if key.curve and not _Z85_KEY.fullmatch(key.curve):
         raise ConfigError(f"{where}.curve (not shown): expected a public key, 40 characters of Z85")
+    listen = config.listen
+    if key.curve and not (listen.curve_key_file or listen.curve_key_credential):
+        raise ConfigError(
+            f"{where}.curve ({key.name}): expected listen.curve_key_file beside it (`ringrouter keys curve`)"
+        )
     known = TAG_NAMES | {*config.tags.own}
     for table in ("tags", "tags_default"):
         for name, value in getattr(key, table).items():

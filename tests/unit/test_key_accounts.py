@@ -244,6 +244,8 @@ OTHER_HASH = '"sha256:' + "cd" * 32 + '"'
         (key(name='"ci"', hash=f'"{HASH}"', tags='{ nope = "x" }'), "keys[0].tags.nope: expected the name of a tag"),
         (key(name='"ci"', hash=f'"{HASH}"', tags='{ channel = "" }'), 'keys[0].tags.channel = "": expected 1 to 64'),
         (key(name='"ci"', hash=f'"{HASH}"', curve='"short"'), "keys[0].curve (not shown): expected a public key"),
+        (key(name='"ci"', curve=f'"{"a" * 40}"'), "keys[0].curve (ci): expected listen.curve_key_file"),
+        ('[listen]\ntrusted_proxies = ["10.0.0.0/99"]\n', 'listen.trusted_proxies[0] = "10.0.0.0/99": expected an'),
         (
             "[access]\ninstances = 4\n" + key(name='"ci"', hash=f'"{HASH}"', in_flight="3"),
             "keys[0].in_flight = 3: expected 0 or at least access.instances (4)",
