@@ -36,7 +36,7 @@ from router.hosts.health import HealthMonitor
 from router.hosts.host import Host
 from router.ingress.http import ClientConnection
 from router.ingress.server import HttpServer
-from router.listeners import Listeners
+from router.listeners import Listener, Listeners
 from router.log import log_unhandled, set_up
 from router.loop import Loop
 from router.roster import Roster
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from router.config import HostConfig
     from router.hosts.shared_slots import SlotTable
     from router.ingress.access import HttpAccess
+    from router.ingress.admin import AdminServer
+    from router.ingress.zeromq.access import ZmqAccess
     from router.ingress.zeromq.server import ZmqServer
     from router.keys.registry import Registry
 
@@ -102,6 +104,7 @@ class Daemon:
         """Whose keys are whose; there is one since keys were configured first."""
         self.server = HttpServer(config, self.loop)
         self.server.configure(config, self._access(config))
+        self.admin: AdminServer | None = None
         self.server.ready = self._is_ready
         self.pulse = Pulse(self.loop, self._notifier)
         self._stop = asyncio.Event()
@@ -236,7 +239,9 @@ class Daemon:
             wanted = await asyncio.to_thread(load, self._config_path)  # the disk must not hold up a token
             _check_has_hosts(wanted)
             status = self._take_over(wanted)
+            self._note_reload("")
         except ConfigError as error:
+            self._note_reload(str(error))
             status = f"reload refused, the old configuration stays: {error}"
             self.log.error("configuration not reloaded", reason=str(error))
             self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
@@ -252,7 +257,13 @@ class Daemon:
         check_exposure(config)  # keys may go together with an address that stays until the restart
         self.roster.apply(config, monotonic_ns())
         self.config = config
-        self.server.configure(config, self._access(config))
+        access = self._access(config)
+        self.server.configure(config, access)
+        if self.admin is not None:
+            self.admin.configure(config, access)
+            self.admin.registry = self.keys
+        if self.zeromq is not None:
+            self.zeromq.access = self._zeromq_access(config)
         self.fleet.connect_timeout_s = _longest_connect_s(config)
         self._health.configure(config.health)
         self._watch.configure(_shortest_timeout_s(config))
@@ -312,7 +323,7 @@ class Daemon:
         await asyncio.sleep(0)
         for request in list(self.loop.in_flight.values()):  # whose end waits for a client that does not take it
             self.loop.time_out(request, ErrorKind.SHUTTING_DOWN, text, monotonic_ns())
-        for connection in list(self.server.connections):
+        for connection in [*self.server.connections, *(self.admin.connections if self.admin is not None else ())]:
             connection.close_idle()
         if self.zeromq is not None:
             self.zeromq.close()
@@ -354,9 +365,13 @@ class Daemon:
         """Whether clients of a router that was relieved may still ask something."""
         return self._relieved and bool(self.server.connections)
 
+    def _note_reload(self, error: str) -> None:
+        if self.admin is not None:
+            self.admin.reload_error = error
+
     def _access(self, config: Config) -> HttpAccess | None:
         """Take over the keys of a configuration; return what asks for them, ``None`` where there are none."""
-        if config.keys and self.keys is None:
+        if (config.keys or config.listen.has_curve) and self.keys is None:
             from router.keys.registry import Registry  # noqa: PLC0415 - only who has keys configured loads it
 
             self.keys = Registry(self.telemetry, self.log)
@@ -368,17 +383,56 @@ class Daemon:
 
         return HttpAccess(self.keys, config)
 
+    def _zeromq_access(self, config: Config) -> ZmqAccess | None:
+        """Return what asks ZeroMQ clients for their keys, ``None`` where there are none."""
+        if self.keys is None or not config.keys:
+            return None
+        from router.ingress.zeromq.access import ZmqAccess  # noqa: PLC0415 - only who has keys configured loads it
+
+        return ZmqAccess(self.keys)
+
     # ------------------------------------------------------------ serving
     async def _serve(self) -> None:
         """Begin to accept."""
-        event_loop = asyncio.get_running_loop()
+        uids = self._uids()
         for listener in self.listeners.http:
-            # A descriptor of its own, so that ours is there to be handed over.
-            start = event_loop.create_unix_server if listener.where.startswith("unix:") else event_loop.create_server
-            server = await start(self._client, sock=listener.sock.dup(), backlog=self.config.listen.backlog)
-            self._servers.append(server)
+            await self._serve_at(listener, self.server, uids)
+        if self.listeners.admin:
+            self._make_admin()
+            assert self.admin is not None
+            for listener in self.listeners.admin:
+                await self._serve_at(listener, self.admin, uids)
         if self.listeners.zeromq or self.listeners.left_to_libzmq:
             self._serve_zeromq()
+
+    async def _serve_at(self, listener: Listener, server: HttpServer, uids: frozenset[int]) -> None:
+        event_loop = asyncio.get_running_loop()
+        client: Callable[[], ClientConnection] = partial(ClientConnection, server)
+        start = event_loop.create_server
+        if listener.where.startswith("unix:"):
+            start = event_loop.create_unix_server  # type: ignore[assignment]
+            if uids:
+                from router.ingress.peers import CheckedConnection  # noqa: PLC0415 - only who has it configured loads it
+
+                client = partial(CheckedConnection, server, uids)
+        # A descriptor of its own, so that ours is there to be handed over.
+        self._servers.append(await start(client, sock=listener.sock.dup(), backlog=self.config.listen.backlog))
+
+    def _make_admin(self) -> None:
+        from router.ingress.admin import AdminServer  # noqa: PLC0415 - only who has it configured loads it
+
+        self.admin = AdminServer(self.config, self.loop, reload=partial(self._begin, self.reload), log=self.log)
+        self.admin.configure(self.config, self.server.access)
+        self.admin.registry = self.keys
+        self.admin.ready = self._is_ready
+
+    def _uids(self) -> frozenset[int]:
+        """Return the users that may connect to unix sockets, none where the mode of the file decides."""
+        if not self.config.listen.unix_users:
+            return frozenset()
+        from router.ingress.peers import allowed_uids  # noqa: PLC0415 - only who has it configured loads it
+
+        return allowed_uids(self.config)
 
     def _serve_zeromq(self) -> None:
         from router.ingress.zeromq.server import ZmqServer  # noqa: PLC0415 - only who uses ZeroMQ loads it
@@ -392,6 +446,7 @@ class Daemon:
             other_connections=lambda: len(self.server.connections),
         )
         self.server.other_connections = lambda zeromq=self.zeromq: zeromq.connection_count  # type: ignore[misc]
+        self._guard_zeromq(self.zeromq)
         for listener in self.listeners.zeromq:
             self._zeromq_endpoints.append(self.zeromq.adopt(listener.sock, listener.endpoint))
         for endpoint in self.listeners.left_to_libzmq:
@@ -405,6 +460,21 @@ class Daemon:
         if self._front is not None:
             self.zeromq.nearest = self._front.nearest
         self.zeromq.start()
+
+    def _guard_zeromq(self, server: ZmqServer) -> None:
+        """Have a server let in only whom the configuration lets in; raises :class:`ConfigError`."""
+        listen = self.config.listen
+        server.access = self._zeromq_access(self.config)
+        server.admit_users(self._uids())
+        if not self.config.listen.has_curve:
+            return
+        from router.ingress.zeromq.access import ZmqAccess  # noqa: PLC0415 - only who has it configured loads it
+        from router.ingress.zeromq.curve import read_keys  # noqa: PLC0415 - the same
+
+        keys = read_keys(self.config)
+        assert self.keys is not None, "there is a registry where there is CURVE"
+        if keys is not None:
+            server.encrypt(keys, server.access or ZmqAccess(self.keys))
 
     async def _start_front(self) -> None:
         """Start what answers requests for embeddings and for what is nearest, as far as it is configured."""
@@ -437,10 +507,8 @@ class Daemon:
         """Look after clients of all kinds; return whether one needs a closer look."""
         if self.zeromq is not None:
             self.zeromq.check(now)
-        return self.server.check(now)
-
-    def _client(self) -> ClientConnection:
-        return ClientConnection(self.server)
+        near = self.admin is not None and self.admin.check(now)
+        return self.server.check(now) or near
 
     def addresses(self) -> list[str]:
         """Return where the router listens, with the ports that the kernel chose for port 0."""

@@ -7,20 +7,22 @@ clients that come early wait in the kernel's queue instead of being refused.
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from router.config import Config, split_address, zeromq_endpoint
+from router.config import Config, check_passed, split_address, zeromq_endpoint
 from router.errors import ConfigError
 from router.ingress.unix_path import make_free
 
 if TYPE_CHECKING:
     from router.service.inherited import Inherited
 
-_SOCKET_MODE: Final = 0o660
+_CLIENT_MODE: Final = 0o660
 """Clients of the router's group may connect."""
+_ADMIN_MODE: Final = 0o600
 
 
 @dataclass
@@ -58,11 +60,17 @@ class Listeners:
     def __init__(self, config: Config, inherited: Inherited, run_dir: Path) -> None:
         self._backlog = config.listen.backlog
         self._passed = inherited.own
-        self.http = [Listener(sock) for sock in inherited.http] or self._open_all_http(config)
+        passed_http = [Listener(sock) for sock in inherited.http]
+        self.http = passed_http or self._open_all_http(config.listen.http, "listen.http")
+        self.admin = self._open_all_http(config.listen.admin, "listen.admin", _ADMIN_MODE)
         self.zeromq = [Listener(sock) for sock in inherited.zeromq] or self._open_all_zeromq(config, run_dir)
         self.left_to_libzmq = [] if inherited.zeromq else [e for e in config.listen.zeromq if not _is_ours(e)]
         """Endpoints with the name of an interface: libzmq alone resolves it, and they cannot be handed on."""
-        for listener in (*self.http, *self.zeromq):
+        for listener in passed_http:
+            check_passed(config, listener.where, encrypted=False)
+        for listener in self.zeromq if inherited.zeromq else ():
+            check_passed(config, listener.where, encrypted=config.listen.has_curve)
+        for listener in (*self.http, *self.admin, *self.zeromq):
             listener.sock.listen(self._backlog)  # systemd's own backlog may be shorter
         for unused in self._passed.values():
             for sock in unused:
@@ -70,28 +78,26 @@ class Listeners:
 
     def close(self, *, for_good: bool) -> None:
         """Stop listening everywhere; ``for_good`` false leaves the files of unix sockets to the next process."""
-        for listener in (*self.http, *self.zeromq):
+        for listener in (*self.http, *self.admin, *self.zeromq):
             listener.close(for_good=for_good)
-        self.http, self.zeromq = [], []
+        self.http, self.admin, self.zeromq = [], [], []
 
     def own(self) -> dict[str, list[int]]:
         """Return the descriptors of sockets that this process opened, by address."""
         found: dict[str, list[int]] = {}
-        for listener in (*self.http, *self.zeromq):
+        for listener in (*self.http, *self.admin, *self.zeromq):
             if listener.address:
                 found.setdefault(listener.address, []).append(listener.sock.fileno())
         return found
 
     # ------------------------------------------------------------ opening
-    def _open_all_http(self, config: Config) -> list[Listener]:
+    def _open_all_http(self, addresses: list[str], key: str, mode: int = _CLIENT_MODE) -> list[Listener]:
         found = []
-        for address in config.listen.http:
+        for address in addresses:
             try:
-                socks = self._passed.pop(address, None) or _open(split_address(address, "listen.http"))
+                socks = self._passed.pop(address, None) or _open(split_address(address, key), mode)
             except OSError as error:
-                raise ConfigError(
-                    f"listen.http = {address!r}: cannot listen there: {error.strerror or error}"
-                ) from None
+                raise ConfigError(f"{key} = {address!r}: cannot listen there: {error.strerror or error}") from None
             found += [Listener(sock, address) for sock in socks]
         return found
 
@@ -132,10 +138,10 @@ def _place(endpoint: str, key: str) -> tuple[str, int] | str:
     return ("0.0.0.0" if where[0] == "*" else where[0]), where[1]  # noqa: S104 - it is what the configuration says
 
 
-def _open(where: tuple[str, int] | str) -> list[socket.socket]:
+def _open(where: tuple[str, int] | str, mode: int = _CLIENT_MODE) -> list[socket.socket]:
     """Return bound sockets: one, or of a host's name one for each of its addresses. Raises :class:`OSError`."""
     if isinstance(where, str):
-        return [_open_unix(where)]
+        return [_open_unix(where, mode)]
     host, port = where
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     socks: list[socket.socket] = []
@@ -155,13 +161,14 @@ def _open(where: tuple[str, int] | str) -> list[socket.socket]:
     return socks
 
 
-def _open_unix(path: str) -> socket.socket:
+def _open_unix(path: str, mode: int) -> socket.socket:
     """Bind a unix socket, taking the place of one that a dead process left behind."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         make_free(path)
+        os.fchmod(sock.fileno(), mode)  # the file gets this mode: nobody else gets in between it and a chmod
         sock.bind(path)
-        Path(path).chmod(_SOCKET_MODE)
+        Path(path).chmod(mode)  # and what the umask took away
         sock.setblocking(False)
     except BaseException:
         sock.close()

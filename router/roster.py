@@ -171,8 +171,9 @@ class Roster:
             host.configure(settings, index)
             if host.probed:
                 self._list_host(host)
-        if settings.drain != host.drains:
-            self.loop.recovery.drain(host, drains=settings.drain, now=now)
+        drains = settings.drain or host.held
+        if drains != host.drains:
+            self.loop.recovery.drain(host, drains=drains, now=now)
 
     def _change_models(self, config: Config, now: int) -> None:
         for host in self.hosts:

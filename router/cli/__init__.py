@@ -251,6 +251,8 @@ def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="NAME=VALUE",
         help="label the request, e.g. feature_name=search; may be repeated",
     )
+    ask.add_argument("--server-key", metavar="KEY", help="public CURVE key of a router at another machine")
+    ask.add_argument("--curve-key-file", type=Path, metavar="FILE", help="your own keys (ringrouter keys curve)")
     ask.add_argument(
         "--waterfall",
         action=argparse.BooleanOptionalAction,

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     _prepare_output()
     try:
         prompt = _prompt(args)
-        with Client(endpoint_of(args), connect_timeout_s=CONNECT_TIMEOUT_S) as client:
+        curve = {"server_key": args.server_key, "curve_key_file": args.curve_key_file}
+        with Client(endpoint_of(args), connect_timeout_s=CONNECT_TIMEOUT_S, **curve) as client:
             _ask(client, args, prompt)
     except RouterError as error:
         _complain(" ".join(str(error).split()))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final, Self, TypeVar
 
@@ -15,6 +16,7 @@ from router.client import protocol
 from router.client.answer import Token
 from router.client.asking import CONNECT_TIMEOUT_S, Asking, Messages, embeddings_request, model_names
 from router.client.channel import Channel
+from router.client.identity import Identity, identity
 from router.client.protocol import CONTENT_KINDS, Request
 from router.client.reply import Embeddings, Reply
 from router.client.session import NEVER_NS, Done, Exchange, Pong
@@ -104,11 +106,21 @@ class AsyncClient(Asking[AsyncStream, Coroutine[Any, Any, Reply]]):
     ``connect_timeout_s`` seconds after it was asked ends in :class:`router.client.NotConnected`. A client belongs to
     the event loop in which it is first used. Streams are begun without ``await``: the request is on its way when
     ``chat`` returns. Any number of them may run at once, each read by one task at a time.
-    Raises :class:`ValueError` for what is no endpoint.
+    ``key`` is shown to a router that wants one (``""``: none; without it that of ``$RINGROUTER_KEY``). Over TCP
+    ``server_key`` and ``curve_key_file`` (`ringrouter keys curve`) encrypt the connection, and say who asks.
+    Raises :class:`ValueError` for what is no endpoint or no key.
     """
 
-    def __init__(self, *endpoints: str, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        self._channel = LoopChannel(endpoints, connect_timeout_s)
+    def __init__(
+        self,
+        *endpoints: str,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        key: str | None = None,
+        server_key: str | None = None,
+        curve_key_file: str | Path | None = None,
+    ) -> None:
+        own = identity(key, server_key, curve_key_file)
+        self._channel = LoopChannel(endpoints, connect_timeout_s, own)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -163,8 +175,8 @@ class LoopChannel(Channel):
     after each call here that read less than all, or that sent, the sockets are asked again.
     """
 
-    def __init__(self, endpoints: tuple[str, ...], connect_timeout_s: float) -> None:
-        super().__init__(endpoints, connect_timeout_s)
+    def __init__(self, endpoints: tuple[str, ...], connect_timeout_s: float, own: Identity) -> None:
+        super().__init__(endpoints, connect_timeout_s, own)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ns = 0
@@ -174,7 +186,7 @@ class LoopChannel(Channel):
     def begin(self, request: Request) -> Exchange:
         """Submit a request and send it, or as soon as there is a connection."""
         self._attach()
-        exchange = self.session.submit(request, monotonic_ns())
+        exchange = self.submit(request)
         self._turn()
         return exchange
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from time import monotonic_ns
 
 from router.client import endpoint
+from router.client.identity import Identity
+from router.client.protocol import Request, with_key
 from router.client.session import Exchange, Phase, Session
 from router.client.wire import Link, Wire
 
@@ -14,15 +16,21 @@ from router.client.wire import Link, Wire
 class Channel:
     """The connections of one client. The subclasses add waiting."""
 
-    def __init__(self, endpoints: Sequence[str], connect_timeout_s: float) -> None:
+    def __init__(self, endpoints: Sequence[str], connect_timeout_s: float, identity: Identity) -> None:
         if not connect_timeout_s > 0:
             raise ValueError(f"connect_timeout_s = {connect_timeout_s}: expected more than 0 seconds")
         self.endpoints = tuple(endpoint.check(each) for each in endpoints or (endpoint.default_endpoint(),))
         self.same_clock = all(map(endpoint.same_clock, self.endpoints))
         self.session = Session(self.endpoints, round(connect_timeout_s * 1e9), monotonic_ns(), endpoint.describe)
-        self.wire = Wire(self.session, self.endpoints, self.opened, self.closing)
+        self.wire = Wire(self.session, self.endpoints, self.opened, self.closing, identity.curve)
+        self._key = identity.key
         self.is_closed = False
         self._abandoned: deque[Exchange] = deque()
+
+    def submit(self, request: Request) -> Exchange:
+        """Begin a request, with the key of this client."""
+        keyed = with_key(request, self._key) if self._key else request
+        return self.session.submit(keyed, monotonic_ns())
 
     def opened(self, link: Link) -> None:
         """Begin to wait for a socket."""

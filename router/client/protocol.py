@@ -86,6 +86,12 @@ def request(
     return Request(own_id, verb, frames, credit, streamed, timeout_ns, first_ns)
 
 
+def with_key(asked: Request, key: str) -> Request:
+    """Return the request with the key that it is asked with in its header."""
+    head = _encode({**_decode(asked.frames[0]), "key": key})
+    return asked._replace(frames=[head, *asked.frames[1:]])
+
+
 def new_request_id() -> str:
     """Return an id that no other request has."""
     return uuid.uuid4().hex[:20]

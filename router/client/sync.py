@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final, Self, TypeVar
 
@@ -16,6 +17,7 @@ from router.client import protocol
 from router.client.answer import Token
 from router.client.asking import CONNECT_TIMEOUT_S, Asking, Messages, embeddings_request, model_names
 from router.client.channel import Channel
+from router.client.identity import Identity, identity
 from router.client.protocol import CONTENT_KINDS, Request
 from router.client.reply import Embeddings, Reply
 from router.client.session import LOOK_NS, Done, Exchange, Phase, Pong
@@ -91,11 +93,21 @@ class Client(Asking[Stream, Reply]):
     Without ``endpoints`` it asks the router of this user on this machine. A request that no router has accepted
     ``connect_timeout_s`` seconds after it was asked ends in :class:`router.client.NotConnected`. A client belongs to
     the thread that asks first: threads take a client each. Any number of its streams may run at once.
-    Raises :class:`ValueError` for what is no endpoint.
+    ``key`` is shown to a router that wants one (``""``: none; without it that of ``$RINGROUTER_KEY``). Over TCP
+    ``server_key`` and ``curve_key_file`` (`ringrouter keys curve`) encrypt the connection, and say who asks.
+    Raises :class:`ValueError` for what is no endpoint or no key.
     """
 
-    def __init__(self, *endpoints: str, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        self._channel = BlockingChannel(endpoints, connect_timeout_s)
+    def __init__(
+        self,
+        *endpoints: str,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        key: str | None = None,
+        server_key: str | None = None,
+        curve_key_file: str | Path | None = None,
+    ) -> None:
+        own = identity(key, server_key, curve_key_file)
+        self._channel = BlockingChannel(endpoints, connect_timeout_s, own)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -146,8 +158,8 @@ class Client(Asking[Stream, Reply]):
 class BlockingChannel(Channel):
     """Connections whose user waits in a poll. Belongs to one thread."""
 
-    def __init__(self, endpoints: tuple[str, ...], connect_timeout_s: float) -> None:
-        super().__init__(endpoints, connect_timeout_s)
+    def __init__(self, endpoints: tuple[str, ...], connect_timeout_s: float, own: Identity) -> None:
+        super().__init__(endpoints, connect_timeout_s, own)
         self._owner: tuple[int, int] | None = None
         self._busy = False
         self._poller = zmq.Poller()
@@ -157,7 +169,7 @@ class BlockingChannel(Channel):
         """Submit a request and wait until it is sent, so that it runs whatever the program does next."""
         self._check_usable()
         self._poll(0)  # a connection that was lost since the last call is not to be used
-        exchange = self.session.submit(request, monotonic_ns())
+        exchange = self.submit(request)
         try:
             self._turn()
             while exchange.phase is Phase.QUEUED:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import zmq
 
+from router.client.identity import Curve
 from router.client.session import Session
 
 RECEIVES_MAX: Final = 64
@@ -67,11 +68,14 @@ class Wire:
         endpoints: Sequence[str],
         on_open: Callable[[Link], None],
         on_close: Callable[[Link], None],
+        curve: Curve | None = None,
     ) -> None:
+        """``curve`` are the keys of connections over TCP, ``None`` for connections without encryption."""
         self.links = [Link(index, endpoint) for index, endpoint in enumerate(endpoints)]
         self._session = session
         self._on_open = on_open
         self._on_close = on_close
+        self._curve = curve
 
     def turn(self) -> None:
         """Connect where it is time, read a bounded number of messages, look for what takes too long, send."""
@@ -142,6 +146,10 @@ class Wire:
             socket.setsockopt(option, value)
         if "[" in link.endpoint:
             socket.setsockopt(zmq.IPV6, 1)
+        if self._curve is not None and link.endpoint.startswith("tcp:"):
+            socket.setsockopt(zmq.CURVE_SERVERKEY, self._curve.server_key)
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, self._curve.public)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve.secret)
         monitor: Any = socket.get_monitor_socket(_MONITORED)
         link.socket, link.monitor = socket, monitor
         socket.connect(link.endpoint)

@@ -36,7 +36,7 @@ from router.config.caches import (
 )
 from router.config.health import BreakerConfig, Health, OutliersConfig
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
-from router.config.keys import AccessConfig, KeyConfig, check_access, check_exposure, with_keys
+from router.config.keys import AccessConfig, KeyConfig, check_access, check_exposure, check_passed, with_keys
 from router.config.names import aliases, check_names, fallback_chain
 from router.config.observer import (
     SLICE_ALLOWED,
@@ -103,6 +103,7 @@ __all__ = [
     "aliases",
     "cache_dir",
     "check_exposure",
+    "check_passed",
     "data_dir",
     "default_run_dir",
     "fallback_chain",

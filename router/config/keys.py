@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import tomllib
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -172,6 +172,12 @@ def check_access(config: Config) -> None:
             other = seen.setdefault(f"{kind} {value}", f"keys[{index}]")
             if value and other != f"keys[{index}]":
                 raise ConfigError(f"keys[{index}].{kind} ({key.name}): expected values that differ, {other} has it too")
+    for index, each in enumerate(config.listen.trusted_proxies):
+        try:
+            ip_network(each, strict=False)
+        except ValueError:
+            key_and_value = f"listen.trusted_proxies[{index}] = {shown(each)}"
+            raise ConfigError(f"{key_and_value}: expected an address or a network, e.g. 10.0.0.0/8") from None
     check_exposure(config)
 
 
@@ -184,6 +190,11 @@ def _check_key(config: Config, key: KeyConfig, where: str) -> None:
         )
     if key.curve and not _Z85_KEY.fullmatch(key.curve):
         raise ConfigError(f"{where}.curve (not shown): expected a public key, 40 characters of Z85")
+    listen = config.listen
+    if key.curve and not listen.has_curve:
+        raise ConfigError(
+            f"{where}.curve ({key.name}): expected listen.curve_key_file beside it (`ringrouter keys curve`)"
+        )
     known = TAG_NAMES | {*config.tags.own}
     for table in ("tags", "tags_default"):
         for name, value in getattr(key, table).items():
@@ -230,8 +241,14 @@ def check_exposure(config: Config) -> None:
         address = endpoint.removeprefix("tcp://")
         where = split_address(address, f"listen.zeromq[{index}]") if address != endpoint else ""
         if not isinstance(where, str) and not is_loopback(where[0]):
-            encrypted = bool(listen.curve_key_file or listen.curve_key_credential)
-            _check_wide(config, f"listen.zeromq[{index}] = {shown(endpoint)}", encrypted=encrypted)
+            _check_wide(config, f"listen.zeromq[{index}] = {shown(endpoint)}", encrypted=listen.has_curve)
+
+
+def check_passed(config: Config, where: str, *, encrypted: bool) -> None:
+    """Check the same of a socket that systemd holds, ``http://address:port`` or ``unix:/path``."""
+    address = split_address(where.removeprefix("http://"), "the socket unit")
+    if not isinstance(address, str) and not is_loopback(address[0]):
+        _check_wide(config, f"the socket unit's {where}", encrypted=encrypted)
 
 
 def _check_wide(config: Config, key: str, *, encrypted: bool) -> None:

@@ -88,6 +88,11 @@ class Listen(Section, frozen=True):
         ),
     ] = ""
 
+    @property
+    def has_curve(self) -> bool:
+        """Whether ZeroMQ over TCP is encrypted, and its clients are known by their keys."""
+        return bool(self.curve_key_file or self.curve_key_credential)
+
 
 class Limits(Section, frozen=True):
     """`[limits]`: the bound of everything that grows with what clients or hosts send."""

@@ -28,7 +28,7 @@ class Host:
     # Beyond 30 attributes the interpreter keeps those of an object in a dictionary of its own: slower at each look.
     __slots__ = (
         "address", "bar", "breaker", "config", "connect_failures", "connecting", "drained_at_ns", "draining",
-        "drains", "ejected_until_ns", "ejections", "facts", "heads", "healthy", "host_id", "idle", "is_empty",
+        "drains", "ejected_until_ns", "ejections", "facts", "heads", "healthy", "held", "host_id", "idle", "is_empty",
         "kind", "last_error", "models", "name", "named_models", "on_trial", "probe_failures", "probed",
         "probed_slots", "queue", "removed", "resolved", "running", "served_count", "slots", "slow_since_ns",
         "spares", "usable", "was_healthy",
@@ -87,6 +87,8 @@ class Host:
         """Times it was left out lately for being far worse than its peers: the next time is longer."""
         self.slow_since_ns = 0
         """Since when it gets its slots bit by bit, 0 = it has them all."""
+        self.held = False
+        """An operator has taken it out by the admin surface: no reload puts it back."""
         self.drains = False
         """It is taken out of service: what runs there may end."""
         self.drained_at_ns = 0

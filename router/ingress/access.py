@@ -44,9 +44,11 @@ class HttpAccess:
             account.put_tags(headers)
         except RequestError as error:
             refusal = error
+        has_key = b"authorization" in headers or b"x-api-key" in headers
         for name in _SECRET_HEADERS:
             headers.pop(name, None)
         route = Route(head, has_features=self._has_features)
+        route.has_key = has_key
         if account is not None and not account.may_ask and head.method == b"POST":
             text = f"key {account.name!r} may look and not ask (its role is {account.config.role})"
             refusal = RequestError(ErrorKind.FORBIDDEN, text)

@@ -31,8 +31,8 @@ class Route:
     """
 
     __slots__ = (
-        "account", "endpoint", "host", "identities", "is_special", "path", "refusal", "request_id", "timing_asked",
-        "trace_headers", "wishes",
+        "account", "endpoint", "has_key", "host", "identities", "is_special", "path", "refusal", "request_id",
+        "timing_asked", "trace_headers", "wishes",
     )  # fmt: skip
 
     def __init__(self, head: Head, *, has_features: bool = False) -> None:
@@ -47,6 +47,8 @@ class Route:
         """Whether more is to be done for its requests than for most: they have a key, or ask for a host."""
         self.account: Account | None = None
         """The :class:`router.keys.account.Account` of its key."""
+        self.has_key = False
+        """Whether it shows a key, be it one that is known or not."""
         self.refusal: RequestError | None = None
         """Why no request with this head is served."""
         self.wishes = read_wishes(headers, has_features=has_features)

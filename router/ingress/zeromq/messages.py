@@ -54,6 +54,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     baggage: str = ""
     grants: list[tuple[str, int]] = []
     cache: Literal["", "on", "off"] = ""
+    key: str = ""
 
 
 class _Name(msgspec.Struct):

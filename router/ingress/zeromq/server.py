@@ -50,9 +50,12 @@ from router.telemetry.counters import Counter
 from router.telemetry.records import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from router.caches.nearest import NearestFront
+    from router.ingress.zeromq.access import ZmqAccess
+    from router.ingress.zeromq.curve import CurveKeys, Zap
+    from router.keys.account import Account
     from router.loop import Loop
     from router.request import Request
 
@@ -79,6 +82,9 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN: Final = int(zmq.POLLIN)
 _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
+_HANDSHAKES_FAILED: Final = int(
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 _MONITOR_EVENT: Final = struct.Struct("=Hi")
 """Event and descriptor (zmq_socket_monitor(3))."""
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
@@ -117,7 +123,7 @@ class ZmqServer:
         body_bytes_max: int,
         backlog: int,
         generation_ns: int,
-        models: Callable[[], bytes],
+        models: Callable[[Account | None], bytes],
         other_connections: Callable[[], int],
     ) -> None:
         self.loop = loop
@@ -149,6 +155,9 @@ class ZmqServer:
         assert self._verbs.keys() == OTHER_VERBS
         self.nearest: NearestFront | None = None
         """Makes requests of questions for what is nearest, where that is configured."""
+        self.access: ZmqAccess | None = None
+        """Whose keys are whose, where keys are configured."""
+        self._curve: Zap | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._set_options(backlog)
         # The methods of pyzmq's compiled class, without the Python frame of the class that users see: three sends
@@ -176,6 +185,8 @@ class ZmqServer:
 
         libzmq gets a descriptor of its own and closes that; the socket's file is left to whoever opened it.
         """
+        if self._curve is not None:
+            self._curve.set_options(self._socket, is_tcp=endpoint.startswith("tcp://"))
         self._socket.setsockopt(zmq.USE_FD, sock.dup().detach())
         try:
             self._socket.bind(endpoint)
@@ -186,9 +197,22 @@ class ZmqServer:
         self._bound.add(endpoint[len("ipc://") :] if endpoint.startswith("ipc://") else endpoint.rpartition(":")[2])
         return endpoint
 
+    def encrypt(self, keys: CurveKeys, access: ZmqAccess) -> None:
+        """Let in over TCP only who has one of the CURVE keys that are known; before :meth:`bind`."""
+        from router.ingress.zeromq.curve import Zap  # noqa: PLC0415 - only who has it configured loads it
+
+        self._curve = Zap(self._context, self._event_loop, keys, access)
+
+    def admit_users(self, uids: Iterable[int]) -> None:
+        """Let only processes of these users connect to sockets of files; before :meth:`bind`."""
+        for uid in uids:
+            self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
+
     def bind(self, endpoint: str) -> str:
         """Listen at an endpoint; return it as libzmq has it, with the port it chose. Raises :class:`OSError`."""
         path = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc://") else ""
+        if self._curve is not None:
+            self._curve.set_options(self._socket, is_tcp=not path)  # libzmq keeps them with each endpoint
         if path:
             make_free(path)  # libzmq would take it away from whoever listens there, or from a file
         self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))  # with it on, 127.0.0.1 becomes ::ffff:127.0.0.1
@@ -205,7 +229,8 @@ class ZmqServer:
 
     def start(self) -> None:
         """Begin to read."""
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        handshakes = _HANDSHAKES_FAILED if self._curve is not None else 0
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | handshakes)
         self._event_loop.add_reader(_descriptor(self._monitor), self._on_connections)
         self._event_loop.add_reader(_descriptor(self._socket), self.drain)
         self._on_connections()  # libzmq signals only to who has looked once and found nothing
@@ -228,6 +253,8 @@ class ZmqServer:
             self._socket.disable_monitor()
             self._monitor.close(0)
         self._socket.close()
+        if self._curve is not None:
+            self._curve.close()
         self._context.term()
 
     def check(self, now: int) -> None:
@@ -329,6 +356,9 @@ class ZmqServer:
                 self.connection_count -= 1
                 lost = True
                 continue
+            if event & _HANDSHAKES_FAILED:
+                self._counters.add(Counter.CURVE_REFUSED)
+                continue
             self.connection_count += 1
             if self.connection_count + self._other_connections() > self.loop.limits.connections:
                 self._turn_away(descriptor)
@@ -391,6 +421,8 @@ class ZmqServer:
     def _receive_frames(self) -> list[bytes]:
         """Receive a message. Of one with too many frames only as many are kept as show that."""
         receive, option = self._receive, self._option
+        if self.access is not None:
+            return self.access.receive(self._socket)
         frames = [receive(_NOBLOCK)]
         while option(_RCVMORE):  # the frames of a message come together: none of these receives finds nothing
             frame = receive(_NOBLOCK)
@@ -408,6 +440,8 @@ class ZmqServer:
         try:
             header = read_header(frames)
             body = frames[2] if len(frames) == FRAMES_MAX else b""
+            if self.access is not None:
+                self.access.check(header)
             if header.verb in API_VERBS or header.verb == NEAREST_VERB:
                 self._ask(client, header, body, recv_ns)
             elif len(frames) == FRAMES_MAX:
@@ -422,8 +456,10 @@ class ZmqServer:
 
     def _refuse(self, client: ZmqClient, request_id: str, error: RequestError) -> None:
         refused = is_refusal(error)
+        if self.access is not None:
+            error = self.access.refused(error)
         self._counters.add(Counter.REQUESTS_REFUSED if refused else Counter.ZEROMQ_BAD)
-        header = messages.error(request_id, WIRE[error.kind].status, 1 if refused else 0, 0)
+        header = messages.error(request_id, WIRE[error.kind].status, error.retry_after_s or (1 if refused else 0), 0)
         if client.identity in self.clients:
             self.control(client, header, error_object(error.kind, error.message, error.param))
         elif not self.send(client, header, error_object(error.kind, error.message, error.param)):
@@ -440,6 +476,9 @@ class ZmqServer:
             raise RequestError(ErrorKind.BODY_TOO_LARGE, text)
         reply = Reply(self, client, header.id, header.credit)
         headers = as_headers(header)
+        account = self.access.account if self.access is not None else None
+        if account is not None:
+            account.put_tags(headers)
         endpoint = API_VERBS.get(header.verb)
         if endpoint is None:
             request = self._nearest_request(reply, header.id, headers, body, recv_ns)
@@ -453,12 +492,16 @@ class ZmqServer:
             request.trace_headers = trace_headers(headers)
         if header.host:
             pin(self.loop, request, header.host)
+        if account is not None:
+            account.admit(request, monotonic_ns())
         reply.request = request
         client.replies[header.id] = reply
         self.clients[client.identity] = client
         try:
             submit(self.loop, request, client.number)
         except RequestError:
+            if account is not None:
+                account.take_back(request)
             self.forget(client, reply)
             raise
         if request.phase != Phase.DONE and not request.ending:
@@ -504,7 +547,7 @@ class ZmqServer:
 
     def _list_models(self, client: ZmqClient, header: Header) -> None:
         done = messages.done(header.id, status=200, host="", event_count=0, usage=None, stamps=(0,) * len(STAMPS))
-        if not self.send(client, done, self._models()):
+        if not self.send(client, done, self._models(self.access.account if self.access is not None else None)):
             self._counters.add(Counter.ZEROMQ_DROPPED)
 
     def _ping(self, client: ZmqClient, header: Header) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import stat
 from collections import deque
+from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from router import cli
 from router.config import KeyConfig, load, parse
 from router.config.changes import changes
 from router.errors import ConfigError, ErrorKind, RequestError
+from router.ingress.access import client_of
 from router.keys import tokens
 from router.keys.account import Account, tokens_of
 from router.keys.windows import RequestWindow, TokenWindow
@@ -242,6 +244,8 @@ OTHER_HASH = '"sha256:' + "cd" * 32 + '"'
         (key(name='"ci"', hash=f'"{HASH}"', tags='{ nope = "x" }'), "keys[0].tags.nope: expected the name of a tag"),
         (key(name='"ci"', hash=f'"{HASH}"', tags='{ channel = "" }'), 'keys[0].tags.channel = "": expected 1 to 64'),
         (key(name='"ci"', hash=f'"{HASH}"', curve='"short"'), "keys[0].curve (not shown): expected a public key"),
+        (key(name='"ci"', curve=f'"{"a" * 40}"'), "keys[0].curve (ci): expected listen.curve_key_file"),
+        ('[listen]\ntrusted_proxies = ["10.0.0.0/99"]\n', 'listen.trusted_proxies[0] = "10.0.0.0/99": expected an'),
         (
             "[access]\ninstances = 4\n" + key(name='"ci"', hash=f'"{HASH}"', in_flight="3"),
             "keys[0].in_flight = 3: expected 0 or at least access.instances (4)",
@@ -295,6 +299,35 @@ def test_changes_of_keys_are_told_by_name_and_show_no_hash() -> None:
         "keys.ci.in_flight: 0 -> 5",
         "keys.b added",
     ]
+
+
+# ---------------------------------------------------------------- whom the log names
+def test_the_log_names_the_client_a_trusted_proxy_names() -> None:
+
+    class Head:
+        def __init__(self, forwarded: str) -> None:
+            self.headers = {b"x-forwarded-for": forwarded.encode()} if forwarded else {}
+
+    class Connection:
+        def __init__(self, address: str) -> None:
+            self.peer_address = lambda: address
+
+    proxies = [ip_network("10.0.0.0/8"), ip_network("::1")]
+    cases = [
+        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "6.6.6.6, 198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "198.51.100.1, 10.0.0.2", "198.51.100.1"),
+        ("::ffff:10.0.0.1", "198.51.100.1:4711", "198.51.100.1"),
+        ("::1", "[2001:db8::1]:99", "2001:db8::1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "<script>", "10.0.0.1"),
+        ("unix", "198.51.100.1", "198.51.100.1"),
+    ]
+    for address, forwarded, expected in cases:
+        found: Any = client_of(Connection(address), Head(forwarded), proxies)  # type: ignore[arg-type]
+        assert found == expected, (address, forwarded)
+    assert client_of(Connection("unix"), Head("1.2.3.4"), []) == "unix"  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- the command
