@@ -463,7 +463,6 @@ class Daemon:
 
     def _guard_zeromq(self, server: ZmqServer) -> None:
         """Have a server let in only whom the configuration lets in; raises :class:`ConfigError`."""
-        listen = self.config.listen
         server.access = self._zeromq_access(self.config)
         server.admit_users(self._uids())
         if not self.config.listen.has_curve:

@@ -17,7 +17,7 @@ from ringbuffer import find_current
 from router.embedded.hosts import CHAT
 from router.telemetry.reader import TokenReader
 from tests.support.processes import RouterProcess
-from tests.support.real_hosts import ANSWER_S, Hosts, health, sdk
+from tests.support.real_hosts import ANSWER_S, Hosts, health, is_back, sdk
 from tests.support.records import done_record
 from tests.support.waiting import shared_memory_directory, wait_until
 
@@ -243,7 +243,7 @@ def test_a_host_that_falls_silent_in_a_stream_ends_it_and_gets_no_more_until_it_
     hosts = {ask(impatient, f"beside {number}", prompt=SHORT_PROMPT, max_tokens=2)[1] for number in range(3)}
     assert hosts == {both.other(stopped)}
     both[stopped].signal(signal.SIGCONT)
-    wait_until(lambda: health(impatient)[stopped] == "healthy", "the host that answers again is taken back")
+    wait_until(lambda: is_back(health(impatient)[stopped]), "the host that answers again is taken back")
     wait_until(lambda: both[stopped].busy_slot_count() == 0, "it has given up the stream that was cancelled")
 
 
