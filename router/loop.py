@@ -411,7 +411,7 @@ class Loop:
 
     # ------------------------------------------------------------ failures
     def has_own_room(self, request: Request) -> bool:  # noqa: ARG002
-        """Whether there is room for a request beyond ``limits.in_flight`` after all: caches do not count their calls."""
+        """Whether there is room beyond ``limits.in_flight`` after all: caches do not count their calls."""
         return False
 
     def on_blocked(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.caches import entries, keys
 from router.caches.memory import MemoryMap, cost_bytes
 from router.keep import check
-from router.keep.store import Put, Store
+from router.keep.store import PURGES_MAX, Put, Store
 
 STORE_BYTES = 4 << 20
 SPACE = keys.Space("m")
@@ -178,3 +178,25 @@ def test_a_damaged_entry_is_found_by_looking(store: Store, tmp_path: Path) -> No
     assert raw.count(numbers) >= 1
     data.write_bytes(raw.replace(numbers, bytes(len(numbers))))
     assert "its vector is damaged" in check.problem_of(tmp_path / "store", STORE_BYTES)
+
+
+# ---------------------------------------------------------------- purges
+def test_purges_are_remembered_by_the_store_and_bounded(tmp_path: Path) -> None:
+    store = Store(tmp_path / "purged", STORE_BYTES)
+    put = a_put(1)
+    store.write([put])
+    assert not store.is_purged(put)
+    assert store.purge(put.key) == 1
+    assert store.is_purged(put), "made long before"
+    assert not store.is_purged(a_put(2)), "another key"
+    store.close()
+    store = Store(tmp_path / "purged", STORE_BYTES)
+    assert store.is_purged(put), "also to the next keeper"
+    for n in range(PURGES_MAX + 5):
+        store.purge(a_put(n + 10).key)
+    times_ns = [purge.wall_ns for purge in store.purges]
+    assert len(times_ns) == PURGES_MAX
+    assert times_ns == sorted(set(times_ns))
+    assert store.purges[0].prefix == b"", "of those before it is only known that there were some"
+    assert store.is_purged(put)
+    store.close()
