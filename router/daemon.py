@@ -248,7 +248,7 @@ class Daemon:
             if self._stop.is_set():
                 return  # what would be changed is being taken down
             _check_has_hosts(wanted)
-            status = self._take_over(wanted)
+            status = self._take_over(_fit_descriptors(wanted, self.log))
         except ConfigError as error:
             status = f"reload refused, the old configuration stays: {error}"
             self.log.error("configuration not reloaded", reason=str(error))
