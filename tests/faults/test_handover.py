@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from router.client import Client
-from tests.support.processes import RouterProcess, get, host_toml
+from tests.support.processes import Program, RouterProcess, get, host_toml
 from tests.support.scripted_host import DONE, FINISH, ROLE, Gate, ScriptedHost, chunk, stream_head, token
 from tests.support.waiting import shared_memory_directory, wait_until
 
@@ -274,13 +274,12 @@ def test_a_reload_before_it_serves_does_not_say_that_it_does(
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         more = host_toml("silent", url, kind="vllm", slots=1, models=["s"])
         router = with_manager(directory, host, manager, more)
-        starting = threading.Thread(target=router.start)
-        starting.start()
+        router.write_config()
+        Program.start(router)
         silent.accept()[0].close()
         router.signal(signal.SIGHUP)
         first = messages_until(manager, "READY=1")
         assert not [message for message in first if "RELOADING=1" in message]
         messages_until(manager, "RELOADING=1")
         assert "reloaded" in messages_until(manager, "READY=1")[-1]
-        starting.join(20)
-        router.__exit__(None, None, None)
+        router.stop()
