@@ -38,6 +38,8 @@ class Roster:
         self.config = config
         self.hosts: list[Host] = []
         self.loop: Loop
+        self._told: dict[int, dict[str, Any]] = {}
+        """By host id: what it was logged to have told of itself. Bounded as ids are."""
         self._telemetry = telemetry
         self._log = log
         for index, each in enumerate(config.hosts):
@@ -65,9 +67,10 @@ class Roster:
             return
         self._list_host(host)
         self.loop.recovery.standing.refresh(host, monotonic_ns())
-        self._log.info(
-            "host probed", host=host.name, kind=host.kind, slots=host.facts.slot_count, models=sorted(host.models)
-        )
+        told = {"kind": host.kind, "slots": host.facts.slot_count, "models": sorted(host.models)}
+        if self._told.get(host.host_id) != told:  # a host that is down is asked four times a second
+            self._told[host.host_id] = told
+            self._log.info("host probed", host=host.name, **told)
 
     def _list_host(self, host: Host) -> None:
         """Have the models that a host has know it, and no others."""

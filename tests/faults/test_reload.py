@@ -271,6 +271,13 @@ def test_the_place_in_the_file_is_the_priority_also_of_hosts_that_came_later(rou
     router.write(BASE + router.entry("a"))  # scores of the check at the end are shares of slots
 
 
+def test_what_a_host_is_is_logged_once_however_often_it_is_asked(router: Reloaded) -> None:
+    router.hosts["c"].health_status = 500
+    router.write(BASE + router.entry("a") + router.entry("c"))
+    router.hosts["c"].wait(lambda: router.hosts["c"].probe_count >= 4, "it is probed again and again")
+    assert [line["host"] for line in router.log("host probed")] == ["a", "c"]
+
+
 def test_limits_time_outs_and_names_change_live(router: Reloaded) -> None:
     more = '[models.m]\naliases = ["alias"]\n[models.m.timeouts]\nqueue_s = 0.1\n[limits]\nwaiting = 1\n'
     router.write(BASE + more + router.entry("a"))
