@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
 _MS_NS: Final = 1_000_000
 _NS: Final = 1_000_000_000
 _STOP_POLL_S: Final = 0.02
+_SETTLE_S: Final = 5.0
+"""For an upgrade to end that is under way at a stop."""
 _OTHER_DESCRIPTORS: Final = 256
 """Rings, listeners, probes, logs, and spare connections to hosts."""
 
@@ -108,11 +111,18 @@ class Daemon:
         self.server.ready = self._is_ready
         self.pulse = Pulse(self.loop, self._notifier)
         self._stop = asyncio.Event()
+        self._serving = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._changing: asyncio.Task[None] | None = None
         """A reload or an upgrade under way."""
         self._relieved = False
         """Another process has taken over."""
+        self._handing_over = False
+        """A new process has been started for it."""
+        self._successor_pid = 0
+        """Which one."""
+        self._predecessor_pid = os.getppid() if self._passed.from_process else 0
+        """Who handed over to this one and drains now."""
         self.zeromq: ZmqServer | None = None
         self._zeromq_endpoints: list[str] = []
         self._was_ready = False
@@ -136,7 +146,7 @@ class Daemon:
             return Loop(self.config, self.roster.hosts, self.fleet, self.telemetry)
         from router.sharing import SharingLoop  # noqa: PLC0415 - only several routers load it
 
-        return SharingLoop(self.config, self.roster.hosts, self.fleet, self.telemetry)
+        return SharingLoop(self.config, self.roster.hosts, self.fleet, self.telemetry, table=self._slots)
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -165,6 +175,8 @@ class Daemon:
         await self._first_of(self._health.all_seen())  # else the first clients would hear that no host can serve them
         awake = None if self._stop.is_set() else await self._serve_all(event_loop)
         await self._stop.wait()
+        if self._handing_over and self._changing is not None:  # it is given up, and the new process ended
+            await asyncio.wait((self._changing,), timeout=_SETTLE_S)
         if awake is not None:
             awake.stop()
         await self._shut_down()
@@ -193,7 +205,7 @@ class Daemon:
         self._say_serving()
         return awake
 
-    async def _first_of(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _first_of(self, work: Coroutine[Any, Any, Any]) -> None:
         """Wait for something, or for the signal to stop."""
         tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -202,6 +214,7 @@ class Daemon:
 
     def _say_serving(self) -> None:
         """Tell the service manager, and the process before this one, that this one serves."""
+        self._serving.set()
         status = self.pulse.text(monotonic_ns())
         if not self._passed.from_process:
             self._notifier.ready(status)
@@ -213,6 +226,9 @@ class Daemon:
     # ------------------------------------------------------------ reload and upgrade
     def _begin(self, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Begin a reload or an upgrade, behind one that is under way: the file may have changed since that began."""
+        if self._successor_pid:
+            self._pass_on(change)
+            return
         if self._stop.is_set():
             self.log.warning("signal ignored", reason="the stop is under way")
             return
@@ -222,8 +238,17 @@ class Daemon:
     async def _change(self, before: asyncio.Task[None] | None, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if before is not None:
             await asyncio.wait((before,))
-        if not self._stop.is_set():
+        await self._first_of(self._serving.wait())  # who is not ready yet must not say that a reload is over
+        if self._successor_pid:
+            self._pass_on(change)
+        elif not self._stop.is_set():
             await change()
+
+    def _pass_on(self, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Let the process that has taken over read the configuration again: it may have read it before it changed."""
+        if change == self.reload:
+            with suppress(ProcessLookupError):
+                os.kill(self._successor_pid, signal.SIGHUP)
 
     def _changed(self, task: asyncio.Task[None]) -> None:
         if self._changing is task:
@@ -237,8 +262,10 @@ class Daemon:
         self._notifier.reloading()
         try:
             wanted = await asyncio.to_thread(load, self._config_path)  # the disk must not hold up a token
+            if self._stop.is_set():
+                return  # what would be changed is being taken down
             _check_has_hosts(wanted)
-            status = self._take_over(wanted)
+            status = self._take_over(_fit_descriptors(wanted, self.log))
             self._note_reload("")
         except ConfigError as error:
             self._note_reload(str(error))
@@ -246,7 +273,9 @@ class Daemon:
             self.log.error("configuration not reloaded", reason=str(error))
             self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
             self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
-        self._notifier.ready(status)
+        if not self._stop.is_set():
+            self.pulse.hold(monotonic_ns())
+            self._notifier.ready(status)
 
     def _take_over(self, wanted: Config) -> str:
         """Go on with another configuration, in this call; return what to tell of it. Raises :class:`ConfigError` before
@@ -255,6 +284,8 @@ class Daemon:
         found = changes(self.config, wanted)
         config = taken_over(self.config, wanted)
         check_exposure(config)  # keys may go together with an address that stays until the restart
+        if self._slots is not None:
+            self._slots.claim(host.url for host in config.hosts)
         self.roster.apply(config, monotonic_ns())
         self.config = config
         access = self._access(config)
@@ -282,15 +313,22 @@ class Daemon:
         reason = await self._hand_over("upgrade")
         if reason:
             self.log.error("upgrade failed", reason=reason)
+            self.pulse.hold(monotonic_ns())
             self._notifier.status(f"upgrade failed, this process goes on: {reason}")
 
     async def _hand_over(self, why: str) -> str:
         """Let a new process take over; return why it did not."""
         self.log.info("handing over", why=why)
+        self._notifier.status("handing over to a new process")
+        self._handing_over = True
         try:
-            pid = await handover.hand_over(self.listeners, self.telemetry.generation.lock)
+            handover.check_possible()
+            pid = await handover.hand_over(self.listeners, self.telemetry.generation.lock, self._stop)
         except handover.HandoverError as error:
             return str(error)
+        finally:
+            self._handing_over = False
+        self._successor_pid = pid
         self._relieved = self.pulse.paused = True
         self.log.info("handed over", to_pid=pid)
         self._stop.set()
@@ -357,7 +395,7 @@ class Daemon:
             if self.zeromq is not None:
                 self.zeromq.stop_listening()
             self.server.close_idle()
-        while (self.loop.in_flight or self._has_clients()) and monotonic_ns() < until:
+        while (self.loop.in_flight or self._has_clients() or self._is_followed()) and monotonic_ns() < until:
             await asyncio.sleep(_STOP_POLL_S)
         self.server.close_idle()
 
@@ -390,6 +428,12 @@ class Daemon:
         from router.ingress.zeromq.access import ZmqAccess  # noqa: PLC0415 - only who has keys configured loads it
 
         return ZmqAccess(self.keys)
+
+    def _is_followed(self) -> bool:
+        """Whether the router before this one still drains. When a service's main process ends, systemd kills all others
+        of it: this one waits for that one.
+        """
+        return bool(self._predecessor_pid) and os.getppid() == self._predecessor_pid
 
     # ------------------------------------------------------------ serving
     async def _serve(self) -> None:

@@ -366,6 +366,7 @@ class Recovery:
             loop.on_drained(host)
         if host.removed:
             loop.hosts.remove(host)
+            loop.turns.forget(host.host_id)
             self.standing.forget(host)
 
 

@@ -1,8 +1,8 @@
 """The hosts and models of a configuration, and how they change with it while the router runs.
 
 A host keeps its id for the life of the process, whatever becomes of it: records name it by that. One that was taken out
-of the configuration, or whose address or kind has changed, ends as a host that drains; in the latter case another one
-takes its place under the same name and id.
+of the configuration, or whose address has changed, ends as a host that drains; in the latter case another one takes its
+place under the same name and id.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from random import Random
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from router.config import Config, aliases
 from router.errors import ConfigError, ErrorKind
@@ -36,6 +38,8 @@ class Roster:
         self.config = config
         self.hosts: list[Host] = []
         self.loop: Loop
+        self._told: dict[int, dict[str, Any]] = {}
+        """By host id: what it was logged to have told of itself. Bounded as ids are."""
         self._telemetry = telemetry
         self._log = log
         for index, each in enumerate(config.hosts):
@@ -63,9 +67,10 @@ class Roster:
             return
         self._list_host(host)
         self.loop.recovery.standing.refresh(host, monotonic_ns())
-        self._log.info(
-            "host probed", host=host.name, kind=host.kind, slots=host.facts.slot_count, models=sorted(host.models)
-        )
+        told = {"kind": host.kind, "slots": host.facts.slot_count, "models": sorted(host.models)}
+        if self._told.get(host.host_id) != told:  # a host that is down is asked four times a second
+            self._told[host.host_id] = told
+            self._log.info("host probed", host=host.name, **told)
 
     def _list_host(self, host: Host) -> None:
         """Have the models that a host has know it, and no others."""
@@ -124,20 +129,20 @@ class Roster:
         wanted = {each.name: (index, each) for index, each in enumerate(config.hosts)}
         for host in [host for host in self.hosts if not host.removed]:
             index, settings = wanted.get(host.name, (0, None))
-            if settings is None or (settings.url, settings.kind) != (host.config.url, host.config.kind):
+            if settings is None or settings.url != host.config.url:
                 self._remove(host, now)
             else:
                 del wanted[host.name]
                 self._change_host(host, settings, index, now)
         for host in [host for host in self.hosts if host.removed and host.name in wanted]:
             index, settings = wanted[host.name]
-            if (settings.url, settings.kind) == (host.config.url, host.config.kind):
+            if settings.url == host.config.url:
                 del wanted[host.name]
                 self._take_back(host, settings, index, now)
         for index, settings in wanted.values():
             self._add(settings, ids[settings.name], index)
         self.loop.host_settings.clear()
-        self.loop.host_settings.update({ids[each.name]: each for each in config.hosts})
+        self.loop.host_settings.update({ids[each.name]: _placed(each, i) for i, each in enumerate(config.hosts, 1)})
         self._change_models(config, now)
         self.loop.recovery.standing.configure(config.health, now)
         for host in self.hosts:
@@ -161,15 +166,16 @@ class Roster:
         """Go on with a host that was taken out and still drains: what runs there counts in its slots."""
         host.removed = False
         self.loop.host_of[host.host_id] = host
-        self._change_host(host, settings, index, now)
-        if host.probed:
+        if host.probed:  # before it gets requests: its models may have been forgotten
             self._list_host(host)
+        self._change_host(host, settings, index, now)
         self.loop.on_host_added(host)
 
     def _change_host(self, host: Host, settings: HostConfig, index: int, now: int) -> None:
         if settings != host.config:
+            was_probed = host.probed
             host.configure(settings, index)
-            if host.probed:
+            if was_probed:
                 self._list_host(host)
         drains = settings.drain or host.held
         if drains != host.drains:
@@ -192,3 +198,8 @@ class Roster:
             if self.loop.waits(request) and not request.model.hosts and not self.loop.recovery.fall_back(request, now):
                 text = f"no host has {request.model.name!r} any more"
                 self.loop.fail(request, ErrorKind.NO_HOST, text, now)
+
+
+def _placed(settings: HostConfig, place: int) -> HostConfig:
+    """Return a host's settings with its place in the file as its priority where it has no other."""
+    return settings if settings.priority is not None else msgspec.structs.replace(settings, priority=place)

@@ -30,7 +30,9 @@ class SharedHost(Host):
 
     def __init__(self, config: Any, host_id: int, index: int, table: SlotTable) -> None:
         self._table = table
-        self._column = table.column(str(config.url))
+        self.column = table.column(config.url)
+        """Of the table: that of its address, which another host of this router may have too."""
+        self._told = 0
         self._running = 0
         self.draining = []
         self.lost_out = False
@@ -45,7 +47,7 @@ class SharedHost(Host):
     @running.setter
     def running(self, count: int) -> None:
         self._running = count
-        self._table.give(self._column, self.busy)
+        self._tell()
 
     @property
     def busy(self) -> int:
@@ -57,7 +59,7 @@ class SharedHost(Host):
         """Slots a request may take now, as far as can be seen."""
         if self.lost_out:
             return 0
-        return min(self._table.room(self._column, self.facts.slot_count), self.slots - self.busy)
+        return min(self._table.room(self.column, self.facts.slot_count), self.slots - self.busy)
 
     def taken_elsewhere(self) -> int:
         """Return the slots that this router cannot have now."""
@@ -65,30 +67,39 @@ class SharedHost(Host):
 
     def take(self) -> bool:
         """Whether the slots this router says it takes are within what the host has, with all others'."""
-        return self._table.take(self._column, self.busy, self.facts.slot_count)
+        return self._table.take(self.column, self._counted(), self.facts.slot_count)
 
-    def say_waiting(self, *, waiting: bool) -> None:
-        """Tell the other routers whether requests wait for this host here."""
-        self._table.say_waiting(self._column, self.busy, waiting=waiting and self.usable)
+    def _counted(self) -> int:
+        """Return the requests of this router at the host's address, those of this host as they are now."""
+        counts, busy = self._table.counts, self.busy
+        counts[self.column] += busy - self._told
+        self._told = busy
+        return counts[self.column]
+
+    def _tell(self) -> None:
+        self._table.give(self.column, self._counted())
 
     def drain_slot(self, until_ns: int) -> None:
         """Count a cancelled request's slot as taken until ``until_ns``."""
         super().drain_slot(until_ns)
-        self._table.give(self._column, self.busy)
+        self._tell()
 
     def expire_draining(self, now_ns: int) -> bool:
         """Free the slots whose grace is over; return whether there was one."""
         freed = super().expire_draining(now_ns)
         if freed:
-            self._table.give(self._column, self.busy)
+            self._tell()
         return freed
 
 
 class SharingLoop(Loop):
     """A loop whose hosts are all :class:`SharedHost`."""
 
-    def __init__(self, *parts: Any) -> None:
+    def __init__(self, *parts: Any, table: SlotTable) -> None:
         super().__init__(*parts)
+        self._table = table
+        self._said_waiting: set[int] = set()
+        """Columns of which the others know that requests wait here."""
         self._retry_timer: asyncio.TimerHandle | None = None
 
     def _candidates(self, request: Request) -> list[Candidate]:
@@ -123,9 +134,15 @@ class SharingLoop(Loop):
             self._retry_later()
 
     def _say_waiting(self) -> None:
+        """Tell the other routers for which hosts requests wait here."""
+        columns, table = set(), self._table
         for host in self.hosts:
             assert isinstance(host, SharedHost)
-            host.say_waiting(waiting=any(self.models[name].waiting.size for name in host.models if name in self.models))
+            if host.usable and any(self.models[name].waiting.size for name in host.models if name in self.models):
+                columns.add(host.column)
+        for column in columns ^ self._said_waiting:
+            table.say_waiting(column, table.counts[column], waiting=column in columns)
+        self._said_waiting = columns
 
     def _retry_later(self) -> None:
         delay_s = random.uniform(*_RETRY_S)  # noqa: S311 - so that two do not meet again

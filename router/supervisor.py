@@ -12,12 +12,14 @@ these two alone. Then it sends one request through the router and shows where it
   and the hosts. A second one ends all at once.
 * Every child is in a process group of its own, so that Ctrl-C reaches the supervisor alone and the order holds; and the
   kernel kills it when the supervisor dies, so that nothing is ever left behind.
+* A router that is told to upgrade itself (SIGUSR2) refuses: its successor would be nobody's child.
 * What a child prints goes to ``RUN/logs/NAME.log``, at most 4 MiB and its predecessor ``NAME.log.1``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -30,6 +32,7 @@ from router.embedded.demonstration import Readiness
 from router.embedded.hosts import HostPythonMissingError
 from router.embedded.plan import Plan, embedded_plan, user_plan
 from router.errors import ConfigError
+from router.service.handover import SUPERVISED_VARIABLE
 
 DEFAULT_PORT: Final = 8400
 ROUTER_STOP_MARGIN_S: Final = 3.0
@@ -75,7 +78,12 @@ class Supervisor:
             Child(host.name, command, plan.log_dir / f"{host.name}.log", announces_ready=True)
             for host, command in plan.host_commands.items()
         ]
-        self._router = Child("router", plan.router_command, plan.log_dir / "router.log")
+        self._router = Child(
+            "router",
+            plan.router_command,
+            plan.log_dir / "router.log",
+            environment={**os.environ, SUPERVISED_VARIABLE: "1"},
+        )
         self._observers = [
             Child("observer", command, plan.log_dir / "observer.log")
             for command in (plan.observer_command,)

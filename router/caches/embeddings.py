@@ -181,9 +181,9 @@ class Embeddings:
         if self._reader is not None:
             self._reader.second()
 
-    def forget(self, prefix: bytes) -> None:
-        """Forget what is in memory of keys that begin so: the keeper was told to purge it."""
-        self.memory.drop_all(prefix)
+    def forget(self, prefix: bytes, until_s: int) -> None:
+        """Forget what is in memory of keys that begin so and was made until then: the keeper was told to purge it."""
+        self.memory.drop_all(prefix, until_s)
 
 
 class _Answer:

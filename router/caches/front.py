@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from router.caches.embeddings import Embeddings
 from router.caches.keeper_link import KeeperLink, show
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from router.caches.reader import StoreReader
     from router.loop import Loop
 
+_NS: Final = 1_000_000_000
+
 
 class Front:
     """What is there of it depends on the configuration."""
@@ -24,7 +26,8 @@ class Front:
         cache = config.cache
         self._loop = loop
         self._keeper_pid = 0
-        self._purge_seen = 0
+        self._purge_seen_ns = 0
+        """When the last purge was of which the router knows, by the wall clock: the store, not the keeper, tells."""
         self._offered_pid = 0
         self._reader: StoreReader | None = None
         self._outbox: Outbox | None = None
@@ -57,8 +60,8 @@ class Front:
         """Show what the keeper says of its store among the router's counters."""
         store = status.get("embeddings")
         if isinstance(store, dict):
-            self._forget(status.get("keeper"), store.get("purges"))
-            self._offer(store.get("rings"))
+            self._forget(store.get("purges"))
+            self._offer(status.get("keeper"), store.get("rings"))
             show(
                 self._loop.counters.set,
                 {
@@ -69,18 +72,16 @@ class Front:
                 },
             )
 
-    def _forget(self, keeper: Any, purges: Any) -> None:
-        """Forget in memory what was purged from the store since the keeper last told."""
-        pid = int(keeper.get("pid", 0)) if isinstance(keeper, dict) else 0
-        if pid != self._keeper_pid:
-            self._keeper_pid, self._purge_seen = pid, 0
-        for number, prefix in purges if isinstance(purges, list) else ():
-            if number > self._purge_seen:
-                self._purge_seen = number
-                self.embeddings.forget(prefix)
+    def _forget(self, purges: Any) -> None:
+        """Forget in memory what was purged from the store since a keeper last told."""
+        for wall_ns, prefix in purges if isinstance(purges, list) else ():
+            if wall_ns > self._purge_seen_ns:
+                self._purge_seen_ns = wall_ns
+                self.embeddings.forget(prefix, wall_ns // _NS)
 
-    def _offer(self, rings: Any) -> None:
+    def _offer(self, keeper: Any, rings: Any) -> None:
         """Offer a keeper that has begun to read the ring what came before it."""
+        self._keeper_pid = int(keeper.get("pid", 0)) if isinstance(keeper, dict) else 0
         if not isinstance(rings, list) or str(self._loop.telemetry.generation.path) not in rings:
             return
         if self._offered_pid != self._keeper_pid:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from sys import getsizeof
 from typing import Final
 
+from router.caches.entries import made_s
+
 _PLACE_BYTES: Final = 160
 """What an entry takes beside its two strings: its place in a dictionary that may be one third full, and a pair."""
 
@@ -63,9 +65,9 @@ class MemoryMap:
             self._used.discard(key)
             self.used_bytes -= cost_bytes(key, entry)
 
-    def drop_all(self, prefix: bytes = b"") -> int:
-        """Forget all entries whose keys begin so; return how many."""
-        keys = [key for key in self._entries if key.startswith(prefix)]
+    def drop_all(self, prefix: bytes, until_s: int) -> int:
+        """Forget all entries made until then whose keys begin so; return how many."""
+        keys = [key for key, entry in self._entries.items() if key.startswith(prefix) and made_s(entry) <= until_s]
         for key in keys:
             self.drop(key)
         return len(keys)

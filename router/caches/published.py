@@ -94,6 +94,8 @@ class PublishedPrompts(msgspec.Struct, frozen=True, array_like=True):
 def publish(path: Path, kind: int, value: msgspec.Struct) -> int:
     """Replace what is published at a path; return its version. Raises :class:`OSError`."""
     payload = msgspec.msgpack.encode(value)
+    for left in path.parent.glob(f"{path.name}.*"):  # by a writer that was killed: there is one writer at a time
+        left.unlink(missing_ok=True)
     version = _version_at(path) + 1
     head = _HEAD.pack(_MAGIC, kind, 0, version, len(payload), blake2b(payload, digest_size=_DIGEST_BYTES).digest())
     beside = path.with_name(f"{path.name}.{os.getpid()}")

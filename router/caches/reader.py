@@ -35,6 +35,7 @@ DB_SPACES: Final = b"spaces"
 DB_META: Final = b"meta"
 META_FORMAT: Final = b"format"
 META_GENERATION: Final = b"generation"
+META_PURGES: Final = b"purges"
 READERS_MAX: Final = 256
 DBS_MAX: Final = 4
 _READ_BYTES: Final = 1 << 20

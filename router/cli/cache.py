@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _space(settings: config.Config, model: str, dimensions: int) -> keys.Space:
+    model = config.aliases(settings).get(model, model)  # routers keep vectors under the model's own name
     return keys.Space(model, settings.cache.embeddings.revisions.get(model, ""), dimensions)
 
 
@@ -170,7 +171,8 @@ def _purge(args: argparse.Namespace, settings: config.Config) -> int:
             prefixes = [keys.key_of(_space(settings, args.model, args.dimensions).space_id(), args.text)]
         else:
             known = store.ask("cache.spaces")
-            prefixes = [space for space, model, *_ in known if model == args.model]
+            own_name = _space(settings, args.model, 0).model
+            prefixes = [space for space, model, *_ in known if model == own_name]
         removed = sum(store.ask("cache.purge", prefix)["removed"] for prefix in prefixes)
     if args.json:
         _print_json({"removed": removed})

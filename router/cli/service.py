@@ -23,6 +23,8 @@ from router.service.install import (
 _UPGRADE_S = 90.0
 """The new process may take 60 s to serve; then the old one gives up on it."""
 _POLL_S = 0.1
+_FAILED = "upgrade failed"
+"""How the status begins when the old process goes on."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,23 +74,27 @@ def _upgrade(args: argparse.Namespace) -> int:
     manager = ["systemctl", "--user"] if args.user else ["systemctl"]
     try:
         before = _property(manager, unit, "MainPID")
+        status = _property(manager, unit, "StatusText")
         if before in {"", "0"}:
             return fail(f"{unit} is not running: there is nothing to upgrade")
         subprocess.run([*manager, "kill", "--kill-whom=main", "--signal=USR2", unit], check=True)  # noqa: S603
-        return _watch_upgrade(manager, unit, before)
+        return _watch_upgrade(manager, unit, before, status)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"ringrouter: {unit} cannot be told to upgrade: {error}", file=sys.stderr)
         return EXIT_FAILED
 
 
-def _watch_upgrade(manager: list[str], unit: str, before: str) -> int:
+def _watch_upgrade(manager: list[str], unit: str, before: str, old_status: str) -> int:
+    """Wait until another process is the main one, or it is said why not; ``old_status`` may tell of an earlier try."""
+    is_old = old_status.startswith(_FAILED)
     until_s = time.monotonic() + _UPGRADE_S
     while time.monotonic() < until_s:
         now, status = _property(manager, unit, "MainPID"), _property(manager, unit, "StatusText")
         if now not in {before, "0"}:
             print(f"{unit}: process {now} has taken over from {before}, which drains what it began")
             return EXIT_OK
-        if status.startswith("upgrade failed"):
+        is_old = is_old and status == old_status
+        if status.startswith(_FAILED) and not is_old:
             print(f"ringrouter: {unit}: {status}", file=sys.stderr)
             return EXIT_FAILED
         time.sleep(_POLL_S)

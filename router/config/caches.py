@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from router.config.base import NAME, NAME_ALLOWED, Section, between
+from router.config.hosts import credential
 from router.config.places import data_dir, rings_dir
 from router.config.tools import ToolsCache, check_tools
 from router.config.warm import ResponseCache, WarmPrompt, check_warm
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 CALLS_AT_ONCE: Final = 64
 """Calls of hosts for vectors that a router has under way; the in-flight table has rows for them beside clients' own."""
+ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 _PATH_OR_NOTHING: Final = {"allowed": "an absolute path or nothing"}
 
 
@@ -81,11 +85,51 @@ class CacheConfig(Section, frozen=True):
             "`observer.data_dir` describes it.",
         ),
     ] = ""
+    api_key_env: Annotated[
+        str,
+        Meta(
+            extra={"allowed": "the name of an environment variable, or nothing"},
+            description="Where the keeper finds the key that it shows the router, where that wants keys: it asks for "
+            "vectors of tools (`cache.tools.select_model`).",
+        ),
+    ] = ""
+    api_key_credential: Annotated[
+        str,
+        Meta(
+            pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
+            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
+            description="The same key as a credential of systemd (`LoadCredential=`) for the keeper's service.",
+        ),
+    ] = ""
     embeddings: EmbeddingsCache = msgspec.field(default_factory=EmbeddingsCache)
     nearest: NearestTables = msgspec.field(default_factory=NearestTables)
     tools: ToolsCache = msgspec.field(default_factory=ToolsCache)
     responses: ResponseCache = msgspec.field(default_factory=ResponseCache)
     warm: list[WarmPrompt] = msgspec.field(default_factory=list)
+
+
+def keeper_key(cache: CacheConfig) -> str:
+    """Return the key that the keeper shows the router, empty without one; raises :class:`ConfigError`.
+
+    Only the keeper has it: to the router its name says nothing.
+    """
+    if cache.api_key_credential:
+        key, said = (
+            credential(cache.api_key_credential),
+            f"cache.api_key_credential = {shown(cache.api_key_credential)}",
+        )
+        wanted = "a credential that systemd gives the keeper (LoadCredential=), with a key in it"
+    elif cache.api_key_env:
+        # Someone may have written the key itself here; only what looks like a variable's name is repeated.
+        is_name = ENVIRONMENT_NAME.fullmatch(cache.api_key_env)
+        key = os.environ.get(cache.api_key_env, "")
+        said = f"cache.api_key_env = {shown(cache.api_key_env) if is_name else '(not shown)'}"
+        wanted = "the name of an environment variable that is set"
+    else:
+        return ""
+    if not key:
+        raise ConfigError(f"{said}: expected {wanted}")
+    return key
 
 
 def needs_keeper(cache: CacheConfig) -> bool:
@@ -125,6 +169,8 @@ def keeper_socket(config: Config, run_dir: Path | None = None) -> Path:
 
 def check_caches(cache: CacheConfig) -> None:
     """Check what one value alone cannot show; raises :class:`ConfigError`."""
+    if cache.api_key_env and cache.api_key_credential:
+        raise ConfigError("cache has api_key_env and api_key_credential: expected one of them")
     check_tools(cache.tools)
     check_warm(cache.warm, cache.responses, [source.name for source in cache.tools.sources])
     slots = cache.embeddings.ring_slots

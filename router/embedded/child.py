@@ -42,8 +42,18 @@ class Child:
     ``announces_ready``: the program takes ``--ready-fd N`` and writes a line there when it can serve.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log_path: Path, *, announces_ready: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log_path: Path,
+        *,
+        announces_ready: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``environment``: all of it; without one, this process's."""
         self.name = name
+        self._environment = environment
         self.log_path = log_path
         self.started_s = 0.0
         self._command = list(command)
@@ -64,14 +74,14 @@ class Child:
         if self._announces_ready:
             self._start_announcing()
         else:
-            self._process = spawn(self._command, self.log_path)
+            self._process = spawn(self._command, self.log_path, environment=self._environment)
         self._ended.clear()
 
     def _start_announcing(self) -> None:
         read_fd, write_fd = os.pipe()
         try:
             command = [*self._command, "--ready-fd", str(write_fd)]
-            self._process = spawn(command, self.log_path, pass_fds=(write_fd,))
+            self._process = spawn(command, self.log_path, pass_fds=(write_fd,), environment=self._environment)
         except OSError:
             os.close(read_fd)
             raise

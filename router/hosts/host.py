@@ -108,17 +108,20 @@ class Host:
         return 0
 
     def configure(self, config: HostConfig, index: int) -> None:
-        """Take over other settings of a host at the same address and of the same kind.
+        """Take over other settings of a host at the same address.
 
-        What it was not asked before and must be now, models or slots, is asked by the next probe.
+        What it was not asked before and must be now, models, slots or its kind, is asked by the next probe.
         """
+        is_of_kind = config.kind == self.config.kind
         self.config = config
         self.address = host_address(config.url, f"hosts[{index}].url")
         self.heads.clear()
         if not self.probed:
             return
-        self.take_facts(self.kind, self.named_models, self.probed_slots)
-        self.probed = bool(self.models) and bool(config.slots or self.probed_slots or not self.facts.slots_path)
+        kind = self.kind if is_of_kind or config.kind == "auto" else config.kind
+        self.take_facts(kind, self.named_models, self.probed_slots)
+        has_slots = bool(config.slots or self.probed_slots or not self.facts.slots_path)
+        self.probed = is_of_kind and bool(self.models) and has_slots
 
     def take_facts(self, kind: str, named_models: dict[str, str], slot_count: int) -> None:
         """Take over what a host told of itself, as far as its settings do not say otherwise; 0 slots: it told none."""

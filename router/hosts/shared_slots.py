@@ -17,7 +17,8 @@ set, nobody begins a request beyond an even share of the slots.
 
 A row belongs to a process as long as that holds an open file description lock on the row's bytes: the kernel gives it
 up at the process's end, however that comes. What a dead router ran still counts until its hosts have had time to notice
-(``cancel_grace_ms``); then whoever sees it clears the row. Columns and rows are given out under the lock of the header.
+(``cancel_grace_ms``); then whoever sees it clears the row. Columns and rows are given out under the lock of the header;
+all columns are free again when a router starts as the only one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import hashlib
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -70,12 +72,15 @@ class SlotTable:
             self._words = ringbuffer.Words(_mapped(path))
             self._check_magic(path)
             self.row = self._take_row(path)
+            self._forget_columns()
             self._unlock(0, _WORD)
         except BaseException:
             os.close(self._descriptor)
             raise
         self._first = _ROWS + self.row * _ROW_WORDS + _COUNTS
         self._waiting = [0] * COLUMNS_MAX
+        self.counts = [0] * COLUMNS_MAX
+        """By column, the requests of this router there, kept by its hosts: several may have one address."""
         self._dead_since: dict[int, int] = {}
 
     def _check_magic(self, path: Path) -> None:
@@ -151,6 +156,11 @@ class SlotTable:
             self._unlock(0, _WORD)
         raise ConfigError(f"loop.slots_shared = true: expected at most {COLUMNS_MAX} hosts, all routers together")
 
+    def claim(self, addresses: Iterable[str]) -> None:
+        """See that each of some hosts has a column; raises :class:`ConfigError` when there are not so many."""
+        for address in addresses:
+            self.column(address)
+
     def reap(self, now_ns: int, grace_ns: int) -> int:
         """Clear the rows of routers that ended at least ``grace_ns`` ago; return how many that were."""
         cleared = 0
@@ -181,6 +191,15 @@ class SlotTable:
                 self._words.fence()  # SYNC S: whoever sums from now on sees this row
                 return row
         raise ConfigError(f"{path}: all {ROWS_MAX} rows are in use: expected fewer routers")
+
+    def _forget_columns(self) -> None:
+        """Give all columns free where this router is alone: hosts come and go, and the table outlives the routers. The
+        header is locked.
+        """
+        rows = range(self._words.load_acquire(_ROW_COUNT))
+        if not any(self._words.load_acquire(_ROWS + row * _ROW_WORDS) for row in rows if row != self.row):
+            for index in range(_COLUMNS, _ROWS):
+                self._words.store_release(index, 0)
 
     def _clear(self, row: int) -> bool:
         """Zero a dead router's row, unless somebody else is about to."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +30,6 @@ STORE_NAME: Final = "embeddings"
 _HAS_MAX: Final = 65_536
 """Keys of one question."""
 _READERS_EVERY_S: Final = 60.0
-_PURGES_TOLD: Final = 64
 _NOTHING: Final = Usage(0, 0, 0, 0, 0, 0)
 
 
@@ -52,10 +50,11 @@ class EmbeddingKeeper:
         self._task: asyncio.Task[None] | None = None
         self._usage = _NOTHING
         self._set_aside = ""
+        self._failure = ""
+        """Why the last turn wrote nothing."""
         self._counts = {"written": 0, "touched": 0, "evicted": 0, "dropped": 0, "damaged": 0}
-        self._purge_count = 0
-        self._purges: deque[list[Any]] = deque(maxlen=_PURGES_TOLD)
-        """The last ones: routers forget what they have of it in memory."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when routers should be told at once how it does."""
         self._stopping = asyncio.Event()
         self._readers_s = time.monotonic()
         self.verbs: Mapping[str, Verb] = {
@@ -126,7 +125,7 @@ class EmbeddingKeeper:
             "oldest_generation": usage.oldest_generation,
             "oldest_age_s": age_s,
             "rings": self._inbox.generations,
-            "purges": list(self._purges),
+            "purges": [list(purge) for purge in self._store.purges] if self._store is not None else [],
             **self._counts,
             **problem,
         }
@@ -136,13 +135,21 @@ class EmbeddingKeeper:
         while not self._stopping.is_set():
             try:
                 await self._turn()
-            except (lmdb.Error, OSError) as error:  # a full disk, say: vectors are lost, routers go on
+            except Exception as error:  # a full disk, a damaged ring: vectors are lost, the next turn comes
                 self._counts["dropped"] += 1
-                self._log.error("vectors could not be written", reason=str(error))
+                self._note_failure(str(error) or repr(error))
+            else:
+                self._failure = ""
             try:
                 await asyncio.wait_for(self._stopping.wait(), TURN_S)
             except TimeoutError:
                 continue
+
+    def _note_failure(self, reason: str) -> None:
+        """Log why nothing is written, once for each reason: the next turn comes at once."""
+        if reason != self._failure:
+            self._log.error("vectors could not be written", reason=reason)
+        self._failure = reason
 
     async def _turn(self) -> None:
         """Write what has come by the rings."""
@@ -159,7 +166,10 @@ class EmbeddingKeeper:
 
         self._inbox.poll(take)
         if puts or touches:
-            await self._write(puts, touches)
+            store = self._open_store()
+            late = [put for put in puts if store.is_purged(put)]
+            self._counts["dropped"] += len(late)
+            await self._write([put for put in puts if put not in late] if late else puts, touches)
         if self._store is not None and time.monotonic() - self._readers_s >= _READERS_EVERY_S:
             self._readers_s = time.monotonic()
             self._store.clear_readers()
@@ -203,15 +213,15 @@ class EmbeddingKeeper:
         return await asyncio.to_thread(self._open_store().get, key)
 
     async def _purge(self, payload: Any) -> dict[str, int]:
-        """Remove what has a key that begins so; empty: everything."""
+        """Remove what has a key that begins so; empty: everything. Routers are told before the answer is sent."""
         if not isinstance(payload, bytes) or len(payload) > keys.KEY_BYTES:
             raise KeepError(f"cache.purge takes at most {keys.KEY_BYTES} bytes of a key")
         store = self._open_store()
+        await self._turn()  # what was on its way here is purged too
         async with self._lock:
             count = await asyncio.to_thread(store.purge, payload)
             self._usage = await asyncio.to_thread(store.usage)
-        self._purge_count += 1
-        self._purges.append([self._purge_count, payload])
+        self.on_change()
         return {"removed": count}
 
     async def _spaces(self, _: Any) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ringbuffer import GatingConsumer, RingError, find_current, writer_state
-from router.caches.outbox import HEAD, RECORD_SCHEMA, RING_NAME, SLOT_BYTES
+from router.caches.outbox import HEAD, RECORD_BYTES_MAX, RECORD_SCHEMA, RING_NAME, SLOT_BYTES
 
 LOOK_EVERY_NS: Final = 250_000_000
 """How often new routers and generations are looked for."""
@@ -40,6 +40,8 @@ class _Ring:
         while sequence < end:
             payload = read(sequence)
             total, op, _ = HEAD.unpack_from(payload)
+            if total > RECORD_BYTES_MAX:
+                raise RingError(f"it has a record of {total} bytes, at most {RECORD_BYTES_MAX} are written")
             count = slot_count(total)
             if sequence + count > end:
                 break  # the rest comes with the next turn
@@ -52,7 +54,10 @@ class _Ring:
     @property
     def is_over(self) -> bool:
         """Whether its writer is gone: what is in it now is all there will be."""
-        return writer_state(self.generation) in {"dead", "restarted"}
+        try:
+            return writer_state(self.generation) in {"dead", "restarted"}
+        except RingError:
+            return True  # deleted: others were started since
 
 
 def slot_count(total: int) -> int:
@@ -83,8 +88,13 @@ class Inbox:
             self._look()
         count = 0
         for generation, ring in list(self._rings.items()):
-            over = ring.is_over
-            taken = ring.take(take)
+            try:
+                over = ring.is_over
+                taken = ring.take(take)
+            except RingError as error:
+                self._log.warning("a router's ring cannot be read any more", ring=str(generation), reason=str(error))
+                self._leave(generation)
+                continue
             count += taken
             if over and not taken:
                 self._leave(generation)

@@ -39,6 +39,7 @@ class Keeper:
         self._started_ns = time.monotonic_ns()
         self.parts = make_parts(config, run_dir, log)
         verbs = {name: verb for part in self.parts for name, verb in part.verbs.items()}
+        self._hear_changes()
         self.link = Link(keeper_socket(config, run_dir), {**verbs, "status": self._status_verb}, log)
 
     async def run(self) -> None:
@@ -47,6 +48,7 @@ class Keeper:
         loop.set_exception_handler(lambda _, context: log_unhandled(self.log, context))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._refresh)
         lock = take_lock(cache_dir(self.config))
         started: list[Part] = []
         try:
@@ -62,6 +64,18 @@ class Keeper:
             for part in reversed(started):
                 await part.stop()
             os.close(lock)
+
+    def _refresh(self) -> None:
+        """Have what comes from elsewhere asked for again; the configuration is read at the start only."""
+        self.log.info("refreshing", reason="SIGHUP")
+        for part in self.parts:
+            if hasattr(part, "refresh"):
+                part.refresh()
+
+    def _hear_changes(self) -> None:
+        for part in self.parts:
+            if hasattr(part, "on_change"):
+                part.on_change = lambda: self.link.tell(self.status())
 
     async def _serve(self) -> None:
         while not self._stop.is_set():

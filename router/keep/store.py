@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from time import time_ns
 from typing import Any, Final, NamedTuple
 
 import lmdb
@@ -35,6 +36,7 @@ from router.caches.reader import (
     FORMAT,
     META_FORMAT,
     META_GENERATION,
+    META_PURGES,
     READERS_MAX,
 )
 
@@ -50,11 +52,14 @@ COMMIT_PAGES_MAX: Final = 8192
 """32 MiB of changed pages are enough for one sync of the disk."""
 _PAGES_PER_CHANGE: Final = 5
 """Of an entry that comes or goes: its leaf, that of its place in the order, and a share of the branches above."""
+PURGES_MAX: Final = 64
+"""Purges that are remembered; of older ones only that there were some."""
 _READ_AT_ONCE: Final = 1024
 """Entries looked at in one read: a longer one would keep old pages from being used again."""
 _EVICT_AT_ONCE: Final = 32
 _GENERATION_BYTES: Final = 4
 _MAP_ROUND: Final = 1 << 16
+_NS: Final = 1_000_000_000
 
 
 class Put(NamedTuple):
@@ -63,6 +68,13 @@ class Put(NamedTuple):
     space: bytes
     key: bytes
     entry: bytes
+
+
+class Purge(NamedTuple):
+    """What was removed: all keys that begin so. ``wall_ns`` is when, and higher for each purge."""
+
+    wall_ns: int
+    prefix: bytes
 
 
 class Written(NamedTuple):
@@ -130,6 +142,8 @@ class Store:
             elif found != FORMAT:
                 raise StoreError(f"its format is {found!r}, not {FORMAT!r}")
             self._generation = int.from_bytes(transaction.get(META_GENERATION) or b"", "little") or 1
+            self.purges = _decode_purges(transaction.get(META_PURGES) or _NO_PURGES)
+            """The last ones, the oldest first."""
 
     @property
     def inode(self) -> int:
@@ -354,7 +368,11 @@ class Store:
             yield bytes(place)
 
     def purge(self, prefix: bytes = b"") -> int:
-        """Remove all entries whose keys begin so, and names of spaces that have none left; return how many went."""
+        """Remove all entries whose keys begin so, and names of spaces that have none left; return how many went.
+
+        It is written down first: routers forget what they have of it, whichever keeper tells them.
+        """
+        self._note_purge(prefix)
         count = 0
         at_once = max(1, self._commit_pages // _PAGES_PER_CHANGE)
         while found := next(self._key_parts(prefix), None):
@@ -371,5 +389,21 @@ class Store:
                     transaction.delete(space, db=self._spaces)
         return count
 
+    def _note_purge(self, prefix: bytes) -> None:
+        last_ns = self.purges[-1].wall_ns if self.purges else 0
+        purges = [*self.purges, Purge(max(time_ns(), last_ns + 1), prefix)]
+        if len(purges) > PURGES_MAX:  # the two oldest become one, of everything
+            purges[:2] = [Purge(purges[1].wall_ns, b"")]
+        with self._env.begin(self._meta, write=True) as transaction:
+            transaction.put(META_PURGES, msgspec.msgpack.encode(purges))
+        self.purges = purges
+
+    def is_purged(self, put: Put) -> bool:
+        """Whether an entry was made before it was purged, and comes late."""
+        made_s = entries.made_s(put.entry)
+        return any(made_s < purge.wall_ns // _NS and put.key.startswith(purge.prefix) for purge in self.purges)
+
 
 _decode_space: Final = msgspec.msgpack.Decoder(keys.Space).decode
+_decode_purges: Final = msgspec.msgpack.Decoder(list[Purge]).decode
+_NO_PURGES: Final = msgspec.msgpack.encode([])

@@ -116,7 +116,7 @@ class ServerSource:
             try:
                 async with AsyncExitStack() as stack:
                     async with asyncio.timeout(self._timeout_s):
-                        client = await stack.enter_async_context(self._client())
+                        client = await stack.enter_async_context(await self._client(stack))
                     await self._follow(client)
             except asyncio.CancelledError:
                 raise
@@ -130,18 +130,17 @@ class ServerSource:
                 await asyncio.wait_for(self._changed.wait(), delay_s)
             delay_s = min(2 * delay_s, RETRY_S_MAX)
 
-    def _client(self) -> Client:
+    async def _client(self, stack: AsyncExitStack) -> Client:
+        """Return a client that is not connected yet; ``stack`` closes what it uses."""
         source = self.source
         server: Any
         if source.url:
             headers = {}
             if source.token_env:
                 headers["authorization"] = f"Bearer {os.environ.get(source.token_env, '')}"
-            server = streamable_http_client(
-                source.url,
-                # A stream of notifications may be silent for ever; each request has read_timeout_seconds.
-                http_client=httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(self._timeout_s, read=None)),
-            )
+            # A stream of notifications may be silent for ever; each request has read_timeout_seconds.
+            http = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(self._timeout_s, read=None))
+            server = streamable_http_client(source.url, http_client=await stack.enter_async_context(http))
         else:
             program, *arguments = source.command
             server = StdioServerParameters(command=program, args=arguments, env=dict(source.env))

@@ -12,6 +12,7 @@ import msgspec
 from router.caches.published import PublishedTool
 from router.caches.selection import packed
 from router.config import Config, split_address
+from router.config.caches import keeper_key
 
 _BATCH: Final = 32
 _RETRY_S: Final = 5.0
@@ -26,6 +27,7 @@ class ToolVectors:
     def __init__(self, config: Config, log: Any, on_new: Callable[[], None]) -> None:
         self._model = config.cache.tools.select_model
         self._address = split_address(config.listen.http[0], "listen.http[0]")
+        self._key = keeper_key(config.cache)
         self._log = log
         self._on_new = on_new
         self._vectors: dict[str, bytes] = {}
@@ -78,6 +80,8 @@ class ToolVectors:
             base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         headers = {"x-ringrouter-tag-workload-class": "tools"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
             session.post(f"{base}/v1/embeddings", json=body) as response,

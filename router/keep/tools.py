@@ -8,8 +8,6 @@ the router, a batch at a time, and published with them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +69,6 @@ class ToolKeeper:
             self._tasks.append(asyncio.create_task(follower.run(), name=f"tools of {follower.source.name}"))
         if self._vectors is not None:
             self._tasks.append(asyncio.create_task(self._vectors.run(), name="tools' vectors"))
-        with contextlib.suppress(NotImplementedError, RuntimeError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.refresh)
 
     async def stop(self) -> None:
         """Ask no more, and end the servers that were started; what is published stays."""

@@ -33,12 +33,12 @@ class Ask:
 
     ``now_ns`` is the time of the decision, ``prompt_tokens`` an estimate from the prompt's bytes (0 where the policy
     wants no prompt), ``blocks`` the chain of hashes of its beginning (:mod:`router.routing.prompt`), ``session`` what
-    requests that belong together share (empty: nothing), ``request_class`` the class in which it waited (0: none).
+    requests that belong together share (empty: nothing).
     """
 
     __slots__ = (
         "blocks", "features", "held", "held_tokens", "new_tokens", "now_ns", "policy", "predicted_ttft_ns",
-        "prompt_tokens", "request_class", "session", "verdicts",
+        "prompt_tokens", "reading", "session", "verdicts",
     )  # fmt: skip
 
     def __init__(
@@ -47,14 +47,12 @@ class Ask:
         prompt_tokens: int = 0,
         blocks: Sequence[int] = (),
         session: bytes = b"",
-        request_class: int = 0,
         policy: Policy | None = None,
     ) -> None:
         self.now_ns = now_ns
         self.prompt_tokens = prompt_tokens
         self.blocks = blocks
         self.session = session
-        self.request_class = request_class
         self.policy = policy
         """Whom it is for: what became of an attempt is told to who chose, whatever the configuration says by then."""
         self.held: Mapping[int, int] | None = None
@@ -65,6 +63,8 @@ class Ask:
         """What was foretold of the host that was chosen, 0 where nothing was."""
         self.new_tokens = 0
         """Tokens that this attempt adds to what its host has to read; 0 once it has."""
+        self.reading: list[int] = []
+        """Where they were added."""
         self.verdicts: Sequence[Verdict] = ()
         """What the policy said of the candidates, the chosen one first."""
         self.features: tuple[float, ...] = ()

@@ -104,14 +104,14 @@ class LeastPredictedTtft:
 
     def first_token(self, host_id: int, ask: Ask, ttft_ns: int) -> None:
         """Learn from the time that it took."""
-        self._prefixes.read(host_id, ask)
+        self._prefixes.read(ask)
         if len(ask.features) == len(Features.__args__):  # type: ignore[attr-defined]
             self._models.setdefault(host_id, TtftModel()).learn(ask.features, ttft_ns / _NS)  # type: ignore[arg-type]
             ask.features = ()
 
     def ended(self, host_id: int, ask: Ask) -> None:
         """Whatever it did not read, it will not."""
-        self._prefixes.read(host_id, ask)
+        self._prefixes.read(ask)
 
     def emptied(self, host_id: int) -> None:
         """It has every prompt to read again."""

@@ -88,11 +88,11 @@ class PrefixAffinity:
 
     def first_token(self, host_id: int, ask: Ask, ttft_ns: int) -> None:
         """The host has read the prompt."""
-        self._prefixes.read(host_id, ask)
+        self._prefixes.read(ask)
 
     def ended(self, host_id: int, ask: Ask) -> None:
         """Whatever it did not read, it will not."""
-        self._prefixes.read(host_id, ask)
+        self._prefixes.read(ask)
 
     def emptied(self, host_id: int) -> None:
         """It has every prompt to read again."""

@@ -43,7 +43,9 @@ class Prefixes:
         """By block: the bits of the hosts that hold it."""
         self._lost: deque[tuple[int, _Blocks]] = deque()
         """Bits and blocks of hosts that hold them no more."""
-        self._reading: dict[int, int] = {}
+        self._reading: dict[int, list[int]] = {}
+        """By host: tokens that it has to read, in a list of one: a request that was sent to a host that has gone since
+        takes its own back from there, and not from the host that has come under the same id."""
 
     # ------------------------------------------------------------ who holds what
     def held(self, ask: Ask) -> dict[int, int]:
@@ -119,7 +121,8 @@ class Prefixes:
     # ------------------------------------------------------------ what has to be read
     def reading_tokens(self, host_id: int) -> int:
         """Return how many tokens a host still has to read of prompts that were sent to it."""
-        return self._reading.get(host_id, 0)
+        reading = self._reading.get(host_id)
+        return reading[0] if reading is not None else 0
 
     def sent(self, host_id: int, ask: Ask) -> None:
         """A host gets a prompt: from now on it holds it, and has the rest of it to read."""
@@ -127,16 +130,18 @@ class Prefixes:
         ask.held = None
         ask.held_tokens = held.get(host_id, 0)
         ask.new_tokens = ask.prompt_tokens - ask.held_tokens
-        self._reading[host_id] = self._reading.get(host_id, 0) + ask.new_tokens
+        ask.reading = reading = self._reading.setdefault(host_id, [0])
+        reading[0] += ask.new_tokens
         if ask.blocks:
             self._touch(host_id, ask)
         self._clear()
 
-    def read(self, host_id: int, ask: Ask) -> None:
+    @staticmethod
+    def read(ask: Ask) -> None:
         """A host has read a prompt, or will not: called for each that was sent, more than once does nothing."""
         tokens, ask.new_tokens = ask.new_tokens, 0
-        if tokens and host_id in self._reading:
-            self._reading[host_id] -= tokens
+        if tokens:
+            ask.reading[0] -= tokens
 
     # ------------------------------------------------------------ coming and going
     def _touch(self, host_id: int, ask: Ask) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S: Final = 60.0
 """Rings are reserved and hosts asked in a second or two; a process that takes so long will not come."""
 _KILLED_S: Final = 5.0
+SUPERVISED_VARIABLE: Final = "RINGROUTER_SUPERVISED"
+"""Set for a child of `ringrouter run`."""
 READY_LINE: Final = b"serving\n"
 _OF_THIS_PROCESS: Final = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
@@ -41,10 +43,19 @@ class HandoverError(Exception):
     """The next process does not serve; the text says why."""
 
 
-async def hand_over(listeners: Listeners, lock: int) -> int:
+def check_possible() -> None:
+    """Raise :class:`HandoverError` where the end of this process would be the end of the next one too."""
+    if os.getpid() == 1:
+        raise HandoverError("process 1 of a container cannot be followed by another: replace the container")
+    if os.environ.get(SUPERVISED_VARIABLE):
+        raise HandoverError("`ringrouter run` watches this process and no other: stop that and start it again")
+
+
+async def hand_over(listeners: Listeners, lock: int, stop: asyncio.Event) -> int:
     """Start the next process and wait until it serves; return its pid. Raises :class:`HandoverError`.
 
-    ``lock`` is the descriptor of the instance's lock, which both hold from then on.
+    ``lock`` is the descriptor of the instance's lock, which both hold from then on. When ``stop`` is set meanwhile, the
+    next process is told to stop too, however far it is.
     """
     read_end, write_end = os.pipe()
     passed = Handover(
@@ -64,11 +75,12 @@ async def hand_over(listeners: Listeners, lock: int) -> int:
     finally:
         os.close(write_end)
     try:
-        line = await asyncio.wait_for(_read_line(read_end), READY_TIMEOUT_S)
-    except TimeoutError:
-        line = b""
+        line = await _first_line(read_end, stop)
     finally:
         os.close(read_end)
+    if stop.is_set():
+        process.terminate()
+        raise HandoverError("this process was told to stop, and the new one with it")
     if line == READY_LINE:
         return process.pid
     raise HandoverError(await asyncio.to_thread(_end, process))
@@ -87,6 +99,17 @@ def _start(passed: Handover, descriptors: list[int]) -> subprocess.Popen[bytes]:
     environment[HANDOVER_VARIABLE] = msgspec.json.encode(passed).decode()
     command = [sys.executable, *sys.orig_argv[1:]]
     return subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603
+
+
+async def _first_line(read_end: int, stop: asyncio.Event) -> bytes:
+    """Wait for what a pipe brings; empty when that takes too long or this process is told to stop."""
+    tasks = [asyncio.ensure_future(_read_line(read_end)), asyncio.ensure_future(stop.wait())]
+    await asyncio.wait(tasks, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    line = tasks[0].result() if tasks[0].done() else b""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)  # the pipe is closed behind this
+    return line if isinstance(line, bytes) else b""
 
 
 async def _read_line(descriptor: int) -> bytes:

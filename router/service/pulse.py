@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NS: Final = 1_000_000_000
 _STATUS_EVERY_NS: Final = 2 * _NS
+_HELD_NS: Final = 15 * _NS
 EXTENSION_S: Final = 5.0
 """How much more time a drain asks for, each second: it is a bound on a drain that hangs, not on one that goes on."""
 
@@ -50,6 +51,11 @@ class Pulse:
         if now - self._status_ns >= _STATUS_EVERY_NS and not self.paused:
             self._status_ns = now
             self._tell(now)
+
+    def hold(self, now: int) -> None:
+        """Leave the status alone for a while: something was said there that is to be read."""
+        self._status_ns = now + _HELD_NS - _STATUS_EVERY_NS
+        self._status = ""
 
     def _tell(self, now: int) -> None:
         text = self.text(now)

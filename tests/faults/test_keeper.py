@@ -9,13 +9,14 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import lmdb
 import numpy as np
 import pytest
 
-from router.caches import entries, keys
+from router.caches import entries, keys, published
 from router.cli.keeper_client import KeeperClient
 from router.keep.store import Store
 from tests.faults.client import Answer, Client
@@ -293,6 +294,70 @@ def test_purge_is_forgotten_in_memory_too(place: Place, host: EmbeddingHost) -> 
         place.keeper.stop()
         assert json_of(place.cache("purge", "--all", "--json"))["removed"] == 2
         assert json_of(place.cache("stats", "--json"))["store"]["entries"] == 0
+
+
+def test_what_was_purged_without_a_keeper_does_not_come_back_from_a_routers_memory(
+    place: Place, host: EmbeddingHost
+) -> None:
+    with place.router:
+        place.keeper.start()
+        place.ask(["one", "two"])
+        wait_until(lambda: place.keeper.entry_count() == 2, "both are in the store")
+        place.keeper.stop()
+        assert json_of(place.cache("purge", "--all", "--json"))["removed"] == 2
+        assert place.ask("one").headers["x-ringrouter-cache"] == "hit", "nobody has told the router yet"
+        with place.keeper:
+            wait_until(lambda: place.ask("one").headers["x-ringrouter-cache"] == "miss", "the new keeper tells")
+            wait_until(lambda: place.keeper.entry_count() == 1, "what was asked for again is kept again")
+            assert place.cache("get", "two", "--model", "m", "--json").returncode == 1
+
+
+def test_a_keeper_killed_while_it_publishes_leaves_whole_tools_and_nothing_beside_them(
+    place: Place, host: EmbeddingHost
+) -> None:
+    """Its file changes all the time, and it is killed in the middle of whatever it does then."""
+    file, published_file = place.path / "tools.json", place.router.run_dir / "keep.tools"
+    source = f'[[cache.tools.sources]]\nname = "a"\nfile = "{file}"\n'
+    place.router._toml = place.router._toml.replace("[cache.nearest]", f"{source}[cache.nearest]")
+
+    def write(number: int) -> None:
+        tools = [{"name": f"t{n}", "description": f"{number} " * 2000} for n in range(100)]
+        file.with_suffix(".new").write_text(json.dumps(tools), encoding="utf-8")
+        file.with_suffix(".new").replace(file)
+
+    for number in range(8):
+        write(number)
+        place.keeper.start()
+        sleep(number * 0.02)  # the moment is to be another one each time
+        place.keeper.kill()
+        if published_file.exists():
+            _, value = published.unpack(published_file.read_bytes(), published.TOOLS, published.PublishedTools)
+            assert len(value.tools) in {0, 100}
+            assert len({tool.body.count(b"0 ") for tool in value.tools}) <= 1, "of one version"
+    (place.router.run_dir / "keep.tools.4194305").write_bytes(b"what a writer leaves that was killed within")
+    write(99)
+    with place.keeper:
+        wait_until(lambda: b"99 99" in published_file.read_bytes(), "the next one goes on")
+        left = [path.name for path in place.router.run_dir.glob("keep.tools.*")]
+        assert left == []
+
+
+def test_a_hang_up_does_not_end_the_keeper(place: Place) -> None:
+    with place.keeper:
+        place.keeper.signal(signal.SIGHUP)
+        wait_until(lambda: "refreshing" in place.keeper.log_text(), "it has heard")
+        assert place.keeper.status()["embeddings"]["entries"] == 0
+
+
+def test_what_is_warmed_by_an_alias_is_found_under_every_name(host: EmbeddingHost) -> None:
+    with shared_memory_directory() as path:
+        place = Place(path, host, '[models.m]\naliases = ["other"]\n')
+        file = path / "texts.txt"
+        file.write_text("by alias\n", encoding="utf-8")
+        with place.keeper, place.router:
+            assert json_of(place.cache("warm", str(file), "--model", "other", "--json"))["durable"] == 1
+            assert json_of(place.cache("warm", str(file), "--model", "m", "--json"))["present"] == 1
+            assert json_of(place.cache("purge", "--model", "other", "--json"))["removed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,59 @@ def test_a_model_that_no_host_has_any_more_is_unknown(router: Reloaded) -> None:
     router.stage.wait(lambda: "m" in router.models(), "the model is there again")
 
 
+def test_a_host_that_comes_back_brings_back_its_model_while_others_wait(router: Reloaded) -> None:
+    """Its model was forgotten: nobody else has it."""
+    other = router.entry("b").replace("['m']", "['other']")
+    router.write(BASE + router.entry("a", slots=2) + other)
+    router.stage.wait(lambda: router.stage.counter("hosts_healthy") == 2, "both are there")
+    _, gate = router.streams("a")
+    _, gate_of_other = router.streams("b", model="other")
+    waiting = router.stage.client()
+    waiting.chat(model="other")
+    router.stage.wait_phase("waiting")
+    router.write(BASE + other)
+    assert "m" not in router.models()
+    router.write(BASE + router.entry("a", slots=2) + other)
+    assert router.stage.counter("config_reloads") == 3
+    assert "m" in router.models()
+    gate.open()
+    gate_of_other.open()
+    assert waiting.answer().status == 200
+    assert router.answered_by() == "a"
+    router.stage.finished(4)
+
+
+def test_a_host_of_another_kind_still_works_on_what_runs_there(router: Reloaded) -> None:
+    _client, gate = router.streams("a")
+    router.write(BASE + router.entry("a").replace('kind = "openai"', 'kind = "vllm"'))
+    assert router.changes() == ['hosts.a.kind: "openai" -> "vllm"']
+    waiting = router.stage.client()
+    waiting.chat()
+    router.stage.wait_phase("waiting")
+    assert len(router.hosts["a"].exchanges) == 1, "its one slot is taken"
+    gate.open()
+    assert waiting.answer().status == 200
+    router.stage.finished(2)
+
+
+def test_the_place_in_the_file_is_the_priority_also_of_hosts_that_came_later(router: Reloaded) -> None:
+    order = '[models.m.routing]\norder = "priority"\n'
+    router.write(BASE + order + router.entry("b", slots=4) + router.entry("a", slots=4))
+    router.stage.wait(lambda: router.stage.counter("hosts_healthy") == 2, "both are there")
+    assert [router.answered_by() for _ in range(3)] == ["b", "b", "b"]
+    router.write(BASE + order + router.entry("a", slots=4) + router.entry("b", slots=4))
+    assert [router.answered_by() for _ in range(3)] == ["a", "a", "a"]
+    router.stage.finished(6)
+    router.write(BASE + router.entry("a"))  # scores of the check at the end are shares of slots
+
+
+def test_what_a_host_is_is_logged_once_however_often_it_is_asked(router: Reloaded) -> None:
+    router.hosts["c"].health_status = 500
+    router.write(BASE + router.entry("a") + router.entry("c"))
+    router.hosts["c"].wait(lambda: router.hosts["c"].probe_count >= 4, "it is probed again and again")
+    assert [line["host"] for line in router.log("host probed")] == ["a", "c"]
+
+
 def test_limits_time_outs_and_names_change_live(router: Reloaded) -> None:
     more = '[models.m]\naliases = ["alias"]\n[models.m.timeouts]\nqueue_s = 0.1\n[limits]\nwaiting = 1\n'
     router.write(BASE + more + router.entry("a"))

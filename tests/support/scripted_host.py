@@ -185,6 +185,8 @@ class ScriptedHost:
         self.running_count = 0
         self.running_count_max = 0
         self.health_status = 200
+        self.probe_count = 0
+        """How often its health was asked for."""
         self._owned_by = owned_by
         self._total_slots = total_slots
         self._scripts: deque[Script] = deque()
@@ -380,6 +382,7 @@ class ScriptedHost:
 
     def _page(self, path: str) -> bytes:
         if path == "/health":
+            self.probe_count += 1
             return json_answer(self.health_status, {"status": "ok" if self.health_status == 200 else "ill"})
         if path == "/v1/models":
             models = [{"id": name, "object": "model", "owned_by": self._owned_by} for name in self.models]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ringbuffer import Generation
 from router.caches import entries, keys
 from router.caches.memory import MemoryMap, cost_bytes
+from router.caches.outbox import HEAD, OP_PUT, OP_TOUCH, RECORD_BYTES_MAX, SLOT_BYTES, Outbox
 from router.keep import check
-from router.keep.store import Put, Store
+from router.keep.inbox import Inbox
+from router.keep.store import PURGES_MAX, Put, Store
 
 STORE_BYTES = 4 << 20
 SPACE = keys.Space("m")
@@ -178,3 +182,50 @@ def test_a_damaged_entry_is_found_by_looking(store: Store, tmp_path: Path) -> No
     assert raw.count(numbers) >= 1
     data.write_bytes(raw.replace(numbers, bytes(len(numbers))))
     assert "its vector is damaged" in check.problem_of(tmp_path / "store", STORE_BYTES)
+
+
+# ---------------------------------------------------------------- purges
+def test_purges_are_remembered_by_the_store_and_bounded(tmp_path: Path) -> None:
+    store = Store(tmp_path / "purged", STORE_BYTES)
+    put = a_put(1)
+    store.write([put])
+    assert not store.is_purged(put)
+    assert store.purge(put.key) == 1
+    assert store.is_purged(put), "made long before"
+    assert not store.is_purged(a_put(2)), "another key"
+    store.close()
+    store = Store(tmp_path / "purged", STORE_BYTES)
+    assert store.is_purged(put), "also to the next keeper"
+    for n in range(PURGES_MAX + 5):
+        store.purge(a_put(n + 10).key)
+    times_ns = [purge.wall_ns for purge in store.purges]
+    assert len(times_ns) == PURGES_MAX
+    assert times_ns == sorted(set(times_ns))
+    assert store.purges[0].prefix == b"", "of those before it is only known that there were some"
+    assert store.is_purged(put)
+    store.close()
+
+
+# ---------------------------------------------------------------- rings
+def test_a_damaged_ring_is_left_and_the_others_are_read_on(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        generation = Generation.create(tmp_path / name)
+        generation.activate()
+        found.append((generation, Outbox(generation.path, 64)))
+    warnings: list[dict[str, str]] = []
+    inbox = Inbox(tmp_path, SimpleNamespace(warning=lambda _, **facts: warnings.append(facts)))
+    taken: list[bytes] = []
+    assert inbox.poll(lambda _, record: taken.append(record)) == 0, "both are registered with"
+    (_, damaged), (_, good) = found
+    damaged._ring.try_publish_batch(HEAD.pack(RECORD_BYTES_MAX + 1, OP_PUT, 0) + bytes(SLOT_BYTES - 8 - HEAD.size))
+    assert good.send(OP_TOUCH, b"k" * 24)
+    inbox.poll(lambda _, record: taken.append(record))
+    assert taken == [b"k" * 24]
+    assert len(inbox.generations) == 1
+    assert len(warnings) == 1
+    assert "at most" in warnings[0]["reason"]
+    inbox.close()
+    for generation, outbox in found:
+        outbox.close()
+        generation.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.config import needs_keeper, parse
+from router.config.caches import keeper_key
 from router.errors import ConfigError
 
 SOURCE = '[[cache.tools.sources]]\nname = "a"\nurl = "http://x/mcp"\n'
@@ -61,3 +62,20 @@ def test_a_keeper_is_needed_for_tools_and_prompts_and_not_for_kept_answers() -> 
     assert not needs_keeper(parse("version = 1\n[cache.responses]\nenabled = true\n").cache)
     assert needs_keeper(parse(f"version = 1\n{SOURCE}").cache)
     assert needs_keeper(parse('version = 1\n[[cache.warm]]\nname = "a"\nmodel = "m"\nfile = "/p"\n').cache)
+
+
+def test_the_key_of_the_keeper_is_the_keepers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEEPER_KEY", raising=False)
+    cache = parse('version = 1\n[cache]\napi_key_env = "KEEPER_KEY"\n').cache  # as the router reads it
+    with pytest.raises(ConfigError, match=r'cache.api_key_env = "KEEPER_KEY": expected the name of an environment'):
+        keeper_key(cache)
+    monkeypatch.setenv("KEEPER_KEY", "sk-1")
+    assert keeper_key(cache) == "sk-1"
+    assert keeper_key(parse("version = 1\n").cache) == ""
+
+
+def test_a_key_that_stands_in_the_place_of_its_name_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"\(not shown\)"):
+        keeper_key(parse('version = 1\n[cache]\napi_key_env = "sk-very-secret"\n').cache)
+    with pytest.raises(ConfigError, match="cache has api_key_env and api_key_credential"):
+        parse('version = 1\n[cache]\napi_key_env = "A"\napi_key_credential = "a"\n')

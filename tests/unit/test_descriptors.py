@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -61,3 +64,15 @@ def test_fewer_clients_are_taken_where_the_hard_limit_is_too_low(limits: list[tu
     assert limits[-1] == (4096, 4096)
     assert fitted.limits.connections == 4096 - OTHERS
     assert log.warnings == [{"descriptors": 4096, "connections": fitted.limits.connections}]
+
+
+def test_a_file_that_is_read_again_is_fitted_too(limits: list[tuple[int, int]], tmp_path: Path) -> None:
+    """Else each reload would say of a key that nobody has touched that it needs a restart."""
+    path = tmp_path / "router.toml"
+    hosts = '[[hosts]]\nname = "a"\nurl = "http://x:1"\n'
+    path.write_text(f"version = 1\n[limits]\nconnections = 10_000\nin_flight = 50\n{hosts}", encoding="utf-8")
+    taken_over = Mock(return_value="reloaded")
+    router = Mock(_config_path=path, _take_over=taken_over)
+    router._stop.is_set.return_value = False
+    asyncio.run(daemon.Daemon.reload(router))
+    assert taken_over.call_args.args[0].limits.connections == 4096 - OTHERS

@@ -78,3 +78,11 @@ def test_a_reader_finds_the_old_value_or_the_new_one(tmp_path: Path, monkeypatch
         pub.publish_tools(tmp_path, pub.tools(pub.tool("a.two")))
     assert reader.poll() is None
     assert os.listdir(tmp_path) == ["keep.tools"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_publication(tmp_path: Path) -> None:
+    left = tmp_path / "keep.tools.4194305"
+    left.write_bytes(b"RRKEEP01 a part")
+    (tmp_path / "keep.toolsmith").write_bytes(b"of somebody else")
+    pub.publish_tools(tmp_path, pub.tools(pub.tool("a.one")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["keep.tools", "keep.toolsmith"]

@@ -282,12 +282,23 @@ def test_what_is_to_be_read_is_taken_back_exactly_once() -> None:
     held, ask = prefixes(), ask_of("s" * 2560)
     held.sent(1, ask)
     assert held.reading_tokens(1) == 640
-    held.read(1, ask)
-    held.read(1, ask)
+    held.read(ask)
+    held.read(ask)
     assert held.reading_tokens(1) == 0
     held.sent(1, ask_of("t" * 2560))
     held.forget(1)
-    held.read(1, ask)
+    held.read(ask)
+    assert held.reading_tokens(1) == 0
+
+
+def test_what_a_host_had_to_read_is_not_taken_from_the_next_one_of_its_id() -> None:
+    held, before, after = prefixes(), ask_of("s" * 2560), ask_of("t" * 256)
+    held.sent(1, before)
+    held.forget(1)
+    held.sent(1, after)
+    held.read(before)
+    assert held.reading_tokens(1) == 64, "that of the request that is there"
+    held.read(after)
     assert held.reading_tokens(1) == 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from router.cli import service as service_cli
 from router.config import Config, parse
 from router.errors import ConfigError
 from router.listeners import Listeners
@@ -143,6 +144,32 @@ def test_a_drain_asks_for_more_time_and_one_that_was_relieved_is_silent(manager:
     pulse.paused = True
     pulse.beat(10**15 + 3 * 10**9)
     assert read_all(manager) == []
+
+
+def test_what_was_said_stays_in_the_status_for_a_while(manager: socket.socket) -> None:
+    pulse = Pulse(loop_like(), notifier(manager))
+    pulse.hold(10**15)
+    pulse.beat(10**15 + 14 * 10**9)
+    assert read_all(manager) == []
+    pulse.beat(10**15 + 15 * 10**9)
+    assert read_all(manager)[0].startswith("STATUS=serving")
+
+
+def test_the_failure_of_an_earlier_upgrade_is_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = "upgrade failed, this process goes on: no"
+    seen = iter([("7", failed), ("7", "handing over to a new process"), ("8", "serving")])
+    now: list[tuple[str, str]] = []
+
+    def read(_manager: list[str], _unit: str, name: str) -> str:
+        if name == "MainPID":
+            now[:] = [next(seen)]
+        return now[0][0 if name == "MainPID" else 1]
+
+    monkeypatch.setattr(service_cli, "_property", read)
+    monkeypatch.setattr(service_cli, "_POLL_S", 0)
+    assert service_cli._watch_upgrade([], "u", "7", failed) == 0
+    seen = iter([("7", failed), ("7", "handing over to a new process"), ("7", failed)])
+    assert service_cli._watch_upgrade([], "u", "7", failed) == 1
 
 
 # ---------------------------------------------------------------- inherited sockets

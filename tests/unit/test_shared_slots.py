@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import ringbuffer
+from router.config import HostConfig
 from router.errors import ConfigError
 from router.hosts import shared_slots
 from router.hosts.shared_slots import SlotTable
+from router.sharing import SharedHost
 from tests.support.waiting import shared_memory_directory
 
 SLOT_COUNT = 3
@@ -168,6 +170,42 @@ def test_too_many_hosts_are_refused_with_the_limit(directory: Path) -> None:
     with pytest.raises(ConfigError, match="at most 64 hosts"):
         table.column("http://one-more")
     table.close()
+
+
+def test_columns_are_free_again_when_a_router_starts_alone(directory: Path) -> None:
+    first = SlotTable(directory)
+    assert [first.column(f"http://{number}") for number in range(3)] == [0, 1, 2]
+    second = SlotTable(directory)  # not alone: the first one's stay
+    assert second.column("http://2") == 2
+    first.close()
+    second.close()
+    third = SlotTable(directory)
+    assert third.column("http://2") == 0
+    third.close()
+
+
+def shared_host(table: SlotTable, name: str, url: str = "http://127.0.0.1:1") -> SharedHost:
+    host = SharedHost(HostConfig(name=name, url=url, kind="vllm", slots=SLOT_COUNT), 1, 0, table)
+    host.take_facts("vllm", {"m": "m"}, 0)
+    return host
+
+
+def test_hosts_of_one_address_count_together(directory: Path) -> None:
+    table, other = SlotTable(directory), SlotTable(directory)
+    old = shared_host(table, "a")
+    old.running = 2
+    new = shared_host(table, "b")  # as when a reload brings another name for what still runs
+    assert other.total(new.column) == 2
+    new.running = 1
+    assert new.take()
+    assert other.total(new.column) == SLOT_COUNT
+    new.running = 2
+    assert not new.take()
+    new.running -= 1
+    old.running = 0
+    assert other.total(new.column) == 1
+    table.close()
+    other.close()
 
 
 def test_a_table_of_another_version_is_refused(directory: Path) -> None:

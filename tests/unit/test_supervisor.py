@@ -124,6 +124,13 @@ def test_a_signal_ends_the_router_first_and_then_the_hosts(directory: Path, stop
     assert not [name for name, pid in pids.items() if is_alive(pid)]
 
 
+def test_the_router_alone_knows_that_it_is_watched(directory: Path) -> None:
+    with Supervised(directory) as supervisor:
+        pids = supervisor.wait_up()
+        said = {name: b"RINGROUTER_SUPERVISED=1" in Path(f"/proc/{pids[name]}/environ").read_bytes() for name in NAMES}
+    assert said == {"router": True, "chat": False, "embedding": False}, "its successor would be nobody's child"
+
+
 def test_a_killed_supervisor_leaves_nothing_behind(directory: Path) -> None:
     with Supervised(directory) as supervisor:
         pids = supervisor.wait_up()
