@@ -50,8 +50,8 @@ class Hosts:
 
 
 def is_back(state: str) -> bool:
-    """Whether a host gets requests again: one whose breaker is half open has to answer some to be trusted."""
-    return state == "healthy" or state.startswith("breaker half open")
+    """Whether a host gets requests again, all it can take or at first a few."""
+    return state.startswith(("healthy", "slow start", "breaker half open"))
 
 
 def health(router: RouterProcess) -> dict[str, str]:
