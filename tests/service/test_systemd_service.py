@@ -72,9 +72,8 @@ def test_a_user_has_a_service_of_their_own_and_takes_it_away_again(site: Site) -
     staged = site.machine.shared / "user.toml"
     staged.write_text(site.toml())
     port = f"[Socket]\\nListenStream=\\nListenStream=127.0.0.1:{free_port()}\\n"
-    run(
-        f"cp /mnt/shared/user.toml .config/ringrouter/ringrouter.toml; printf '{port}' > {units}/ringrouter.socket.d/p.conf"
-    )
+    run("cp /mnt/shared/user.toml .config/ringrouter/ringrouter.toml")
+    run(f"printf '{port}' > {units}/ringrouter.socket.d/p.conf")
     run(f"systemctl --user daemon-reload && systemd-analyze --user verify {' '.join(UNITS)}")
     run("systemctl --user enable --now ringrouter.socket ringrouter.service")
     assert "has taken over" in run(f"{PROGRAM} -m router service upgrade --user")
