@@ -57,6 +57,32 @@ def test_installing_twice_changes_nothing_and_edited_files_are_left_alone(site: 
     assert "RestartSec=1s" in site.machine.run("cat", path)
 
 
+def test_a_user_has_a_service_of_their_own_and_takes_it_away_again(site: Site) -> None:
+    site.machine.run("useradd", "--create-home", "--home-dir", "/tmp/somebody", "somebody")
+    uid = site.machine.run("id", "-u", "somebody").strip()
+    site.machine.run("install", "-d", "-o", "somebody", "-m", "0700", f"/run/user/{uid}")  # as logind does
+    site.machine.systemctl("start", f"user@{uid}.service")
+    units = "/tmp/somebody/.config/systemd/user"
+
+    def run(command: str) -> str:
+        known = f"HOME=/tmp/somebody XDG_RUNTIME_DIR=/run/user/{uid}"
+        return site.machine.run("bash", "-c", f"export {known}; cd; {command}", user="somebody")
+
+    run(f"{PROGRAM} -m router service install --user && mkdir -p {units}/ringrouter.socket.d .config/ringrouter")
+    staged = site.machine.shared / "user.toml"
+    staged.write_text(site.toml())
+    port = f"[Socket]\\nListenStream=\\nListenStream=127.0.0.1:{free_port()}\\n"
+    run("cp /mnt/shared/user.toml .config/ringrouter/ringrouter.toml")
+    run(f"printf '{port}' > {units}/ringrouter.socket.d/p.conf")
+    run(f"systemctl --user daemon-reload && systemd-analyze --user verify {' '.join(UNITS)}")
+    run("systemctl --user enable --now ringrouter.socket ringrouter.service")
+    assert "has taken over" in run(f"{PROGRAM} -m router service upgrade --user")
+    assert run(f"{PROGRAM} -m router service uninstall --user").splitlines()[-1] == "uninstalled"
+    assert run("systemctl --user list-units 'ringrouter*' --all --no-legend") == ""
+    assert run(f"find {units} -type f -o -type l").split() == [f"{units}/ringrouter.socket.d/p.conf"]
+    site.machine.systemctl("stop", f"user@{uid}.service")
+
+
 # ---------------------------------------------------------------- start and status
 def test_it_is_ready_when_it_serves_and_says_how_it_is(service: Site) -> None:
     assert service.machine.show(UNIT, "ActiveState") == "active"
@@ -293,6 +319,29 @@ def _observed(port: int) -> list[str]:
     except OSError:
         return []
     return pages if '"gpu"' in pages[0] else []
+
+
+def test_the_keeper_serves_the_routers_and_outlives_an_upgrade(service: Site) -> None:
+    service.configure(service.toml("[cache.embeddings]\nenabled = true"))
+    service.machine.systemctl("restart", UNIT)
+    service.machine.systemctl("start", "ringrouter-keep.service")
+    try:
+        wait_until(lambda: _counter(service, "keeper_up"), "the router has found it")
+        keeper_pid = service.machine.main_pid("ringrouter-keep.service")
+        assert service.machine.ringrouter("service", "upgrade").returncode == 0
+        wait_until(lambda: _counter(service, "keeper_up"), "the next router has found it")
+        assert service.machine.main_pid("ringrouter-keep.service") == keeper_pid
+        service.machine.run("test", "-d", "/var/lib/ringrouter")
+    finally:
+        service.machine.systemctl("stop", "ringrouter-keep.service")
+    assert service.machine.show("ringrouter-keep.service", "Result") == "success"
+    assert service.ask().status == 200
+
+
+def _counter(site: Site, name: str) -> int:
+    """Return a counter of the router that is current."""
+    counters = json.loads(site.machine.ringrouter("stats", "--run-dir", "/run/ringrouter", "--json").stdout)["rings"]
+    return next(int(each["value"]) for each in counters["counters"] if each["name"] == name)
 
 
 def test_a_credential_that_is_missing_is_named(service: Site) -> None:
