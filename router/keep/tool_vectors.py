@@ -77,7 +77,7 @@ class ToolVectors:
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
             base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-        headers = {"x-ringrouter-tag-workload-class": "tools"}
+        headers = {"x-ringrouter-tag-workload-class": "tools", **bearer()}
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
             session.post(f"{base}/v1/embeddings", json=body) as response,
