@@ -1,11 +1,11 @@
 """What a thousand clients that never finish their requests cost everybody else: ``python -m bench.slowloris``.
 
 Streams run through a router at an even pace, first in quiet, then beside ``--attackers`` connections of which each
-sends a request head one byte at a time and never ends it (a *slow loris*). A connection that the router ends, as it does
-with each after ``timeouts.head_s``, is opened again at once. Both runs take turns, ``--rounds`` times. Reported is the
-median time from a host's write of a token to the client's read, less that of the same load without a router: what the router
-adds. Exit status 1: the attack makes it more than ``--limit`` times as long, or the router lets fewer attackers stay
-connected than were asked for, so that nothing was measured.
+sends a request head one byte at a time and never ends it (a *slow loris*). A connection that the router ends, as it
+does with each after ``timeouts.head_s``, is opened again at once. Both runs take turns, ``--rounds`` times. Reported is
+the median time from a host's write of a token to the client's read, less that of the same load without a router: what
+the router adds. Exit status 1: the attack makes it more than ``--limit`` times as long, or the router lets fewer
+attackers stay connected than were asked for, so that nothing was measured.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import msgspec
 from router.caches.published import PublishedTool
 from router.caches.selection import packed
 from router.config import Config, split_address
+from router.keys.environment import bearer
 
 _BATCH: Final = 32
 _RETRY_S: Final = 5.0
