@@ -21,6 +21,7 @@ from ringbuffer import RingError, find_current
 from router import config as config_module
 from router.config import Config
 from router.embedded import hosts
+from router.keys.environment import bearer
 from router.telemetry import waterfall
 from router.telemetry.reader import DoneReader
 
@@ -68,7 +69,7 @@ class RouterClient:
     async def __aenter__(self) -> RouterClient:
         connector = aiohttp.UnixConnector(self.socket_path) if self.socket_path else aiohttp.TCPConnector()
         timeout = aiohttp.ClientTimeout(total=ANSWER_S)
-        self._session = aiohttp.ClientSession(self.base_url, connector=connector, timeout=timeout)
+        self._session = aiohttp.ClientSession(self.base_url, connector=connector, timeout=timeout, headers=bearer())
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -13,6 +13,7 @@ from router.caches.published import PublishedTool
 from router.caches.selection import packed
 from router.config import Config, split_address
 from router.config.caches import keeper_key
+from router.keys.environment import bearer
 
 _BATCH: Final = 32
 _RETRY_S: Final = 5.0
@@ -79,9 +80,8 @@ class ToolVectors:
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
             base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-        headers = {"x-ringrouter-tag-workload-class": "tools"}
-        if self._key:
-            headers["authorization"] = f"Bearer {self._key}"
+        own = {"authorization": f"Bearer {self._key}"} if self._key else bearer()
+        headers = {"x-ringrouter-tag-workload-class": "tools", **own}
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
             session.post(f"{base}/v1/embeddings", json=body) as response,

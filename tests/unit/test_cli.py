@@ -111,7 +111,7 @@ class TestCheck:
         out = capsys.readouterr().out
         for expected in (
             "r.toml: ok",
-            "http://0.0.0.0:8400",
+            "http://127.0.0.1:8400",
             "unix:/run/ringrouter/http.sock",
             "http://127.0.0.1:8401, data in /",
             "gpu-0  vllm  unix:///run/vllm/gpu-0.sock  slots as probed",

@@ -72,12 +72,12 @@ def test_a_refused_value_is_named_with_what_is_allowed(text: str, message: str) 
 @pytest.mark.parametrize(
     ("text", "begins", "allowed"),
     [
-        ("[listen]\nhtpp = 1", "listen.htpp is not a known key; did you mean 'http'?", "backlog, http, instance"),
+        ("[listen]\nhtpp = 1", "listen.htpp is not a known key; did you mean 'http'?", "http, instance, plaintext_ok"),
         ("[models.chat]\nfoo = 1", "models.chat.foo is not a known key", "routing, stream_by_default, timeouts"),
         ("[models.chat.timeouts]\nqueue = 1", "models.chat.timeouts.queue is not a known key", "queue_s, total_s"),
         (f"{HOST}foo = 1", "hosts[0].foo is not a known key", "api_key_env, cost_per_hour, drain, facts, kind, models"),
         (f"{HOST}[hosts.facts]\nfoo = 1", "hosts[0].facts.foo is not a known key", "progress, request_id_header"),
-        ("foo = 1", "foo is not a known key", "health, hosts, limits"),
+        ("foo = 1", "foo is not a known key", "health, hosts, keys, limits"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_keys_of_its_section(text: str, begins: str, allowed: str) -> None:

@@ -12,7 +12,7 @@ from router.embedded import demonstration
 
 
 def parsed(listen: str = "", http: str = "127.0.0.1:8400") -> config.Config:
-    return config.parse(f'version = 1\n[listen]\nhttp = "{http}"\n{listen}\n')
+    return config.parse(f'version = 1\n[listen]\nhttp = "{http}"\n{listen}\n', need_keys=False)
 
 
 @pytest.mark.parametrize(
