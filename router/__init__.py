@@ -21,8 +21,8 @@ Beside the path: :mod:`router.recovery` (what comes after a failed attempt), :mo
 may get requests), :mod:`router.roster` (hosts and models of a configuration), :mod:`router.asking` (what routing
 policies are asked), :mod:`router.watch` (the one timer), :mod:`router.wait_strategy` (how the loop waits),
 :mod:`router.hosts.health` (probes), :mod:`router.ingress.admin` (what operators ask), :mod:`router.daemon` (builds it
-all). In processes of their own: :mod:`router.cli` (commands), :mod:`router.observer` (makes metrics, costs and a journal
-of those records), :mod:`router.client` (for programs that ask over ZeroMQ).
+all). In processes of their own: :mod:`router.cli` (commands), :mod:`router.observer` (makes metrics, costs and a
+journal of those records), :mod:`router.client` (for programs that ask over ZeroMQ).
 """
 
 from typing import Final

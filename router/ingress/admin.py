@@ -142,7 +142,10 @@ class AdminServer(HttpServer):
         drains = holds or host.config.drain
         if drains != host.drains:
             self.loop.recovery.drain(host, drains=drains, now=now)
-            self._log.info("host held" if holds else "host no longer held", host=name, by=who)
+            if holds:
+                self._log.info("host held", host=name, by=who)
+            else:
+                self._log.info("host no longer held", host=name, by=who)
         return {"schema": SCHEMA, **self._host(host, now)}
 
     def _keys(self) -> list[dict[str, Any]]:
