@@ -279,3 +279,23 @@ def test_no_key_is_in_a_log_or_in_shared_memory(stage: KeyedStage) -> None:
         assert token not in stage.router.log_text()
         for path in files:
             assert token.encode() not in path.read_bytes(), path
+
+
+def test_what_the_router_has_no_room_for_does_not_count(directory: Path) -> None:
+    own = directory / "full"
+    own.mkdir()
+    with ScriptedHost("a") as host:
+        toml = "[limits]\nin_flight = 1\n" + QUIET + SHORT_TICK + host_entry(host)
+        with KeyedStage(own, [host], toml + key_table("ci", TOKENS["ci"], requests_per_minute="2")) as stage:
+            gate = stage.gate()
+            host.script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), gate, *TAIL)
+            running = stage.client(TOKENS["ci"])
+            running.chat()
+            assert gate.reached.wait(sh.WAIT_S)
+            assert [ask(stage, TOKENS["ci"]).error["code"] for _ in range(3)] == ["overloaded"] * 3
+            gate.open()
+            assert running.answer().ended
+            assert ask(stage, TOKENS["ci"]).status == 200
+            assert ask(stage, TOKENS["ci"]).error["code"] == "rate_limit_exceeded"
+            for client in stage._clients:
+                client.close()
