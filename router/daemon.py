@@ -388,6 +388,8 @@ class Daemon:
         until = self.pulse.draining_until_ns = monotonic_ns() + int(drain_s * _NS)
         if self._relieved:
             self.server.close_after_answers()
+            if self.admin is not None:
+                self.admin.close_after_answers()
         else:
             self._notifier.stopping(f"draining {len(self.loop.in_flight)} requests, {drain_s:g} s at most")
             self._notifier.extend(EXTENSION_S)
