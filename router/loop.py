@@ -218,9 +218,10 @@ class Loop:
         return any(self._may_serve(host, waiting) for waiting in request.model.waiting for host in free)
 
     def _no_host_text(self, request: Request) -> str:
-        now = monotonic_ns()
-        reasons = "; ".join(f"{h.name}: {condition(h, now)}" for h in self.hosts_of(request)) or "none is configured"
-        return f"no host can serve {request.model.name!r} now ({reasons})"
+        now, name = monotonic_ns(), request.model.name
+        hosts = self.hosts_of(request) or [h for h in self.hosts if name in h.config.models]  # not probed yet
+        reasons = "; ".join(f"{h.name}: {condition(h, now)}" for h in hosts) or "none is configured"
+        return f"no host can serve {name!r} now ({reasons})"
 
     def _wait(self, request: Request, *, first: bool = False) -> None:
         waiting = request.model.waiting

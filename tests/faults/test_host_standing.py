@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from ringbuffer import DistinctErrorsReader, find_current
+from tests.faults.client import Client
 from tests.faults.stage import MS, SHORT_TICK, Stage, host_entry
 from tests.support import scripted_host as sh
+from tests.support.processes import RouterProcess, host_toml
 from tests.support.scripted_host import ScriptedHost
+from tests.support.waiting import free_port
 
 HEALTH = """
 [health]
@@ -176,3 +179,16 @@ def test_a_host_that_died_comes_back_bit_by_bit(directory: Path) -> None:
             gate.open()
             assert client.answer().ended
         stage.finished(4)
+
+
+def test_a_host_that_was_never_there_is_named_as_the_reason(directory: Path) -> None:
+    own = directory / "never"
+    own.mkdir()
+    absent = host_toml("absent", f"http://127.0.0.1:{free_port()}", models=["elsewhere"])
+    with RouterProcess(own, HEALTH + absent, wait=False) as router, Client(router.port) as client:
+        client.chat(model="elsewhere")
+        answer = client.answer()
+    assert answer.status == 503
+    message = answer.json()["error"]["message"]
+    assert message.startswith("no host can serve 'elsewhere' now (absent: ")
+    assert "refused" in message or "not probed yet" in message
