@@ -54,6 +54,7 @@ class HttpAccess:
             refusal = RequestError(ErrorKind.FORBIDDEN, text)
         route.account = account
         route.is_special = True
+        route.body_refusal = refusal
         if refusal is not None and not (account is None and route.path in _OPEN):
             route.refusal = refusal
             route.endpoint = None  # it is answered where pages are

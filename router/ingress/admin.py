@@ -76,7 +76,7 @@ class AdminServer(HttpServer):
     def route(self, head: Head) -> Route:
         """Return what a head says. Nothing here goes to a host."""
         route: Route = super().route(head)
-        route.endpoint = route.refusal = None
+        route.endpoint = route.refusal = route.body_refusal = None
         return route
 
     def handle(self, connection: ClientConnection, head: Head, body: bytes) -> None:  # noqa: ARG002 - none has a body

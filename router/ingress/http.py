@@ -258,8 +258,9 @@ class ClientConnection(asyncio.Protocol):
         self.raw = head.minor > 0
         route = head.route or self._server.route(head)
         self.request_id = route.request_id or self._server.next_id()
-        if route.refusal is not None and (head.chunked or length > len(self._buffer)):
-            self._refuse_head(head, route.refusal)  # nobody's body is collected whose request is refused
+        refusal = route.body_refusal
+        if refusal is not None and (head.chunked or length > len(self._buffer)):
+            self._refuse_head(head, refusal)  # nobody's body is collected whose request is refused
             return False
         limit = self._server.limits.body_bytes
         if length > limit:
@@ -355,9 +356,18 @@ class ClientConnection(asyncio.Protocol):
         self._refuse(error.kind, error.message, self._server.refuse_head(self, head, error))
 
     def peer_address(self) -> str:
-        """Return the address of who is connected, ``unix`` for a process of this machine."""
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(name[0]) if isinstance(name, tuple) else "unix"
+        """Return the address of who is connected, ``unix`` for a process at a socket file, empty where it is not known.
+
+        What is not known must not pass for ``unix``: a connection that was reset has no address, and what it sent
+        before can still be read.
+        """
+        transport = self._transport
+        if transport is None:
+            return ""
+        if transport.get_extra_info("socket").family == socket.AF_UNIX:
+            return "unix"
+        name = transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) else ""
 
     # ------------------------------------------------------------ answers without a host
     def error(

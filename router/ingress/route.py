@@ -31,8 +31,8 @@ class Route:
     """
 
     __slots__ = (
-        "account", "endpoint", "has_key", "host", "identities", "is_special", "path", "refusal", "request_id",
-        "timing_asked", "trace_headers", "wishes",
+        "account", "body_refusal", "endpoint", "has_key", "host", "identities", "is_special", "path", "refusal",
+        "request_id", "timing_asked", "trace_headers", "wishes",
     )  # fmt: skip
 
     def __init__(self, head: Head, *, has_features: bool = False) -> None:
@@ -51,6 +51,8 @@ class Route:
         """Whether it shows a key, be it one that is known or not."""
         self.refusal: RequestError | None = None
         """Why no request with this head is served."""
+        self.body_refusal: RequestError | None = None
+        """Why none is that has a body: what is open to all has none."""
         self.wishes = read_wishes(headers, has_features=has_features)
         self.identities: dict[str, tuple[bytes, bytes]] = {}
         """By model: what stands before and behind the request's id in the identity of its records."""

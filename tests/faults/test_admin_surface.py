@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +115,24 @@ def test_a_host_is_held_over_a_reload(stage: KeyedStage) -> None:
     assert admin(stage, "POST", "/v1/ringrouter/hosts/nope/drain")[0] == 404
     assert admin(stage, "GET", "/v1/ringrouter/hosts/a/drain")[0] == 405
     stage.finished(3)
+
+
+def test_who_is_gone_already_is_nobody_of_this_machine(stage: KeyedStage) -> None:
+    """A connection that was reset before it is looked at has no address any more, and is no unix socket for that."""
+    before = stage.counter("keys_refused")
+    stage.router.signal(signal.SIGSTOP)
+    try:
+        gone = socket.create_connection(("127.0.0.1", PORT), timeout=10)
+        gone.sendall(b"POST /v1/ringrouter/hosts/a/drain HTTP/1.1\r\nhost: x\r\n\r\n")
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.close()
+    finally:
+        stage.router.signal(signal.SIGCONT)
+    stage.wait(
+        lambda: stage.counter("keys_refused") > before or "host held" in stage.router.log_text(), "it is answered"
+    )
+    _, state = admin(stage, "GET", "/v1/ringrouter/status")
+    assert [each["held"] for each in state["hosts"]] == [False, False]
 
 
 def test_a_bad_reload_is_told(stage: KeyedStage) -> None:
