@@ -190,6 +190,33 @@ def test_own_identities_do_not_borrow_a_key(stage: KeyedStage) -> None:
     assert wait_until(lambda: ask_as(b"me", stage, ""), "an answer, once the one before is gone") == "error"
 
 
+def zmtp_ready(**properties: str) -> bytes:
+    """Return what a client without encryption says first: its greeting, and READY with properties of its own choice
+    (https://rfc.zeromq.org/spec/23/).
+    """
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in properties.items()]
+    command = b"\x05READY" + b"".join(
+        bytes([len(name)]) + name + len(value).to_bytes(4, "big") + value for name, value in named
+    )
+    return greeting + b"\x04" + bytes([len(command)]) + command
+
+
+def test_a_plain_client_cannot_say_that_it_has_a_curve_key(stage: KeyedStage, keys: Keys) -> None:
+    """libzmq takes any property of a client's handshake into what it says of its messages, ``User-Id`` included."""
+    message = msgspec.msgpack.encode({"v": 1, "verb": "models", "id": "1"})
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(5)
+        raw.connect(stage.zeromq_endpoint.removeprefix("ipc://"))
+        raw.sendall(zmtp_ready(Socket_Type="DEALER", User_Id=keys.public["known"]))
+        raw.sendall(b"\x00" + bytes([len(message)]) + message)
+        answer = b""
+        while b"error" not in answer and b"done" not in answer:
+            answer += raw.recv(4096)
+    assert b"invalid_api_key" in answer or b"error" in answer
+    assert b"done" not in answer
+
+
 # ---------------------------------------------------------------- other users of this machine
 OTHER_USER = """
 import os, sys

@@ -7,6 +7,7 @@ kept between messages: a client may choose its own identity, and the next one ma
 
 from __future__ import annotations
 
+import secrets
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,15 @@ _OF_OWN_REQUESTS: Final = frozenset({"cancel", "credit"})
 """What a client says of requests that it was allowed to begin."""
 _ASKING: Final = frozenset({*API_VERBS, NEAREST_VERB})
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_OURS: Final = secrets.token_hex(16) + ":"
+"""What begins each ``User-Id`` that is of this process. A client may put properties into its handshake, ``User-Id``
+too, and where there is no CURVE libzmq takes them for its own; nobody outside sees this one.
+"""
+
+
+def user_id_of(public_key: str) -> str:
+    """Return what libzmq is told to call the messages of who has shown a CURVE key."""
+    return _OURS + public_key
 
 
 class ZmqAccess:
@@ -46,7 +56,9 @@ class ZmqAccess:
             if len(frames) <= FRAMES_MAX:
                 frames.append(last.bytes)
         self.account = None
-        self._user, self._address = _property(last, "User-Id"), _property(last, "Peer-Address")
+        user = _property(last, "User-Id")
+        self._user = user.removeprefix(_OURS) if user.startswith(_OURS) else ""
+        self._address = _property(last, "Peer-Address")
         return frames
 
     def check(self, header: Header) -> None:

@@ -19,6 +19,7 @@ from zmq.utils import z85
 
 from router.config_schema import shown
 from router.errors import ConfigError
+from router.ingress.zeromq.access import user_id_of
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -121,10 +122,10 @@ class Zap:
             self._socket.send_multipart((_VERSION, request_id, status, text, user.encode(), b""), zmq.NOBLOCK)
 
     def _user(self, frames: list[bytes]) -> str:
-        """Return by which name the messages of who asks are known, its public key; empty for nobody's."""
+        """Return by which name the messages of who asks are known; empty for nobody's."""
         if len(frames) != _FRAMES_CURVE or frames[0] != _VERSION or frames[5] != b"CURVE":
             return ""
         if len(frames[6]) != _KEY_BYTES:
             return ""
         public_key: str = z85.encode(frames[6]).decode()
-        return public_key if self._access.lets_in(public_key) else ""
+        return user_id_of(public_key) if self._access.lets_in(public_key) else ""
