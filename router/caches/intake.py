@@ -174,7 +174,11 @@ class Intake:
         if responses is None or not self._is_asked(request):
             self._admit(request, now)
             return
-        key = key_of(request.body, request.model.name, request.endpoint, request.headers, streams=request.stream)
+        account = request.terms.account
+        key = key_of(
+            request.body, request.model.name, request.endpoint, request.headers,
+            streams=request.stream, owner=account.name if account is not None else "",
+        )  # fmt: skip
         answer = responses.get(key, now) if key is not None else None
         if answer is not None:
             self._counters.add(Counter.RESPONSES_HITS)

@@ -47,10 +47,13 @@ def size_of(answer: Answer) -> int:
     return getsizeof(answer) + sum(getsizeof(part) for part in parts) + getsizeof(b"") + _KEY_BYTES + _NODE_BYTES
 
 
-def key_of(body: bytes, model: str, endpoint: int, headers: Mapping[bytes, bytes], *, streams: bool) -> bytes | None:
+def key_of(
+    body: bytes, model: str, endpoint: int, headers: Mapping[bytes, bytes], *, streams: bool, owner: str = ""
+) -> bytes | None:
     """Return the hash under which an answer is kept; ``None`` for a body that has no canonical form.
 
-    ``model`` is the one that answers: by the rules of a feature it may be another than the body names.
+    ``model`` is the one that answers: by the rules of a feature it may be another than the body names. ``owner`` is the
+    name of the router's own key that asks; the key itself is in no header any more.
     """
     try:
         fields = _decode(body)
@@ -60,7 +63,7 @@ def key_of(body: bytes, model: str, endpoint: int, headers: Mapping[bytes, bytes
     except (*UNDECODABLE, OverflowError):
         return None
     digest = blake2b(digest_size=_KEY_BYTES, person=b"%d%d" % (endpoint, streams))
-    for part in (model.encode(), *(headers.get(name, b"") for name in _CREDENTIALS)):
+    for part in (model.encode(), owner.encode(), *(headers.get(name, b"") for name in _CREDENTIALS)):
         digest.update(len(part).to_bytes(4, "little"))
         digest.update(part)
     digest.update(canonical)

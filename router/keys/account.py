@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from router.errors import ErrorKind, RequestError
+import msgspec
+
+from router.errors import UNDECODABLE, ErrorKind, RequestError
 from router.keys.windows import DAY_NS, MINUTE_NS, RequestWindow, TokenWindow
 from router.telemetry.host_report import read_report
 
@@ -24,13 +27,16 @@ _BYTES_PER_TOKEN: Final = 4
 _SHOWN_CHARS_MAX: Final = 100
 _PERMITTED_MAX: Final = 1024
 """Names of models about which it is remembered whether the key may use them."""
+_KINDS_WITH_MODELS: Final = frozenset({ErrorKind.MODEL_NOT_FOUND, ErrorKind.NOT_FOUND, ErrorKind.BAD_REQUEST})
+_MODELS: Final = re.compile(r" \(models: .*\)\Z| \(models that have it: .*\)\Z|(?<= for several models) \(.*\)(?=: )")
+_decode_names: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Account:
     """A key by its name. ``name_id`` is what records call it by."""
 
     __slots__ = (
-        "_baggage", "_forced", "_permitted", "_requests", "_tokens", "config", "in_flight",
+        "_baggage", "_forced", "_is_narrow", "_permitted", "_requests", "_tokens", "config", "in_flight",
         "in_flight_max", "name", "name_id",
     )  # fmt: skip
 
@@ -61,6 +67,7 @@ class Account:
             if limit := getattr(config, name) // instances:
                 self._tokens.append((windows.get(name) or TokenWindow(span_ns, count), limit, name))
         self._permitted: dict[str, bool] = {}
+        self._is_narrow = "*" not in config.models
         self._forced = {_header(name): value.encode() for name, value in config.tags.items()}
         self._baggage = b",".join(
             f"{name}={quote(value, safe='')}".encode() for name, value in config.tags_default.items()
@@ -128,6 +135,8 @@ class Account:
         terms.share_key = self.name
 
     def _check_model(self, request: Request) -> None:
+        if self._is_narrow:
+            _check_spelling(request)
         name = request.model.name
         if self.permits(name):
             return
@@ -140,9 +149,9 @@ class Account:
     @staticmethod
     def in_its_words(error: RequestError) -> RequestError:
         """Return an error without the names of the models that there are: the key may not see all of them."""
-        if error.kind is not ErrorKind.MODEL_NOT_FOUND:
+        if error.kind not in _KINDS_WITH_MODELS:
             return error
-        return RequestError(error.kind, error.message.partition(" (models:")[0], error.param)
+        return RequestError(error.kind, _MODELS.sub("", error.message), error.param)
 
     def take_back(self, request: Request) -> None:
         """A request that was counted has not begun after all."""
@@ -168,6 +177,20 @@ class Account:
             window.wait_ns(now, limit)
             shown[name] = {"used": window.total, "limit": limit}
         return shown
+
+
+def _check_spelling(request: Request) -> None:
+    """Raise :class:`RequestError` where a body spells ``model`` in another way too.
+
+    Hosts in Go (Ollama) take the last of all spellings, so what is checked here would not be what the host reads.
+    """
+    try:
+        names: dict[str, Any] = _decode_names(request.body)
+    except UNDECODABLE:  # no object: there is no model in it
+        return
+    for name in names:
+        if name != "model" and name.lower() == "model":
+            raise RequestError(ErrorKind.BAD_REQUEST, f"the body has {name!r}: expected 'model' and no other", "model")
 
 
 def tokens_of(request: Request) -> int:

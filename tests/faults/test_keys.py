@@ -43,7 +43,8 @@ KEYS = (
 def running_stage(directory: Path) -> Iterator[KeyedStage]:
     with ExitStack() as stack:
         host = stack.enter_context(ScriptedHost("a", models=["m", "tiny-1"]))
-        toml = QUIET + SHORT_TICK + host_entry(host, slots=16) + KEYS
+        cache = "[cache.responses]\nenabled = true\n"
+        toml = QUIET + SHORT_TICK + cache + host_entry(host, slots=16) + KEYS
         yield stack.enter_context(KeyedStage(directory, [host], toml, models=["m"]))
 
 
@@ -98,6 +99,17 @@ def test_a_body_is_not_collected_for_nobody(stage: KeyedStage) -> None:
     waiting.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n")
     answer = waiting.answer()
     assert (answer.status, answer.interim) == (401, [])
+
+
+@pytest.mark.parametrize("framing", ["content-length: 30000000", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_what_is_open_to_all_takes_no_body(stage: KeyedStage, path: str, framing: str) -> None:
+    client = stage.client("")
+    client.send(f"GET {path} HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n".encode())
+    assert client.answer().status == 401
+    empty = stage.client("")
+    empty.send(f"GET {path} HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n".encode())
+    assert empty.answer().status == 200
 
 
 def test_other_dialects_refuse_in_their_words(stage: KeyedStage) -> None:
@@ -155,6 +167,42 @@ def test_a_key_sees_and_uses_its_models_only(stage: KeyedStage) -> None:
     assert "tiny-1" not in answer.error["message"]
     assert "(models:" not in answer.error["message"]
     stage.last_finished()
+
+
+@pytest.mark.parametrize("name", ["Model", "MODEL", "mod\\u0045l"])
+def test_a_model_cannot_be_named_twice(stage: KeyedStage, name: str) -> None:
+    """Ollama takes the last of all spellings: what the router has checked must be what the host reads."""
+    body = f'{{"model": "tiny-1", "messages": [], "stream": false, "{name}": "m"}}'.encode()
+    before = len(stage.hosts[0].exchanges)
+    for token, status in (("small", 400), ("ci", 200)):
+        client = stage.client("")
+        length = f"content-length: {len(body)}\r\nauthorization: Bearer {TOKENS[token]}\r\n\r\n"
+        client.send(f"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\n{length}".encode() + body)
+        answer = client.answer()
+        assert (answer.status, answer.status == 200 or answer.error["param"]) == (status, status == 200 or "model")
+    assert len(stage.hosts[0].exchanges) == before + 1
+    stage.last_finished()
+
+
+def test_errors_do_not_name_models_of_others(stage: KeyedStage) -> None:
+    for more, status in (("", 400), ("x-ringrouter-model: nothing\r\n", 404)):
+        client = stage.client("")
+        client.post({"content": "x"}, "/v1/responses", more=f"authorization: Bearer {TOKENS['small']}\r\n{more}")
+        answer = client.answer()
+        assert answer.status == status
+        assert "m," not in answer.error["message"]
+        assert "tiny-1" not in answer.error["message"]
+
+
+def test_kept_answers_are_of_one_key(stage: KeyedStage) -> None:
+    """docs/caches.md: holders of different keys never see each other's answers."""
+    on = "x-ringrouter-cache: on\r\n"
+    found = [
+        ask(stage, TOKENS[name], temperature=0, seed=7, more=on).headers["x-ringrouter-cache"]
+        for name in ("ci", "ops", "ci", "ops")
+    ]
+    assert found == ["miss", "miss", "hit", "hit"]
+    stage.finished(4)
 
 
 def test_tags_of_a_key(stage: KeyedStage) -> None:
