@@ -95,7 +95,10 @@ class Listeners:
         found = []
         for address in addresses:
             try:
-                socks = self._passed.pop(address, None) or _open(split_address(address, key), mode)
+                where = split_address(address, key)
+                socks = self._passed.pop(address, None) or _open(where, mode)
+                if mode == _ADMIN_MODE and isinstance(where, str):
+                    Path(where).chmod(mode)  # a socket that was handed over may have been the clients'
             except OSError as error:
                 raise ConfigError(f"{key} = {address!r}: cannot listen there: {error.strerror or error}") from None
             found += [Listener(sock, address) for sock in socks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,6 +214,19 @@ def test_addresses_are_kept_over_a_handover_and_those_gone_from_the_configuratio
     new = Listeners(config_at("127.0.0.1:0"), inherited.Inherited(own=own), directory)
     assert [listener.where for listener in new.http] == ports[:1]
     assert not path.exists()
+    old.close(for_good=False)
+    new.close(for_good=True)
+
+
+def test_a_socket_of_clients_that_becomes_the_admin_surface_is_closed_to_their_group(directory: Path) -> None:
+    path = directory / "x.sock"
+    old = Listeners(config_at(f"unix:{path}"), inherited.Inherited(), directory)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    own = {address: [socket.socket(fileno=os.dup(fd)) for fd in fds] for address, fds in old.own().items()}
+    wanted = parse(f'version = 1\n[listen]\nhttp = ["127.0.0.1:0"]\nadmin = ["unix:{path}"]\nzeromq = []\n')
+    new = Listeners(wanted, inherited.Inherited(own=own), directory)
+    assert new.admin[0].where == f"unix:{path}"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     old.close(for_good=False)
     new.close(for_good=True)
 
