@@ -18,8 +18,10 @@ from tests.simulation.scenario import Ask, Client, Fate, Host, Reload, Scenario
 from tests.simulation.world import Result
 from tests.support.waiting import shared_memory_directory
 
-SHORT, LONG = 240, 3000
-"""Seeds of an ordinary run of the tests and of the long one: about 10 s and 2 minutes on a core."""
+SHORT, MANY, LONG, STEP = 240, 2000, 10_000, 440
+"""Seeds that reach every corner, and those of an ordinary and of a long run of the tests: about 10 s, 1 and 5 minutes
+on a core.
+"""
 REACHED_OUTCOMES = set(Outcome) - {Outcome.NONE}
 REACHED_ERRORS = {
     ErrorKind.OVERLOADED, ErrorKind.NO_HOST, ErrorKind.QUEUE_TIMEOUT, ErrorKind.CONNECT_FAILED,
@@ -73,11 +75,15 @@ def test_scenarios_of_every_theme_hold_and_reach_every_corner() -> None:
     check_reached(results)
 
 
+@pytest.mark.parametrize("first", range(SHORT, MANY, STEP))
+def test_thousands_of_scenarios_hold(first: int) -> None:
+    assert sum(1 for _ in run(range(first, first + STEP))) == STEP
+
+
 @pytest.mark.long
-@pytest.mark.timeout(900)
-def test_thousands_of_scenarios_hold() -> None:
-    count = sum(1 for _ in run(range(SHORT, LONG)))
-    assert count == LONG - SHORT
+@pytest.mark.timeout(1800)
+def test_many_thousands_of_scenarios_hold() -> None:
+    assert sum(1 for _ in run(range(MANY, LONG))) == LONG - MANY
 
 
 def test_another_clock_of_the_day_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
