@@ -408,6 +408,7 @@ def test_a_keeper_killed_while_it_evicts_leaves_a_whole_store(place: Place, host
         line = [*place.keeper.command[:3], "cache", "warm", str(file), "--model", "m", "--json"]
         with subprocess.Popen([*line, "--config", str(place.router.config_path)], stdout=subprocess.PIPE) as warm:
             enough = before + written
+            wait_until(lambda: any("other text" in str(call) for call in host.calls), "warm has begun")
             wait_until(lambda: place.keeper.status()["embeddings"]["written"] >= enough, "others take their places")
             place.keeper.kill()
             out, _ = warm.communicate(timeout=60)

@@ -53,8 +53,13 @@ def stage_that_drains(stack: ExitStack, directory: Path, host: ScriptedHost, dra
 
 def serving(router: RouterProcess) -> dict[str, Any]:
     """Return what the router said when it began to serve."""
-    lines = [json.loads(line) for line in router.log_text().splitlines() if line.startswith("{")]
-    return next(line for line in lines if line["event"] == "serving")
+
+    def said() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in router.log_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == "serving"]
+
+    wait_until(said, "it serves")  # the first of its listeners may answer a moment before
+    return said()[0]
 
 
 def check_serves(endpoint: str) -> None:
