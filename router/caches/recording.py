@@ -162,5 +162,4 @@ class Recording:
         if request.detour is not None:
             return  # another model has answered than the one that was asked
         now = monotonic_ns()
-        took_ns = (request.tok_n or now) - request.deq
-        self._responses.put(self._key, answer._replace(made_ns=now, took_ns=took_ns))
+        self._responses.put(self._key, answer._replace(made_ns=now, took_ns=now - request.deq))

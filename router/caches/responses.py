@@ -38,7 +38,7 @@ class Answer(NamedTuple):
     choice_count: int
     made_ns: int
     took_ns: int
-    """From the loop's taking the request to the last content of the answer."""
+    """From the loop's taking the request to the end of the answer."""
 
 
 def size_of(answer: Answer) -> int:
