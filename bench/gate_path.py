@@ -99,7 +99,7 @@ class TokenPath:
         self._cold_parts = list(stream_parts(len(COLD_STEPS) - 2))
         self._daemon = Daemon(config, set_up(config.log))
         self._hosts = [pair for host in self._daemon.roster.hosts for pair in self._connected(host)]
-        self._client = ClientConnection(self._daemon.server)
+        self._client = ClientConnection(self._daemon.surfaces.http)
         self._answer = transport()
         self._client.connection_made(self._answer)  # type: ignore[arg-type]
         self.run(WARM_UP_STREAMS, SHORT_TOKENS)  # memos are filled, and code that specializes itself has done so

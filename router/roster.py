@@ -95,6 +95,11 @@ class Roster:
             if model.policy is not None and host in model.hosts:
                 model.policy.emptied(host.host_id)
 
+    def is_ready(self) -> bool:
+        """Whether every model has a host that can serve it."""
+        models = self.loop.models.values()
+        return bool(models) and all(any(host.usable for host in model.hosts) for model in models)
+
     # ------------------------------------------------------------ models
     def _model(self, name: str) -> Model:
         model = self.loop.models.get(name)

@@ -21,5 +21,5 @@
     :mod:`router.caches.silent`       the egress of requests that the router makes itself
 7.  :mod:`router.caches.published`    what the keeper publishes for all routers
 
-Loaded only by routers that have it configured.
+:mod:`router.caches.assembly` builds those that are configured. Loaded only by routers that have it configured.
 """

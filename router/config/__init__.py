@@ -33,6 +33,7 @@ from router.config.caches import (
     keeper_socket,
     needs_keeper,
     tables_dir,
+    uses_caches,
 )
 from router.config.health import BreakerConfig, Health, OutliersConfig
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
@@ -61,6 +62,7 @@ from router.config.places import (
 )
 from router.config.routing import RoutingConfig, routing_contradiction
 from router.config.serving import Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
+from router.config.timeouts import connect_s_max, model_timeouts, timeout_s_min
 from router.config_schema import explain, shown, shown_key
 from router.errors import ConfigError
 from router.telemetry.records import TAGS, TEXT_TAGS
@@ -103,7 +105,9 @@ __all__ = [
     "aliases",
     "cache_dir",
     "check_exposure",
+    "check_has_hosts",
     "check_passed",
+    "connect_s_max",
     "data_dir",
     "default_run_dir",
     "fallback_chain",
@@ -118,7 +122,9 @@ __all__ = [
     "run_dir",
     "split_address",
     "tables_dir",
+    "timeout_s_min",
     "tmpfs_run_dir",
+    "uses_caches",
     "with_instance",
     "zeromq_endpoint",
 ]
@@ -146,15 +152,6 @@ class Config(Section, frozen=True):
     features: dict[str, FeatureConfig] = msgspec.field(default_factory=dict)
     access: AccessConfig = msgspec.field(default_factory=AccessConfig)
     keys: list[KeyConfig] = msgspec.field(default_factory=list)
-
-
-def model_timeouts(config: Config, model_name: str) -> Timeouts:
-    """Return the time-outs of a model: its own where given, the general ones elsewhere."""
-    model = config.models.get(model_name)
-    if model is None:
-        return config.timeouts
-    own = {f: v for f in model.timeouts.__struct_fields__ if (v := getattr(model.timeouts, f)) is not None}
-    return msgspec.structs.replace(config.timeouts, **own)
 
 
 def with_instance(config: Config, name: str) -> Config:
@@ -204,6 +201,12 @@ def parse(text: str, *, need_keys: bool = True) -> Config:
         config = with_keys(config)
         check_access(config)
     return config
+
+
+def check_has_hosts(config: Config) -> None:
+    """Refuse what a router cannot serve with; raises :class:`ConfigError`. Commands do without hosts."""
+    if not config.hosts:
+        raise ConfigError("hosts: none is configured, so every request would be refused")
 
 
 def _check(config: Config) -> None:

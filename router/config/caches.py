@@ -137,6 +137,11 @@ def needs_keeper(cache: CacheConfig) -> bool:
     return cache.embeddings.enabled or cache.nearest.enabled or bool(cache.tools.sources) or bool(cache.warm)
 
 
+def uses_caches(cache: CacheConfig) -> bool:
+    """Return whether the router has caches of its own."""
+    return needs_keeper(cache) or cache.responses.enabled
+
+
 def own_requests_max(cache: CacheConfig) -> int:
     """Return how many requests of the router's own may be in flight beyond ``limits.in_flight``."""
     return CALLS_AT_ONCE if cache.embeddings.enabled or cache.nearest.enabled else 0

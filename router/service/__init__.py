@@ -6,6 +6,8 @@
     pulse       what is told each second, by the loop's own tick
     inherited   listening sockets from systemd, or from the process before this one
     handover    an upgrade: starting the next process with the sockets of this one
+    succession  the processes before and after this one, and what each is told
+    changeover  reloads and upgrades, one behind another
     journal     log messages as fields of the systemd journal
     units       the unit files that come with the package, made fit for this installation
     install     a plan of what an installation changes, shown and then done

@@ -27,8 +27,8 @@ import msgspec
 
 import router
 import router.attempt as attempt_module
-from router.config import parse
-from router.daemon import Daemon, _shortest_timeout_s
+from router.config import parse, timeout_s_min
+from router.daemon import Daemon
 from router.errors import RequestError
 from router.hosts.health import HealthMonitor
 from router.ingress.http import ClientConnection
@@ -165,15 +165,15 @@ class World:
         daemon = self.daemon = Daemon(config, _Log(self.report, self.trace))
         self.loop.connector = self._host_connector
         ids = count(1)
-        daemon.server.next_id = lambda: f"own-{next(ids)}"
-        daemon.server._created = 0  # what the list of models says of the time of day
+        daemon.surfaces.http.next_id = lambda: f"own-{next(ids)}"
+        daemon.surfaces.http._created = 0  # what the list of models says of the time of day
         self._put_in_order(daemon)
         self._listen_in()
         self.watch = Watch(
             daemon.loop,
             threshold_ns=int(config.loop.cycle_threshold_ms * MS),
-            shortest_s=_shortest_timeout_s(config),
-            clients_under_way=daemon._check_clients,
+            shortest_s=timeout_s_min(config),
+            clients_under_way=daemon.surfaces.check,
         )
         daemon.loop.on_blocked = self.watch.look_closer  # type: ignore[method-assign]
         self.watch._memory = _NoMemory()  # type: ignore[assignment]
@@ -189,8 +189,8 @@ class World:
     def _put_in_order(daemon: Daemon) -> None:
         """Have nothing depend on where objects lie in memory."""
         for owner, name in (
-            (daemon.server, "connections"),
-            (daemon.server, "_reading"),
+            (daemon.surfaces.http, "connections"),
+            (daemon.surfaces.http, "_reading"),
             (daemon.fleet, "_trailing"),
             (daemon.fleet, "_tasks"),
         ):
@@ -226,7 +226,7 @@ class World:
 
     def _count_refusals(self) -> None:
         """Count what is refused before it is a request of the loop: it has no record."""
-        server = self.daemon.server
+        server = self.daemon.surfaces.http
         refuse, refused = server._refuse, server.refused
 
         def count_refusal(connection: ClientConnection, head: Any, error: RequestError) -> None:
@@ -251,7 +251,7 @@ class World:
         if self.is_stopped:
             return None
         plan = peer.client.plan
-        connection = ClientConnection(self.daemon.server)
+        connection = ClientConnection(self.daemon.surfaces.http)
         return self.network.connect(connection, peer, int(plan.latency_ms * MS), plan.room)
 
     def _leaving(self, transport: Transport) -> Callable[[], None]:
@@ -282,7 +282,7 @@ class World:
         if not self.is_stopped:
             self.trace("reload")
             scenario = msgspec.structs.replace(self.scenario, toml=reload.toml, hosts=reload.hosts)
-            self.daemon._take_over(parse(router_toml(scenario, self.directory)))
+            self.daemon.take_over(parse(router_toml(scenario, self.directory)))
             self.inspector.reloaded()
 
     def stop(self) -> None:

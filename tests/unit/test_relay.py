@@ -89,7 +89,7 @@ class Streams(TokenPath):
 
     def _connect_anew(self) -> None:
         """Give client and hosts fresh connections: an answer may have ended the last ones."""
-        self._client = ClientConnection(self._daemon.server)
+        self._client = ClientConnection(self._daemon.surfaces.http)
         self._answer = SlowTransport()
         self._client.connection_made(self._answer)  # type: ignore[arg-type]
         self._hosts = []
