@@ -35,6 +35,7 @@ from router.config.caches import (
     tables_dir,
     uses_caches,
 )
+from router.config.checks import check_differ, check_power_of_two, shown_variable
 from router.config.health import BreakerConfig, Health, OutliersConfig
 from router.config.hosts import HostConfig, HostFacts, ModelConfig, ModelTimeouts
 from router.config.keys import AccessConfig, KeyConfig, check_access, check_exposure, check_passed, with_keys
@@ -130,7 +131,6 @@ __all__ = [
 ]
 
 CONFIG_VERSION: Final = 1
-_ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 class Config(Section, frozen=True):
@@ -238,10 +238,7 @@ def _check(config: Config) -> None:
 
 def _check_rings(rings: Rings) -> None:
     for ring in ("requests", "tokens", "done"):  # the append-only names have no wrap, hence any number of rows
-        slots = getattr(rings, ring)
-        if slots & (slots - 1):
-            below = 1 << (slots.bit_length() - 1)
-            raise ConfigError(f"rings.{ring} = {slots}: expected a power of two, e.g. {below} or {2 * below}")
+        check_power_of_two(getattr(rings, ring), f"rings.{ring}")
 
 
 def _check_hosts(hosts: list[HostConfig]) -> None:
@@ -283,8 +280,8 @@ def _check_observer(config: Config) -> None:
     observer = config.observer
     split_address(observer.http, "observer.http")
     tags = {*TAGS, *TEXT_TAGS, *config.tags.own}
-    _check_differ(observer.slices.tags, "observer.slices.tags")
-    _check_differ(observer.slices.top, "observer.slices.top")
+    check_differ(observer.slices.tags, "observer.slices.tags")
+    check_differ(observer.slices.top, "observer.slices.top")
     for index, entry in enumerate(observer.slices.tags):
         names = entry.split(",")
         known = all(name in tags or name in SLICE_FIELDS for name in names)
@@ -293,17 +290,11 @@ def _check_observer(config: Config) -> None:
     for index, name in enumerate(observer.slices.top):
         if name not in tags:
             raise ConfigError(f"observer.slices.top[{index}] = {shown(name)}: expected the name of a tag")
-    _check_differ([price.model for price in observer.prices], "observer.prices", ".model")
-    _check_differ([goodput.workload_class for goodput in observer.goodput], "observer.goodput", ".workload_class")
+    check_differ([price.model for price in observer.prices], "observer.prices", ".model")
+    check_differ([goodput.workload_class for goodput in observer.goodput], "observer.goodput", ".workload_class")
     for index, goodput in enumerate(observer.goodput):
         if goodput.ttft_s is None and goodput.tpot_s is None and goodput.e2e_s is None:
             raise ConfigError(f"observer.goodput[{index}] is without a limit: expected ttft_s, tpot_s or e2e_s")
-
-
-def _check_differ(values: list[str], key: str, field: str = "") -> None:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ConfigError(f"{key}[{index}]{field} = {shown(value)}: expected values that differ, it stands twice")
 
 
 def _check_keys(hosts: list[HostConfig]) -> None:
@@ -316,8 +307,7 @@ def _check_keys(hosts: list[HostConfig]) -> None:
                 "systemd gives this process (LoadCredential=), with a key in it"
             )
         if host.api_key_env and not os.environ.get(host.api_key_env):
-            # Someone may have written the key itself here; only what looks like a variable's name is repeated.
-            value = shown(host.api_key_env) if _ENVIRONMENT_NAME.fullmatch(host.api_key_env) else "(not shown)"
             raise ConfigError(
-                f"hosts[{index}].api_key_env = {value}: expected the name of an environment variable that is set"
+                f"hosts[{index}].api_key_env = {shown_variable(host.api_key_env)}: "
+                "expected the name of an environment variable that is set"
             )

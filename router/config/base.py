@@ -22,5 +22,29 @@ def above_zero(most: float, description: str) -> Meta:
     return Meta(gt=0, le=most, description=description)
 
 
+def named(description: str) -> Meta:
+    """Return the form and the description of a name that becomes a directory or a header's value."""
+    return Meta(pattern=NAME, extra=NAME_ALLOWED, description=description)
+
+
+def path_or_nothing(description: str) -> Meta:
+    """Return the form and the description of an absolute path that may be absent."""
+    return Meta(pattern=r"\A(/.*)?\Z", extra={"allowed": "an absolute path or nothing"}, description=description)
+
+
+def variable_or_nothing(description: str) -> Meta:
+    """Return the description of the name of an environment variable that may be absent."""
+    return Meta(extra={"allowed": "the name of an environment variable, or nothing"}, description=description)
+
+
+def credential_or_nothing(description: str) -> Meta:
+    """Return the form and the description of the name of a credential of systemd that may be absent."""
+    return Meta(
+        pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
+        extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
+        description=description,
+    )
+
+
 class Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Base of all sections: unknown keys are an error, values never change."""

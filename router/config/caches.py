@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, between
+from router.config.base import (
+    NAME,
+    NAME_ALLOWED,
+    Section,
+    between,
+    credential_or_nothing,
+    path_or_nothing,
+    variable_or_nothing,
+)
+from router.config.checks import check_differ, check_power_of_two, shown_variable
 from router.config.hosts import credential
 from router.config.places import data_dir, rings_dir
 from router.config.tools import ToolsCache, check_tools
@@ -23,8 +31,6 @@ if TYPE_CHECKING:
 
 CALLS_AT_ONCE: Final = 64
 """Calls of hosts for vectors that a router has under way; the in-flight table has rows for them beside clients' own."""
-ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
-_PATH_OR_NOTHING: Final = {"allowed": "an absolute path or nothing"}
 
 
 class EmbeddingsCache(Section, frozen=True):
@@ -62,11 +68,8 @@ class NearestTables(Section, frozen=True):
     enabled: Annotated[bool, Meta(description="Answer `/v1/ringrouter/nearest`.")] = False
     dir: Annotated[
         str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra=_PATH_OR_NOTHING,
-            description="Directory of the tables, as `ringrouter cache table build` makes them. Empty: `tables` in "
-            "`cache.dir`.",
+        path_or_nothing(
+            "Directory of the tables, as `ringrouter cache table build` makes them. Empty: `tables` in `cache.dir`."
         ),
     ] = ""
     k_max: Annotated[int, between(1, 10_000, "Most that one question may ask for.")] = 1000
@@ -78,28 +81,21 @@ class CacheConfig(Section, frozen=True):
 
     dir: Annotated[
         str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra=_PATH_OR_NOTHING,
-            description="Directory of what outlives a restart (on disk). Empty: `cache` in the data directory, as "
-            "`observer.data_dir` describes it.",
+        path_or_nothing(
+            "Directory of what outlives a restart (on disk). Empty: `cache` in the data directory, as "
+            "`observer.data_dir` describes it."
         ),
     ] = ""
     api_key_env: Annotated[
         str,
-        Meta(
-            extra={"allowed": "the name of an environment variable, or nothing"},
-            description="Where the keeper finds the key that it shows the router, where that wants keys: it asks for "
-            "vectors of tools (`cache.tools.select_model`).",
+        variable_or_nothing(
+            "Where the keeper finds the key that it shows the router, where that wants keys: it asks for "
+            "vectors of tools (`cache.tools.select_model`)."
         ),
     ] = ""
     api_key_credential: Annotated[
         str,
-        Meta(
-            pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
-            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
-            description="The same key as a credential of systemd (`LoadCredential=`) for the keeper's service.",
-        ),
+        credential_or_nothing("The same key as a credential of systemd (`LoadCredential=`) for the keeper's service."),
     ] = ""
     embeddings: EmbeddingsCache = msgspec.field(default_factory=EmbeddingsCache)
     nearest: NearestTables = msgspec.field(default_factory=NearestTables)
@@ -120,10 +116,8 @@ def keeper_key(cache: CacheConfig) -> str:
         )
         wanted = "a credential that systemd gives the keeper (LoadCredential=), with a key in it"
     elif cache.api_key_env:
-        # Someone may have written the key itself here; only what looks like a variable's name is repeated.
-        is_name = ENVIRONMENT_NAME.fullmatch(cache.api_key_env)
         key = os.environ.get(cache.api_key_env, "")
-        said = f"cache.api_key_env = {shown(cache.api_key_env) if is_name else '(not shown)'}"
+        said = f"cache.api_key_env = {shown_variable(cache.api_key_env)}"
         wanted = "the name of an environment variable that is set"
     else:
         return ""
@@ -178,18 +172,9 @@ def check_caches(cache: CacheConfig) -> None:
         raise ConfigError("cache has api_key_env and api_key_credential: expected one of them")
     check_tools(cache.tools)
     check_warm(cache.warm, cache.responses, [source.name for source in cache.tools.sources])
-    slots = cache.embeddings.ring_slots
-    if slots & (slots - 1):
-        below = 1 << (slots.bit_length() - 1)
-        raise ConfigError(
-            f"cache.embeddings.ring_slots = {slots}: expected a power of two, e.g. {below} or {2 * below}"
-        )
+    check_power_of_two(cache.embeddings.ring_slots, "cache.embeddings.ring_slots")
     models = cache.embeddings.models
-    for index, model in enumerate(models):
-        if model in models[:index]:
-            raise ConfigError(
-                f"cache.embeddings.models[{index}] = {shown(model)}: expected values that differ, it stands twice"
-            )
+    check_differ(models, "cache.embeddings.models")
     for model in cache.embeddings.revisions:
         if models and model not in models:
             raise ConfigError(f"cache.embeddings.revisions.{model}: expected a model of cache.embeddings.models")

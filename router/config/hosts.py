@@ -11,7 +11,14 @@ import msgspec
 from msgspec import Meta
 
 from router.config.admission import AdmissionConfig, LeverRules
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import (
+    Section,
+    above_zero,
+    between,
+    credential_or_nothing,
+    named,
+    variable_or_nothing,
+)
 from router.config.routing import PRIORITY_MAX, WEIGHT_MAX, RoutingConfig
 
 
@@ -75,7 +82,7 @@ def credential(name: str) -> str:
 class HostConfig(Section, frozen=True):
     """`[[hosts]]`: one model host."""
 
-    name: Annotated[str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="Name in headers, records and `stats`.")]
+    name: Annotated[str, named("Name in headers, records and `stats`.")]
     url: Annotated[
         str,
         Meta(
@@ -100,17 +107,12 @@ class HostConfig(Section, frozen=True):
     ) = None
     api_key_env: Annotated[
         str,
-        Meta(
-            extra={"allowed": "the name of an environment variable, or nothing"},
-            description="Where the key is found that the host wants as `authorization: Bearer`.",
-        ),
+        variable_or_nothing("Where the key is found that the host wants as `authorization: Bearer`."),
     ] = ""
     api_key_credential: Annotated[
         str,
-        Meta(
-            pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
-            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
-            description="The same key as a credential of systemd (`LoadCredential=`), which no other process can read.",
+        credential_or_nothing(
+            "The same key as a credential of systemd (`LoadCredential=`), which no other process can read."
         ),
     ] = ""
     cost_per_hour: (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, between
+from router.config.base import Section, between, credential_or_nothing, named, path_or_nothing
 from router.config.places import split_address
 from router.config_schema import explain, shown
 from router.errors import ConfigError
@@ -30,8 +30,6 @@ _Z85_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 """32 bytes in Z85 (https://rfc.zeromq.org/spec/32/)."""
 _TAG_VALUE_BYTES_MAX: Final = 64
 _KEYS_FILE_BYTES_MAX: Final = 16 << 20
-_ABSOLUTE: Final = r"\A(/.*)?\Z"
-_CREDENTIAL: Final = r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z"
 _NOT_SETTABLE: Final = frozenset({"request_id", "model_name"})
 """Tags that the router itself fills in."""
 TAG_NAMES: Final = frozenset({*TAGS, *TEXT_TAGS}) - _NOT_SETTABLE
@@ -40,9 +38,7 @@ TAG_NAMES: Final = frozenset({*TAGS, *TEXT_TAGS}) - _NOT_SETTABLE
 class KeyConfig(Section, frozen=True):
     """`[[keys]]`: a key that clients show (`ringrouter keys new`). While there are any, nobody asks without one."""
 
-    name: Annotated[
-        str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="What the key is called in records, limits and logs.")
-    ]
+    name: Annotated[str, named("What the key is called in records, limits and logs.")]
     hash: Annotated[
         str,
         Meta(
@@ -100,19 +96,13 @@ class AccessConfig(Section, frozen=True):
 
     keys_file: Annotated[
         str,
-        Meta(
-            pattern=_ABSOLUTE,
-            extra={"allowed": "an absolute path or nothing"},
-            description="A file of `[[keys]]` and nothing else, read with this one. It must not be writable by others.",
+        path_or_nothing(
+            "A file of `[[keys]]` and nothing else, read with this one. It must not be writable by others."
         ),
     ] = ""
     keys_credential: Annotated[
         str,
-        Meta(
-            pattern=_CREDENTIAL,
-            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
-            description="The same as a credential of systemd (`LoadCredential=`).",
-        ),
+        credential_or_nothing("The same as a credential of systemd (`LoadCredential=`)."),
     ] = ""
     instances: Annotated[
         int,

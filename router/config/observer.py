@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between, path_or_nothing
 
 SLICE_ALLOWED: Final = "a tag, `model`, `host`, `endpoint` or `instance`, or two of them with a comma between"
 SLICE_FIELDS: Final = ("model", "host", "endpoint", "instance")
@@ -85,11 +85,9 @@ class ObserverConfig(Section, frozen=True):
     ] = "127.0.0.1:8401"
     data_dir: Annotated[
         str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra={"allowed": "an absolute path or nothing"},
-            description="Directory of the journal and of the positions in the rings (on disk). Empty: "
-            "`$STATE_DIRECTORY`, else `$XDG_STATE_HOME/ringrouter`, else `~/.local/state/ringrouter`.",
+        path_or_nothing(
+            "Directory of the journal and of the positions in the rings (on disk). Empty: "
+            "`$STATE_DIRECTORY`, else `$XDG_STATE_HOME/ringrouter`, else `~/.local/state/ringrouter`."
         ),
     ] = ""
     instances: Annotated[

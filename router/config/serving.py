@@ -7,7 +7,14 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import (
+    Section,
+    above_zero,
+    between,
+    credential_or_nothing,
+    named,
+    path_or_nothing,
+)
 from router.telemetry.records import OWN_TAG_COUNT
 
 ZEROMQ_ALLOWED: Final = "`ipc`, `ipc:///path/of.sock` or `tcp://address:port`"
@@ -29,16 +36,12 @@ class Listen(Section, frozen=True):
     ] = msgspec.field(default_factory=lambda: ["ipc"])
     run_dir: Annotated[
         str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra={"allowed": "an absolute path or nothing"},
-            description="Directory of the rings (tmpfs). Empty: `$RUNTIME_DIRECTORY`, else "
-            "`$XDG_RUNTIME_DIR/ringrouter`, else `/dev/shm/ringrouter-UID`.",
+        path_or_nothing(
+            "Directory of the rings (tmpfs). Empty: `$RUNTIME_DIRECTORY`, else "
+            "`$XDG_RUNTIME_DIR/ringrouter`, else `/dev/shm/ringrouter-UID`."
         ),
     ] = ""
-    instance: Annotated[
-        str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="Name of this router below `run_dir`.")
-    ] = "main"
+    instance: Annotated[str, named("Name of this router below `run_dir`.")] = "main"
     backlog: Annotated[int, between(1, 65535, "Connections the kernel holds before they are accepted.")] = 4096
     plaintext_ok: Annotated[
         bool,
@@ -72,20 +75,14 @@ class Listen(Section, frozen=True):
     ] = msgspec.field(default_factory=list)
     curve_key_file: Annotated[
         str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra={"allowed": "an absolute path or nothing"},
-            description="The router's CURVE keys (`ringrouter keys curve`): ZeroMQ over TCP is encrypted, and only "
-            "clients come in whose public key is in `[[keys]]`.",
+        path_or_nothing(
+            "The router's CURVE keys (`ringrouter keys curve`): ZeroMQ over TCP is encrypted, and only "
+            "clients come in whose public key is in `[[keys]]`."
         ),
     ] = ""
     curve_key_credential: Annotated[
         str,
-        Meta(
-            pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z",
-            extra={"allowed": "the name of a file in `$CREDENTIALS_DIRECTORY`, or nothing"},
-            description="The same as a credential of systemd (`LoadCredential=`).",
-        ),
+        credential_or_nothing("The same as a credential of systemd (`LoadCredential=`)."),
     ] = ""
 
     @property

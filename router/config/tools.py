@@ -8,13 +8,12 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from router.config.base import Section, above_zero, between
+from router.config.base import Section, above_zero, between, path_or_nothing, variable_or_nothing
 from router.config_schema import shown
 from router.errors import ConfigError
 
 _SOURCE_NAME: Final = r"\A[A-Za-z0-9_-]{1,32}\Z"
 _ENVIRONMENT_NAME: Final = r"\A[A-Za-z_][A-Za-z0-9_]*\Z"
-_PATH: Final = r"\A(/.*)?\Z"
 
 ToolPattern = Annotated[
     str,
@@ -38,11 +37,7 @@ class ToolSource(Section, frozen=True):
     ]
     file: Annotated[
         str,
-        Meta(
-            pattern=_PATH,
-            extra={"allowed": "an absolute path or nothing"},
-            description="File of OpenAI function schemas, `.json` or `.toml`; read anew when it changes.",
-        ),
+        path_or_nothing("File of OpenAI function schemas, `.json` or `.toml`; read anew when it changes."),
     ] = ""
     command: Annotated[
         list[str], Meta(max_length=64, description="Program and arguments of an MCP server that speaks over stdio.")
@@ -61,10 +56,7 @@ class ToolSource(Section, frozen=True):
     ] = msgspec.field(default_factory=dict)
     token_env: Annotated[
         str,
-        Meta(
-            extra={"allowed": "the name of an environment variable, or nothing"},
-            description="Where the keeper finds the token that `url` wants as `authorization: Bearer`.",
-        ),
+        variable_or_nothing("Where the keeper finds the token that `url` wants as `authorization: Bearer`."),
     ] = ""
     prefix: Annotated[
         bool,

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import Section, above_zero, between, named
 from router.config.tools import ToolPattern
 from router.config_schema import shown
 from router.errors import ConfigError
@@ -16,7 +16,7 @@ from router.errors import ConfigError
 class WarmPrompt(Section, frozen=True):
     """`[[cache.warm]]`: a system prompt that each host of a model should hold before anybody asks."""
 
-    name: Annotated[str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="Name in records, as tag feature_name.")]
+    name: Annotated[str, named("Name in records, as tag feature_name.")]
     model: Annotated[str, Meta(min_length=1, description="Model whose hosts get it, as clients name it.")]
     file: Annotated[
         str,
