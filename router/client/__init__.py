@@ -7,17 +7,18 @@
             print(token.text, end="", flush=True)
 
 :class:`AsyncClient` is the same for asyncio. How it works, from the wire up: :mod:`router.client.protocol` (messages),
-:mod:`router.client.session` (what is open and what may be sent; pure), :mod:`router.client.wire` (sockets),
-:mod:`router.client.answer` (events to tokens), :mod:`router.client.sync` and :mod:`router.client.aio` (the waiting).
+:mod:`router.client.exchange` (one request; pure), :mod:`router.client.session` (all that are open, and what may be
+sent; pure), :mod:`router.client.wire` (sockets), :mod:`router.client.answer` (events to tokens),
+:mod:`router.client.sync` and :mod:`router.client.aio` (the waiting).
 """
 
 from router.client.aio import AsyncClient, AsyncStream
 from router.client.answer import Choice, Token, ToolCall
 from router.client.endpoint import default_endpoint
 from router.client.errors import ConnectionLost, NotConnected, ProtocolError, RouterError, TimedOut
+from router.client.exchange import Pong
 from router.client.protocol import Kind
 from router.client.reply import Embeddings, Reply
-from router.client.session import Pong
 from router.client.sync import Client, Stream
 from router.client.timing import Timing
 

@@ -16,10 +16,10 @@ from router.client import protocol
 from router.client.answer import Token
 from router.client.asking import CONNECT_TIMEOUT_S, Asking, Messages, embeddings_request, model_names
 from router.client.channel import Channel
+from router.client.exchange import NEVER_NS, Done, Exchange, Pong
 from router.client.identity import Identity, identity
 from router.client.protocol import CONTENT_KINDS, Request
 from router.client.reply import Embeddings, Reply
-from router.client.session import NEVER_NS, Done, Exchange, Pong
 from router.client.stream import StreamState
 from router.client.wire import Link
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from router.client.exchange import Exchange
 from router.client.protocol import KINDS, Kind
-from router.client.session import Exchange
 
 _TAKEN_MAX: Final = 64
 """Events read of one message before they count as taken: a message may have as many as the stream's whole credit."""

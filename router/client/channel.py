@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from time import monotonic_ns
 
 from router.client import endpoint
+from router.client.exchange import Exchange, Phase
 from router.client.identity import Identity
 from router.client.protocol import Request, with_key
-from router.client.session import Exchange, Phase, Session
+from router.client.session import Session
 from router.client.wire import Link, Wire
 
 

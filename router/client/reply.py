@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from router.client.errors import ProtocolError
+from router.client.exchange import Done, Exchange
 from router.client.protocol import usage_of
-from router.client.session import Done, Exchange
 from router.client.timing import Timing, timing
 
 _SHOWN_BYTES_MAX: Final = 60

@@ -22,13 +22,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from router.client import protocol
-from router.client.errors import ConnectionLost, NotConnected, ProtocolError, RouterError, TimedOut
+from router.client.errors import ConnectionLost, NotConnected, RouterError
+from router.client.exchange import NEVER_NS, Arrival, Done, Exchange, Phase, Pong
+from router.client.failures import (
+    connection_lost,
+    not_accepted,
+    not_connected,
+    not_sent_again,
+    protocol_error,
+    timed_out,
+)
 from router.client.protocol import CONTENT_CODES, Request
 from router.stamps import STAMPS
 
@@ -49,89 +57,6 @@ SENDS_MAX: Final = 3
 """How often a request is sent: one whose connection broke so often without being accepted may be what breaks it."""
 RESEND_BYTES_MAX: Final = 32 << 20
 """A larger body is sent once: over its limit a router closes the connection, and all that runs on it is lost."""
-_SLACK_BYTES: Final = 1 << 20
-"""A request that is over the limit of its body by less is refused with words, so a smaller one broke no connection."""
-NEVER_NS: Final = 1 << 62
-
-
-class Phase(Enum):
-    """Where a request is."""
-
-    QUEUED = "waits for a connection"
-    SENT = "was sent"
-    ACCEPTED = "is in the router's ring"
-    CLOSING = "nobody wants it any more; the router has not ended it yet"
-    ENDED = "is over"
-
-
-class Arrival(NamedTuple):
-    """The events of one message."""
-
-    events: list[tuple[int, int, int]]
-    """Kind, ``t_ns`` and size of each."""
-    body: bytes
-    received_ns: int
-
-
-class Done(NamedTuple):
-    """The proper end of a request."""
-
-    status: int
-    host: str
-    usage: dict[str, Any] | None
-    stamps: list[int]
-    body: bytes
-    levers: tuple[str, ...]
-
-
-class Pong(NamedTuple):
-    """A router's answer to a ping."""
-
-    version: str
-    """Of the router's program."""
-    generation: int
-    """Tells one start of the router from the next."""
-    t_ns: int
-    """When it answered, nanoseconds of its ``CLOCK_MONOTONIC``."""
-
-
-@dataclass(slots=True, eq=False)
-class Exchange:
-    """One request and what has come of it. The session writes everything; the user only empties ``inbox``."""
-
-    request: Request
-    asked_ns: int
-    accept_by_ns: int
-    phase: Phase = Phase.QUEUED
-    link: int = -1
-    send_count: int = 0
-    request_seq: int | None = None
-    generation: int | None = None
-    inbox: deque[Arrival] = field(default_factory=deque)
-    event_count: int = 0
-    content_count: int = 0
-    """Events with content: a host that counts no tokens sends about one token in each."""
-    outstanding: int = 0
-    buffered: int = 0
-    first_token: tuple[int, int] = (0, 0)
-    """When the router and when this client had the first event with content."""
-    over: bool = False
-    """Nothing more comes; what is in the inbox is still to be taken."""
-    result: Done | Pong | None = None
-    error: RouterError | None = None
-    ended_ns: int = 0
-    wake: Callable[[], None] | None = None
-    """Called when something has come."""
-
-    @property
-    def id(self) -> str:
-        """The request's name."""
-        return self.request.request_id
-
-    def notify(self) -> None:
-        """Wake who waits."""
-        if self.wake is not None:
-            self.wake()
 
 
 @dataclass(slots=True, eq=False)
@@ -197,7 +122,7 @@ class Session:
         self._exchanges[exchange.id] = exchange
         self._queue.append(exchange)
         self._dispatch(now_ns)
-        self.due_ns = min(self.due_ns, _deadline_ns(exchange), now_ns + LOOK_NS)
+        self.due_ns = min(self.due_ns, exchange.deadline_ns(), now_ns + LOOK_NS)
         return exchange
 
     def taken(self, exchange: Exchange, count: int) -> bool:
@@ -266,9 +191,9 @@ class Session:
             if exchange.phase is Phase.CLOSING:
                 self._end(exchange, now_ns)
             elif exchange.phase is Phase.ACCEPTED:
-                self._end(exchange, now_ns, error=_connection_lost(exchange, link.endpoint, reason))
+                self._end(exchange, now_ns, error=connection_lost(exchange, link.endpoint, reason))
             elif exchange.send_count >= SENDS_MAX or sum(map(len, exchange.request.frames)) > RESEND_BYTES_MAX:
-                self._end(exchange, now_ns, error=_not_sent_again(exchange, link.endpoint, reason))
+                self._end(exchange, now_ns, error=not_sent_again(exchange, link.endpoint, reason))
             else:
                 again.append(exchange)
         link.exchanges.clear()
@@ -302,7 +227,8 @@ class Session:
             self._check_time(exchange, now_ns)
         self.due_ns = NEVER_NS
         if self._exchanges:
-            self.due_ns = min(now_ns + LOOK_NS, *map(_deadline_ns, self._exchanges.values()), *self._silent_ns())
+            deadlines_ns = [exchange.deadline_ns() for exchange in self._exchanges.values()]
+            self.due_ns = min(now_ns + LOOK_NS, *deadlines_ns, *self._silent_ns())
 
     def take_output(self) -> list[tuple[int, list[bytes]]]:
         """Return the messages to send now, each with the index of its endpoint, and forget them."""
@@ -360,10 +286,10 @@ class Session:
         sent_count = facts.get("events", 0)
         if exchange.request.streamed and sent_count != exchange.event_count:
             what = f"the end after {exchange.event_count} of {sent_count} events"
-            self._end(exchange, now_ns, error=_protocol_error(exchange, link.endpoint, what))
+            self._end(exchange, now_ns, error=protocol_error(exchange, link.endpoint, what))
         elif len(stamps) != len(STAMPS):
             what = f"{len(stamps)} stamps where {len(STAMPS)} were due"
-            self._end(exchange, now_ns, error=_protocol_error(exchange, link.endpoint, what))
+            self._end(exchange, now_ns, error=protocol_error(exchange, link.endpoint, what))
         else:
             body = frames[1] if len(frames) > 1 else b""
             usage = protocol.usage_of(facts.get("usage"))
@@ -461,9 +387,9 @@ class Session:
         if exchange.phase in {Phase.QUEUED, Phase.SENT} and now_ns >= exchange.accept_by_ns:
             self._fail(exchange, self._not_connected(exchange), now_ns)
         elif request.timeout_ns and now_ns - exchange.asked_ns >= request.timeout_ns:
-            self._fail(exchange, _timed_out(exchange, "timeout_s", request.timeout_ns), now_ns)
-        elif _waits_for_token(exchange) and now_ns - exchange.asked_ns >= request.first_token_timeout_ns:
-            error = _timed_out(exchange, "first_token_timeout_s", request.first_token_timeout_ns)
+            self._fail(exchange, timed_out(exchange, "timeout_s", request.timeout_ns), now_ns)
+        elif exchange.waits_for_token() and now_ns - exchange.asked_ns >= request.first_token_timeout_ns:
+            error = timed_out(exchange, "first_token_timeout_s", request.first_token_timeout_ns)
             self._fail(exchange, error, now_ns)
 
     def _silent_ns(self) -> list[int]:
@@ -471,18 +397,12 @@ class Session:
         return [link.heard_ns + SILENCE_NS for link in self._links if link.exchanges]
 
     def _not_connected(self, exchange: Exchange) -> NotConnected:
-        waited = f"within {self._connect_timeout_ns / 1e9:g} s"
+        limit_ns = self._connect_timeout_ns
         if exchange.phase is Phase.QUEUED:
             where = ", ".join(self._describe(link.endpoint) for link in self._links)
-            times = _times(exchange.send_count)
-            lost = f"; the connection was lost {times} with the request on its way" if exchange.send_count else ""
-            message = f"no router answers at {where} {waited}{lost}"
-        else:
-            link = self._links[exchange.link]
-            said = f"; it said: {link.complaint}" if link.complaint else ""
-            message = f"the router at {link.endpoint} did not accept the request {waited}{said}"
-        code = "not_accepted" if exchange.send_count else "not_connected"
-        return NotConnected(message, code=code, request_id=exchange.id)
+            return not_connected(exchange, where, limit_ns)
+        link = self._links[exchange.link]
+        return not_accepted(exchange, link.endpoint, limit_ns, link.complaint)
 
     def _fail(self, exchange: Exchange, error: RouterError, now_ns: int) -> None:
         """End a request for its user, with an error of the client's own, and cancel it at the router."""
@@ -491,7 +411,7 @@ class Session:
         exchange.notify()
 
     def _break_off(self, exchange: Exchange, what: str, now_ns: int) -> None:
-        self._fail(exchange, _protocol_error(exchange, self._links[exchange.link].endpoint, what), now_ns)
+        self._fail(exchange, protocol_error(exchange, self._links[exchange.link].endpoint, what), now_ns)
 
     def _withdraw(self, exchange: Exchange) -> None:
         self._outstanding -= exchange.outstanding
@@ -524,57 +444,9 @@ class Session:
     def _distrust(self, link: _Link, what: str, now_ns: int) -> None:
         """End everything on a connection whose messages cannot be understood."""
         for exchange in list(link.exchanges.values()):
-            self._end(exchange, now_ns, error=_protocol_error(exchange, link.endpoint, what))
+            self._end(exchange, now_ns, error=protocol_error(exchange, link.endpoint, what))
         self._condemn(link, f"broke the protocol: {what}")
 
     def _condemn(self, link: _Link, reason: str) -> None:
         link.connected = False
         self._condemned.append((self._links.index(link), reason))
-
-
-def _waits_for_token(exchange: Exchange) -> bool:
-    return bool(exchange.request.first_token_timeout_ns) and not exchange.first_token[1]
-
-
-def _deadline_ns(exchange: Exchange) -> int:
-    """Return when the next time-out of a request comes, if nothing comes before."""
-    request, deadline_ns = exchange.request, NEVER_NS
-    if exchange.phase is Phase.CLOSING:
-        return deadline_ns
-    if exchange.phase in {Phase.QUEUED, Phase.SENT}:
-        deadline_ns = exchange.accept_by_ns
-    if request.timeout_ns:
-        deadline_ns = min(deadline_ns, exchange.asked_ns + request.timeout_ns)
-    if _waits_for_token(exchange):
-        deadline_ns = min(deadline_ns, exchange.asked_ns + request.first_token_timeout_ns)
-    return deadline_ns
-
-
-def _protocol_error(exchange: Exchange, endpoint: str, what: str) -> ProtocolError:
-    message = f"the router at {endpoint} broke the protocol: {what}"
-    return ProtocolError(message, code="protocol_error", request_id=exchange.id, delivered=exchange.event_count)
-
-
-def _timed_out(exchange: Exchange, name: str, limit_ns: int) -> TimedOut:
-    what = "no first token" if name == "first_token_timeout_s" else "not complete"
-    message = f"{what} after {name} = {limit_ns / 1e9:g} s ({exchange.event_count} events had come)"
-    return TimedOut(message, code="timed_out", request_id=exchange.id, delivered=exchange.event_count)
-
-
-def _connection_lost(exchange: Exchange, endpoint: str, reason: str) -> ConnectionLost:
-    message = (
-        f"the router at {endpoint} {reason} after it had accepted the request ({exchange.event_count} events had come)"
-    )
-    return ConnectionLost(message, code="connection_lost", request_id=exchange.id, delivered=exchange.event_count)
-
-
-def _not_sent_again(exchange: Exchange, endpoint: str, reason: str) -> NotConnected:
-    size = sum(map(len, exchange.request.frames))
-    message = f"the router at {endpoint} {reason} before it had accepted the request, {_times(exchange.send_count)}"
-    if size > _SLACK_BYTES:
-        message += f"; the request has {size:,} bytes, probably more than limits.body_bytes of the router"
-    return NotConnected(message, code="not_accepted", request_id=exchange.id)
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"

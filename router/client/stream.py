@@ -7,8 +7,8 @@ from typing import Any
 
 from router.client.answer import Answer, Choice, ToolCall, read_tokens
 from router.client.errors import RouterError
+from router.client.exchange import Done, Exchange
 from router.client.reply import finished_timing
-from router.client.session import Done, Exchange
 from router.client.timing import Timing
 
 

@@ -98,6 +98,8 @@ PURE_MODULES = [
     "router.caches.tools",
     "router.client.answer",
     "router.client.errors",
+    "router.client.exchange",
+    "router.client.failures",
     "router.client.protocol",
     "router.client.session",
     "router.client.timing",

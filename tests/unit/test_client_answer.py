@@ -24,7 +24,7 @@ from router.client import (
     protocol,
 )
 from router.client.answer import Answer, event_data, read_tokens
-from router.client.session import Arrival, Exchange
+from router.client.exchange import Arrival, Exchange
 from router.client.timing import timing
 from router.ingress.zeromq import messages
 from router.stamps import STAMPS

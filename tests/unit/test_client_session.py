@@ -9,19 +9,15 @@ import msgspec
 import pytest
 
 from router.client import ConnectionLost, NotConnected, ProtocolError, RouterError, TimedOut, protocol
+from router.client.exchange import NEVER_NS, Done, Exchange, Phase, Pong
 from router.client.session import (
     AHEAD_AT,
     BUFFERED_MAX,
-    NEVER_NS,
     OUTSTANDING_MAX,
     REQUESTS_MAX,
     RESEND_BYTES_MAX,
     SENDS_MAX,
     SILENCE_NS,
-    Done,
-    Exchange,
-    Phase,
-    Pong,
     Session,
 )
 
