@@ -14,7 +14,7 @@ from tests.support import scripted_host as sh
 from tests.support.scripted_host import Exchange, ScriptedHost, chunk
 
 SEEN_NS_MAX = 100 * MS
-"""A host sees within this that its client has left: a few ms, and room for a machine that is busy."""
+"""A host sees within this that its client has left: it takes a few ms."""
 GRACE_MS = 300
 TEXT_BYTES = 16_384
 PLAIN_BYTES = sh.json_answer(200, sh.PLAIN)
@@ -81,11 +81,11 @@ def close(client: Client, how: str) -> int:
 
 
 def check_gone(stage: Stage, exchange: Exchange, closed_ns: int) -> None:
-    assert exchange.wait_gone() - closed_ns < SEEN_NS_MAX, "the host sees at once that nobody waits"
+    assert exchange.wait_gone() - closed_ns < stage.allowed_ns(SEEN_NS_MAX), "the host sees at once that nobody waits"
     record = stage.last_finished()
     assert (record["outcome"], record["error"]) == ("client_gone", "client_gone")
     assert closed_ns - SEEN_NS_MAX < record["left_ns"] <= exchange.gone_ns
-    assert 0 < record["cancel_latency_ns"] < SEEN_NS_MAX
+    assert 0 < record["cancel_latency_ns"] < stage.allowed_ns(SEEN_NS_MAX)
     assert [each["kind"] for each in stage.token_records(record["request_seq"])].count("cancel") == 1
 
 
@@ -133,7 +133,7 @@ def test_while_it_waits_for_a_slot(stage: Stage, host: ScriptedHost) -> None:
     closed_ns = waiting.close()
     record = stage.last_finished()
     assert record["outcome"] == "client_gone"
-    assert record["left_ns"] - closed_ns < SEEN_NS_MAX
+    assert record["left_ns"] - closed_ns < stage.allowed_ns(SEEN_NS_MAX)
     for gate, client in zip(gates, running, strict=True):
         gate.open()
         assert client.answer().ended
@@ -152,7 +152,7 @@ def test_while_it_waits_for_a_connection(stage: Stage, host: ScriptedHost) -> No
     (record,) = stage.finished(1)
     host.unstick()
     assert record["outcome"] == "client_gone"
-    assert record["left_ns"] - closed_ns < SEEN_NS_MAX
+    assert record["left_ns"] - closed_ns < stage.allowed_ns(SEEN_NS_MAX)
     assert len(host.exchanges) == count, "it never came to the host"
 
 
@@ -203,7 +203,7 @@ def test_a_cancelled_slot_stays_taken_for_the_hosts_grace(stage: Stage, slow_hos
     received_ns = slow_host.wait_exchange(count + 1).received_ns
     waited_ns = received_ns - left_ns - GRACE_MS * MS
     assert waited_ns >= 0, "a slot the host may still work on is not given away"
-    assert waited_ns < SEEN_NS_MAX
+    assert waited_ns < stage.allowed_ns(SEEN_NS_MAX)
     assert slow_host.running_count_max == 1
     stage.finished(2)
 
@@ -238,7 +238,7 @@ def test_a_slot_that_was_not_cancelled_is_free_at_once(stage: Stage, slow_host: 
         client.chat(model="slow")
         assert client.answer().ended
     for record in stage.finished(3):
-        assert record["stages_ns"]["queue"] < GRACE_MS * MS / 2
+        assert record["stages_ns"]["queue"] < stage.allowed_ns(GRACE_MS * MS // 2)
 
 
 @pytest.mark.parametrize("end", ["answer", "close"])

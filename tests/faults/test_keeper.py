@@ -312,8 +312,9 @@ def test_what_was_purged_without_a_keeper_does_not_come_back_from_a_routers_memo
             assert place.cache("get", "two", "--model", "m", "--json").returncode == 1
 
 
+@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.long)])
 def test_a_keeper_killed_while_it_publishes_leaves_whole_tools_and_nothing_beside_them(
-    place: Place, host: EmbeddingHost
+    place: Place, host: EmbeddingHost, count: int
 ) -> None:
     """Its file changes all the time, and it is killed in the middle of whatever it does then."""
     file, published_file = place.path / "tools.json", place.router.run_dir / "keep.tools"
@@ -325,10 +326,10 @@ def test_a_keeper_killed_while_it_publishes_leaves_whole_tools_and_nothing_besid
         file.with_suffix(".new").write_text(json.dumps(tools), encoding="utf-8")
         file.with_suffix(".new").replace(file)
 
-    for number in range(8):
+    for number in range(count):
         write(number)
         place.keeper.start()
-        sleep(number * 0.02)  # the moment is to be another one each time
+        sleep(0.15 * number / count)  # the moment is to be another one each time
         place.keeper.kill()
         if published_file.exists():
             _, value = published.unpack(published_file.read_bytes(), published.TOOLS, published.PublishedTools)

@@ -67,6 +67,7 @@ def ask(stage: KeyedStage, token: str, **fields: Any) -> Answer:
         f"authorization: Bearer {'r' * 5000}\r\n",
         "x-api-key: nonsense\r\n",
     ],
+    ids=["none", "unknown", "empty", "basic", "longer", "shorter", "far too long", "another header"],
 )
 def test_without_a_key_nothing_is_told(stage: KeyedStage, head: str) -> None:
     before = stage.counter("keys_refused")

@@ -95,7 +95,7 @@ def begin(
 def check_record(stage: Stage, left_ns: int, phase: str) -> None:
     record = stage.last_finished()
     assert (record["outcome"], record["error"]) == ("client_gone", "client_gone")
-    assert 0 < record["left_ns"] - left_ns < SEEN_NS_MAX
+    assert 0 < record["left_ns"] - left_ns < stage.allowed_ns(SEEN_NS_MAX)
     if phase in PHASES:
         assert [each["kind"] for each in stage.token_records(record["request_seq"])].count("cancel") == 1
         assert record["tokens_saved"] == 50 - (PHASES[phase][2] == BEGUN_STREAM)
@@ -120,7 +120,7 @@ def test_cancel_ends_the_work_at_the_host(stage: Stage, host: ScriptedHost, phas
     client = stage.zeromq_client()
     answer, exchange, _ = begin(stage, host, client, phase)
     said_ns = cancel(client, answer)
-    assert exchange.wait_gone() - said_ns < SEEN_NS_MAX, "the host sees at once that nobody waits"
+    assert exchange.wait_gone() - said_ns < stage.allowed_ns(SEEN_NS_MAX), "the host sees at once that nobody waits"
     check_record(stage, said_ns, phase)
     again = client.finish(client.chat("1"))
     assert again.done["events"] == 5, "its id is free again"
@@ -221,7 +221,7 @@ def test_the_host_sees_a_client_close_its_socket(stage: Stage, host: ScriptedHos
     client = stage.zeromq_client()
     _, exchange, _ = begin(stage, host, client, phase)
     closed_ns = client.close()
-    assert exchange.wait_gone() - closed_ns < SEEN_NS_MAX
+    assert exchange.wait_gone() - closed_ns < stage.allowed_ns(SEEN_NS_MAX)
     check_record(stage, closed_ns, phase)
 
 
@@ -235,7 +235,7 @@ def test_a_client_that_closes_its_socket_while_its_requests_wait(stage: Stage, h
     closed_ns = client.close()
     for record in stage.finished(3):
         assert record["outcome"] == "client_gone"
-        assert record["left_ns"] - closed_ns < SEEN_NS_MAX
+        assert record["left_ns"] - closed_ns < stage.allowed_ns(SEEN_NS_MAX)
     assert len(host.exchanges) == count
 
 
@@ -251,7 +251,7 @@ def test_all_requests_of_a_client_end_with_it_and_nobody_elses(stage: Stage, hos
     stage.wait_phase("waiting", 2)
     count = len(host.exchanges)
     closed_ns = client.close()
-    assert exchange.wait_gone() - closed_ns < SEEN_NS_MAX
+    assert exchange.wait_gone() - closed_ns < stage.allowed_ns(SEEN_NS_MAX)
     for record in stage.finished(3):
         assert record["outcome"] == "client_gone"
     assert len(host.exchanges) == count, "those that waited do not take the slot of the one that ran"
@@ -282,7 +282,7 @@ def test_kill_9_of_a_client_process(stage: Stage, host: ScriptedHost, phase: str
         stage.wait_phase(phase.partition(",")[0])
         killed_ns = monotonic_ns()
         program.signal(signal.SIGKILL)
-        assert host.exchanges[-1].wait_gone() - killed_ns < SEEN_NS_MAX
+        assert host.exchanges[-1].wait_gone() - killed_ns < stage.allowed_ns(SEEN_NS_MAX)
     check_record(stage, killed_ns, phase)
 
 
@@ -344,6 +344,6 @@ def test_alive_while_a_request_waits(stage: Stage, taken_slots: None) -> None:
     stage.wait_phase("waiting")
     begun_ns = monotonic_ns()
     client.read_until(lambda: client.alive_ns, "alive")
-    assert client.alive_ns[0] - begun_ns < ALIVE_NS_MAX
+    assert client.alive_ns[0] - begun_ns < stage.allowed_ns(ALIVE_NS_MAX)
     client.say("cancel", id=answer.id)
     client.finish(answer)

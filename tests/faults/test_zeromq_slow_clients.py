@@ -176,10 +176,10 @@ def test_kill_9_of_a_client_that_does_not_read(stage: Stage, host: ScriptedHost)
         assert gate.reached.wait(sh.WAIT_S)
         killed_ns = monotonic_ns()
         program.signal(signal.SIGKILL)
-        assert host.exchanges[-1].wait_gone() - killed_ns < 100 * MS
+        assert host.exchanges[-1].wait_gone() - killed_ns < stage.allowed_ns(100 * MS)
     record = stage.last_finished()
     assert record["outcome"] == "client_gone"
-    assert record["left_ns"] - killed_ns < 100 * MS
+    assert record["left_ns"] - killed_ns < stage.allowed_ns(100 * MS)
 
 
 def test_a_client_without_credit_costs_others_nothing(
@@ -197,4 +197,4 @@ def test_a_client_without_credit_costs_others_nothing(
     for index in range(10):
         check_healthy(healthy_host, other, f"{index}")
         ttft_ns.append(stage.last_finished()["ttft_ns"])
-    assert sorted(ttft_ns)[5] < 20 * MS, "others wait for nothing"
+    assert sorted(ttft_ns)[5] < stage.allowed_ns(20 * MS), "others wait for nothing"

@@ -169,6 +169,11 @@ class Site:
         return self.machine.main_pid(UNIT)
 
     @property
+    def watchdog_fed_s(self) -> float:
+        """When systemd last heard from the service that it is alive, on the monotonic clock."""
+        return int(self.machine.show(UNIT, "WatchdogTimestampMonotonic")) / 1e6
+
+    @property
     def status(self) -> str:
         return self.machine.show(UNIT, "StatusText")
 

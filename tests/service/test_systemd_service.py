@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -144,11 +144,12 @@ def test_a_bad_reload_changes_nothing_and_names_the_key(service: Site) -> None:
 
 # ---------------------------------------------------------------- watchdog and kill
 def test_the_watchdog_ends_a_loop_that_is_stuck(service: Site) -> None:
-    service.drop_in("[Service]\nWatchdogSec=3s\n")
+    service.drop_in("[Service]\nWatchdogSec=2s\n")
     service.machine.systemctl("restart", UNIT)
     assert service.machine.ringrouter("service", "upgrade").returncode == 0
-    before = service.pid
-    time.sleep(4)  # longer than the watchdog waits: a loop that idles feeds it, also one that has taken over
+    before, first_s = service.pid, service.watchdog_fed_s
+    # Longer than the watchdog waits: a loop that idles feeds it, also one that has taken over.
+    wait_until(lambda: service.watchdog_fed_s > first_s + 2.2, "the watchdog is fed")
     assert service.pid == before
     service.machine.run("kill", "-STOP", str(before))  # its process lives and does nothing
     after = service.wait_new_pid(before)
@@ -163,11 +164,11 @@ def test_a_kill_under_load_refuses_nobody_and_what_ran_is_reported(service: Site
     begun: list[Outcome] = []
     asking = threading.Thread(target=lambda: begun.append(service.ask(stream=True, user="the-one-that-ran")))
     asking.start()
-    gate.reached.wait(10)
+    assert gate.reached.wait(10), "the request is at the host"
     before = service.pid
     with Load(service.port, 4) as load:
         load.wait_for(20)
-        time.sleep(0.3)  # the phase of what runs is shown by the tick
+        wait_until(lambda: "decode" in [line["phase"] for line in _in_flight(service)], "the tick has shown it")
         service.machine.run("kill", "-KILL", str(before))
         service.wait_new_pid(before)
         load.wait_for(40)
@@ -176,9 +177,14 @@ def test_a_kill_under_load_refuses_nobody_and_what_ran_is_reported(service: Site
     assert [outcome for outcome in load.failed if "refused" in outcome.error.lower()] == []
     assert len(load.failed) <= 4, load.failed  # those that were in the router when it died, one for each client
     assert [outcome.status for outcome in load.failed if outcome.status] == []  # and none came too early: no 503
-    dump = ("dump", "--run-dir", "/run/ringrouter", "--generation", "previous", "--what", "inflight")
-    lines = [json.loads(line) for line in service.machine.ringrouter(*dump).stdout.splitlines()]
-    assert [line for line in lines if line["what"] == "inflight"], lines
+    assert _in_flight(service, "--generation", "previous")
+
+
+def _in_flight(site: Site, *more: str) -> list[dict[str, Any]]:
+    """Return the requests in flight as `dump` tells of them."""
+    dump = ("dump", "--run-dir", "/run/ringrouter", "--what", "inflight", *more)
+    lines = [json.loads(line) for line in site.machine.ringrouter(*dump).stdout.splitlines()]
+    return [line for line in lines if line["what"] == "inflight"]
 
 
 # ---------------------------------------------------------------- stop
@@ -190,7 +196,7 @@ def test_a_stop_lets_streams_finish_and_tells_newcomers_to_come_again(service: S
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
-    gate.reached.wait(10)
+    assert gate.reached.wait(10), "the request is at the host"
     stopping = threading.Thread(target=service.machine.systemctl, args=("stop", UNIT))
     stopping.start()
     service.machine.wait_for(UNIT, "ActiveState", "deactivating")
@@ -207,15 +213,15 @@ def test_a_stop_lets_streams_finish_and_tells_newcomers_to_come_again(service: S
 
 
 def test_streams_that_do_not_finish_end_with_an_error_that_says_retry(service: Site) -> None:
-    service.configure(service.toml("[timeouts]\ndrain_s = 3.0"))
-    service.drop_in("[Service]\nTimeoutStopSec=2s\n")  # shorter than the drain, which asks for more
+    service.configure(service.toml("[timeouts]\ndrain_s = 2.0"))
+    service.drop_in("[Service]\nTimeoutStopSec=1s\n")  # shorter than the drain, which asks for more
     service.machine.systemctl("restart", UNIT)
     gate = Gate()
     service.host.script(stream_head(), chunk(ROLE), chunk(token("one")), gate)
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
-    gate.reached.wait(10)
+    assert gate.reached.wait(10), "the request is at the host"
     service.machine.systemctl("stop", "ringrouter.socket", UNIT)
     asking.join(10)
     assert "shutting_down" in found[0].error
@@ -247,7 +253,7 @@ def test_an_old_process_finishes_its_stream_while_the_new_one_serves(service: Si
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
-    gate.reached.wait(10)
+    assert gate.reached.wait(10), "the request is at the host"
     before = service.pid
     assert service.machine.ringrouter("service", "upgrade").returncode == 0
     assert service.ask().status == 200
