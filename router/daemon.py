@@ -80,7 +80,6 @@ class Daemon:
         self.config = config
         self.log = log
         self._config_path = config_path
-        self._notifier = notifier or Notifier({})
         passed = passed or inherited.Inherited()
         self.run_dir = _usable_run_dir(run_dir(config), log)
         self.telemetry = Telemetry(self.run_dir / config.listen.instance, config, lock=passed.lock)
@@ -96,15 +95,12 @@ class Daemon:
         self.loop.on_standing = self._note_standing  # type: ignore[method-assign]
         self.loop.on_drained = self._standing_log.drained  # type: ignore[method-assign]
         self.surfaces = Surfaces(config, self.loop, log, ready=self.roster.is_ready)
-        self.pulse = Pulse(self.loop, self._notifier)
+        self.pulse = Pulse(self.loop, notifier or Notifier({}))
         self._stop = asyncio.Event()
-        self._succession = Succession(
-            passed, self.listeners, self.telemetry,
-            notifier=self._notifier, pulse=self.pulse, stop=self._stop, log=log,
-        )  # fmt: skip
+        self._succession = Succession(passed, self.listeners, self.telemetry, self.pulse, self._stop, log)
         self._changeover = Changeover(
-            config_path, self.take_over, self.surfaces.note_reload, self._succession, self.telemetry,
-            notifier=self._notifier, pulse=self.pulse, stop=self._stop, log=log,
+            config_path, self._succession, self.telemetry, self.pulse, self._stop, log,
+            take_over=self.take_over, note_reload=self.surfaces.note_reload,
         )  # fmt: skip
         self._caches: Caches | None = None
         self._watch: Watch
@@ -278,8 +274,8 @@ class Daemon:
         if self._succession.is_relieved:
             self.surfaces.close_after_answers()
         else:
-            self._notifier.stopping(f"draining {len(self.loop.in_flight)} requests, {drain_s:g} s at most")
-            self._notifier.extend(EXTENSION_S)
+            self.pulse.notifier.stopping(f"draining {len(self.loop.in_flight)} requests, {drain_s:g} s at most")
+            self.pulse.notifier.extend(EXTENSION_S)
             self.loop.stopping = True
             self.surfaces.close_idle()
         while self._is_needed() and monotonic_ns() < until:

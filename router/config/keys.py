@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 KEYS_MAX: Final = 4000
 """Below the 4,096 values that a name of the records may take."""
-HASH_PREFIX: Final = "sha256:"
 _HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _Z85_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 """32 bytes in Z85 (https://rfc.zeromq.org/spec/32/)."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from router.config import Config
-    from router.service.notify import Notifier
     from router.service.pulse import Pulse
     from router.service.succession import Succession
     from router.telemetry.writer import Telemetry
@@ -32,15 +31,14 @@ class Changeover:
     def __init__(
         self,
         path: Path | None,
-        take_over: Callable[[Config], str],
-        note_reload: Callable[[str], None],
         succession: Succession,
         telemetry: Telemetry,
-        *,
-        notifier: Notifier,
         pulse: Pulse,
         stop: asyncio.Event,
         log: Any,
+        *,
+        take_over: Callable[[Config], str],
+        note_reload: Callable[[str], None],
     ) -> None:
         """``path`` is the configuration's file, ``take_over`` goes on with another configuration and returns what to
         tell of it, ``note_reload`` is told why it was refused, empty when it was not.
@@ -50,7 +48,6 @@ class Changeover:
         self._note_reload = note_reload
         self._succession = succession
         self._telemetry = telemetry
-        self._notifier = notifier
         self._pulse = pulse
         self._stop = stop
         self._log = log
@@ -109,7 +106,7 @@ class Changeover:
     async def reload(self) -> None:
         """Take over what the configuration file says now; one that cannot be used changes nothing."""
         assert self._path is not None
-        self._notifier.reloading()
+        self._pulse.notifier.reloading()
         try:
             wanted = await asyncio.to_thread(load, self._path)  # the disk must not hold up a token
             if self._stop.is_set():
@@ -121,7 +118,7 @@ class Changeover:
             status = self._refused(str(error))
         if not self._stop.is_set():
             self._pulse.hold(monotonic_ns())
-            self._notifier.ready(status)
+            self._pulse.notifier.ready(status)
 
     def _refused(self, reason: str) -> str:
         """Make known why a configuration was not taken over; return what to tell of it."""

@@ -28,7 +28,7 @@ class Pulse:
 
     def __init__(self, loop: Loop, notifier: Notifier) -> None:
         self._loop = loop
-        self._notifier = notifier
+        self.notifier = notifier
         self.paused = False
         """The status and the watchdog are another process's: this one has handed over."""
         self.draining_until_ns = 0
@@ -45,9 +45,9 @@ class Pulse:
         if self._loop.backlog:  # the tick came, but requests lie published and nobody takes them
             return
         if not self.paused:
-            self._notifier.alive()
+            self.notifier.alive()
         if self.draining_until_ns > now and not self.paused:
-            self._notifier.extend(EXTENSION_S)
+            self.notifier.extend(EXTENSION_S)
         if now - self._status_ns >= _STATUS_EVERY_NS and not self.paused:
             self._status_ns = now
             self._tell(now)
@@ -61,7 +61,7 @@ class Pulse:
         text = self.text(now)
         if text != self._status:
             self._status = text
-            self._notifier.status(text)
+            self.notifier.status(text)
 
     def text(self, now: int) -> str:
         """Return how the router is, in one line."""

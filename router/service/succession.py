@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from router.listeners import Listeners
     from router.service.inherited import Inherited
-    from router.service.notify import Notifier
     from router.service.pulse import Pulse
     from router.telemetry.writer import Telemetry
 
@@ -28,8 +27,6 @@ class Succession:
         passed: Inherited,
         listeners: Listeners,
         telemetry: Telemetry,
-        *,
-        notifier: Notifier,
         pulse: Pulse,
         stop: asyncio.Event,
         log: Any,
@@ -38,7 +35,6 @@ class Succession:
         self._passed = passed
         self._listeners = listeners
         self._telemetry = telemetry
-        self._notifier = notifier
         self._pulse = pulse
         self._stop = stop
         self._log = log
@@ -62,10 +58,10 @@ class Succession:
         """Tell the service manager, and the process before this one, that this one serves."""
         status = self._pulse.text(monotonic_ns())
         if not self._passed.from_process:
-            self._notifier.ready(status)
+            self._pulse.notifier.ready(status)
             return
         self._telemetry.generation.activate()
-        self._notifier.took_over(status)
+        self._pulse.notifier.took_over(status)
         handover.say_ready(self._passed.ready)
 
     def pass_reload_on(self) -> None:
@@ -79,12 +75,12 @@ class Succession:
         if reason:
             self._log.error("upgrade failed", reason=reason)
             self._pulse.hold(monotonic_ns())
-            self._notifier.status(f"upgrade failed, this process goes on: {reason}")
+            self._pulse.notifier.status(f"upgrade failed, this process goes on: {reason}")
 
     async def _hand_over(self) -> str:
         """Let a new process take over; return why it did not."""
         self._log.info("handing over", why="upgrade")
-        self._notifier.status("handing over to a new process")
+        self._pulse.notifier.status("handing over to a new process")
         self.is_handing_over = True
         try:
             handover.check_possible()
