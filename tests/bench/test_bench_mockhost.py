@@ -36,7 +36,7 @@ def test_a_stream_has_the_tokens_that_were_asked_for_and_their_times_stand_in_th
     assert len(stamps_ns) == 7
     assert stamps_ns == sorted(stamps_ns)
     assert begin_ns + 20e6 <= stamps_ns[0], "the first token comes no earlier than ttft"
-    assert stamps_ns[-1] - stamps_ns[0] >= 6 * 3e6 - 2e6, "each further token comes after itl"
+    assert stamps_ns[-1] >= begin_ns + 20e6 + 6 * 3e6, "each further token comes after itl"
     assert stamps_ns[-1] <= end_ns
     assert answer.count(b"~r") == 1, "the first token says when the request had been read"
 

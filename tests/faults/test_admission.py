@@ -67,7 +67,7 @@ class Queue:
         host.script(self.gate, *sh.chunked(sh.STREAM))
         self.clients: list[Client] = [stage.client()]
         self.clients[0].chat()
-        assert self.gate.reached.wait(sh.WAIT_S)
+        self.gate.wait_reached()
 
     def ask(self, seed: str, *head: str, model: str = "m", **fields: Any) -> Client:
         count = len(self.stage.in_flight("waiting"))

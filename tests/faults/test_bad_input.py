@@ -426,7 +426,7 @@ def test_a_flood_behind_a_running_request_ends_the_connection(stage: Stage, host
     host.script(gate, *sh.chunked(sh.STREAM))
     client = stage.client()
     client.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     before = stage.memory_bytes()
     flood = b"GET /health HTTP/1.1\r\n\r\n" * 1000
     for _ in range(100):

@@ -105,7 +105,7 @@ def test_the_host_sees_a_client_leave(
     serving.script(*script, gate)
     client = stage.client()
     client.chat(model=model, stream=stream, max_tokens=50)
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     exchange = serving.exchanges[-1]
     assert exchange.json()["stream"] is (stream or model == "folded")
     if stream and script == BEGUN_STREAM:
@@ -125,7 +125,7 @@ def test_while_it_waits_for_a_slot(stage: Stage, host: ScriptedHost) -> None:
         host.script(gate, *sh.chunked(sh.STREAM))
         running.append(stage.client())
         running[-1].chat()
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     count = len(host.exchanges)
     waiting = stage.client()
     waiting.chat()
@@ -180,7 +180,7 @@ def test_when_its_requests_were_sent_ahead(stage: Stage, host: ScriptedHost) -> 
     host.script(gate, *sh.chunked(sh.STREAM))
     client = stage.client()
     client.send(request(chat_body("m")) * 3)
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     exchange = host.exchanges[-1]
     count = len(host.exchanges)
     check_gone(stage, exchange, client.close())
@@ -250,7 +250,7 @@ def test_a_host_that_cannot_be_told_keeps_its_slot_until_it_has_finished(
     deaf_host.script(gate, PLAIN_BYTES if end == "answer" else sh.End.CLOSE)
     first, second = stage.client(), stage.client()
     first.chat(model="deaf", stream=False, logprobs=True)
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     count = len(deaf_host.exchanges)
     first.close()
     assert stage.last_finished()["outcome"] == "client_gone"

@@ -74,7 +74,7 @@ def test_a_model_without_room_is_named(stage: Stage, host: ScriptedHost) -> None
     host.script(gate, *sh.chunked(sh.STREAM))
     running, waiting, refused = stage.client(), stage.client(), stage.client()
     running.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     waiting.chat()
     stage.wait_phase("waiting")
     refused.chat()

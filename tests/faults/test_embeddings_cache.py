@@ -179,7 +179,7 @@ def test_a_hundred_clients_with_one_text_make_one_call(stage: Stage, host: Embed
     clients = [stage.client() for _ in range(100)]
     for client in clients:
         client.post({"model": "m", "input": "the same for all"}, PATH)
-    assert gate.reached.wait(5)
+    gate.wait_reached()
     stage.wait(lambda: len(stage.in_flight()) == 101, "a hundred requests and a call are in flight")
     gate.open()
     bodies = {client.answer().body for client in clients}
@@ -203,7 +203,7 @@ def test_a_client_that_leaves_takes_nothing_from_the_others(stage: Stage, host: 
     leaving, staying = stage.client(), stage.client()
     for client in (leaving, staying):
         client.post({"model": "m", "input": "left alone"}, PATH)
-    assert gate.reached.wait(5)
+    gate.wait_reached()
     stage.wait(lambda: len(stage.in_flight()) == 3, "both wait")
     leaving.close()
     stage.wait(lambda: len(stage.in_flight()) == 2, "one has left")

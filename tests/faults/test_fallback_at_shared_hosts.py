@@ -40,7 +40,7 @@ def test_it_waits_for_a_host_that_has_not_failed_it(stage: Stage, both: Scripted
     other.script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), gate, *sh.chunked(sh.STREAM)[3:])
     runs, falls_back = stage.client(), stage.client()
     runs.chat(model="second", more="x-ringrouter-host: other\r\n")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     both.script(ERROR)
     falls_back.chat(model="first")
     stage.wait_phase("waiting")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from router.client import Client
+from tests.faults.client import Client as BareClient
 from tests.support.processes import Program, RouterProcess, get, host_toml
 from tests.support.scripted_host import DONE, FINISH, ROLE, Gate, ScriptedHost, chunk, stream_head, token
 from tests.support.waiting import shared_memory_directory, wait_until
@@ -109,17 +110,15 @@ def test_zeromq_clients_are_served_by_the_old_one_until_it_ends_and_then_by_the_
 
 
 def test_a_connection_that_is_kept_is_answered_once_more_and_then_closed(router: RouterProcess) -> None:
-    ask = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", router.port), timeout=10) as kept:
-        kept.sendall(ask)
-        assert b"connection: close" not in kept.recv(4096).lower()
+    with BareClient(router.port) as kept:
+        kept.get("/health")
+        assert kept.answer().headers.get("connection") != "close"
         upgrade(router)
         wait_until(lambda: '"handed over"' in router.log_text(), "the old one knows")
-        kept.sendall(ask)
-        answer = kept.recv(4096)
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert b"connection: close" in answer.lower()
-        assert kept.recv(4096) == b""
+        kept.get("/health")
+        answer = kept.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert kept.socket.recv(1) == b""
 
 
 def test_clients_that_keep_asking_notice_nothing(router: RouterProcess) -> None:
@@ -199,7 +198,7 @@ def test_who_is_stopped_waits_for_the_one_before_it(router: RouterProcess, host:
     body = b'{"model": "m", "messages": [], "stream": true}'
     with socket.create_connection(("127.0.0.1", router.port), timeout=10) as client:
         client.sendall(b"POST /v1/chat/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-        assert gate.reached.wait(10)
+        gate.wait_reached()
         new = upgrade(router)
         os.kill(new, signal.SIGTERM)
         wait_until(lambda: router.log_text().count('"stopping"') == 2, "it is told")

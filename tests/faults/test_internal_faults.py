@@ -77,7 +77,7 @@ def test_others_go_on_meanwhile(stage: Stage, host: ScriptedHost) -> None:
     host.script(sh.stream_head(), sh.chunk(sh.ROLE), gate)
     waiting = stage.client()
     waiting.chat()
-    gate.reached.wait(5)
+    gate.wait_reached()
     faulty = stage.client()
     faulty.chat(more="x-request-id: fault")
     stage.wait_phase("waiting")

@@ -242,7 +242,7 @@ def test_in_flight_holds_exactly_and_is_freed_by_every_end(stage: KeyedStage) ->
     running = [stage.client(TOKENS["pair"]) for _ in range(2)]
     for client, gate in zip(running, gates, strict=True):
         client.chat()
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     assert [ask(stage, TOKENS["pair"]).status for _ in range(3)] == [429] * 3
     gates[0].open()
     assert running[0].answer().ended
@@ -262,7 +262,7 @@ def test_tokens_are_counted_when_an_answer_ends(stage: KeyedStage) -> None:
     stage.hosts[0].script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), gate, *TAIL)
     stream = stage.client(TOKENS["thrifty"])
     stream.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     statuses = [ask(stage, TOKENS["thrifty"]).status for _ in range(4)]
     assert statuses == [200, 200, 200, 429], "10 tokens each, and 25 are the limit"
     gate.open()
@@ -291,7 +291,7 @@ def test_keys_come_and_go_with_a_reload(stage: KeyedStage) -> None:
     stage.hosts[0].script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), gate, *TAIL)
     kept = stage.client(TOKENS["pair"])
     kept.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     same = stage.client(TOKENS["ci"])
     same.chat(stream=False)
     assert same.answer().status == 200
@@ -340,7 +340,7 @@ def test_what_the_router_has_no_room_for_does_not_count(directory: Path) -> None
             host.script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), gate, *TAIL)
             running = stage.client(TOKENS["ci"])
             running.chat()
-            assert gate.reached.wait(sh.WAIT_S)
+            gate.wait_reached()
             assert [ask(stage, TOKENS["ci"]).error["code"] for _ in range(3)] == ["overloaded"] * 3
             gate.open()
             assert running.answer().ended

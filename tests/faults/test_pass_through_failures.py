@@ -241,7 +241,7 @@ def test_a_host_that_does_not_notice_keeps_its_slot_until_it_has_finished(stage:
     deaf.script(gate, sh.json_answer(200, {}))
     client = stage.client()
     ask(client, MESSAGES, model="deaf")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     client.close()
     stage.finished(1)
     after = stage.client()
@@ -259,7 +259,7 @@ def hold(stage: Stage, host: ScriptedHost, model: str) -> tuple[Client, sh.Gate]
     host.script(gate, *sh.chunked(sh.STREAM))
     client = stage.client()
     client.chat(model=model)
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     return client, gate
 
 

@@ -94,7 +94,7 @@ def check_streams(stage: KeyedStage, port: int) -> None:
     with TlsClient(port) as client:
         client.chat(more=f"authorization: Bearer {SETTLER}\r\n")
         client.wait_for(b'"one"')
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         gate.open()
         answer = client.answer()
         assert answer.ended, "the first token came while the host had not ended"

@@ -75,7 +75,7 @@ class Reloaded:
         self.hosts[name].script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), gate, *TAIL)
         client = self.stage.client()
         client.chat(model=model, more=more)
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         return client, gate
 
     def answered_by(self, model: str = "m") -> str:
@@ -163,7 +163,7 @@ def test_what_has_not_begun_goes_on_elsewhere_when_its_host_is_drained(router: R
     router.hosts["a"].script(gate)
     client = router.stage.client()
     client.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     router.write(BASE + "[timeouts]\ndrain_s = 0.2\n" + router.entry("a", "drain = true") + router.entry("b"))
     answer = client.answer()
     assert (answer.status, answer.headers["x-ringrouter-host"], answer.text) == (200, "b", "one two three")

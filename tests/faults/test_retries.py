@@ -49,7 +49,7 @@ def bad_first(stage: Stage, bad: ScriptedHost, good: ScriptedHost) -> Iterator[N
     good.script(gate, *sh.chunked(sh.STREAM))
     client = stage.client()
     client.chat(model="other")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     yield
     gate.open()
     assert client.answer().ended
@@ -180,7 +180,7 @@ def test_a_request_is_not_sent_on_one_stale_connection_after_another(stage: Stag
     for client, gate in zip(clients, gates, strict=True):
         bad.script(gate, *sh.chunked(sh.STREAM))
         client.chat(model="alone")
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     for client, gate in zip(clients, gates, strict=True):
         gate.open()
         assert client.answer().ended

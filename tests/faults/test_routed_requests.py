@@ -89,7 +89,7 @@ def hold(stage: Stage, host: ScriptedHost, count: int, model: str, more: str = "
         gate = stage.gate()
         host.script(gate, *sh.chunked(sh.STREAM))
         stage.client().chat(model=model, more=more or PIN(host.name), **fields)
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         gates.append(gate)
     return gates
 

@@ -139,7 +139,7 @@ def test_a_probed_host_tells_its_slots(stage: Stage, llama_host: ScriptedHost) -
         llama_host.script(gate, *sh.chunked(sh.STREAM))
     clients = ask(stage, llama_host, len(gates), model="own")
     for gate in gates[:3]:
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     assert (len(stage.in_flight("waiting")), llama_host.running_count) == (1, 3)
     for gate in gates:
         gate.open()
@@ -166,7 +166,7 @@ def test_the_load_goes_to_the_host_with_the_most_room() -> None:
             clients.append(stage.client())
             clients[-1].chat()
         for gate in gates:
-            assert gate.reached.wait(sh.WAIT_S)
+            gate.wait_reached()
         assert (small.running_count, large.running_count) == (1, 3)
         for gate in gates:
             gate.open()

@@ -153,7 +153,7 @@ def test_what_comes_before_the_first_content_is_held(stage: Stage, host: Scripte
     host.script(sh.stream_head(), chunk(sh.ROLE), gate, *map(chunk, events), sh.LAST_CHUNK)
     client = stage.client()
     client.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     client.socket.settimeout(0.1)
     with pytest.raises(TimeoutError):
         client.begin()

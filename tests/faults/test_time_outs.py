@@ -137,7 +137,7 @@ def test_queue(stage: Stage, narrow_host: ScriptedHost, stream: bool) -> None:
         narrow_host.script(gate, *sh.chunked(sh.STREAM))
         first, second = stage.client(), stage.client()
         first.chat(model="queue")
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         second.chat(model="queue", stream=stream)
         answer = second.answer()
         assert (answer.status, answer.error["code"]) == (503, "queue_timeout")
@@ -307,7 +307,7 @@ def test_total_in_the_waiting_room(stage: Stage, narrow_host: ScriptedHost) -> N
         narrow_host.script(gate, *sh.chunked(sh.STREAM))
         first, second = stage.client(), stage.client()
         first.chat(model="queue")
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         second.chat(model="total-queue")
         answer = second.answer()
         assert answer.error["code"] == "total_timeout"

@@ -198,7 +198,7 @@ def test_a_client_that_leaves_while_it_waits_ends_its_request_and_nothing_is_sen
     embedder.script(gate, vector(0.0, 1.0))
     count = len(host.exchanges)
     client = ask_nearest(stage, 1)
-    assert gate.reached.wait(5)
+    gate.wait_reached()
     client.close()
     wait_until(lambda: stage.counter("clients_gone"), "the router sees that the client has left")
     gate.open()

@@ -264,7 +264,7 @@ def test_hundreds_of_clients_that_come_and_go(stage: Stage, host: ScriptedHost) 
     gate = stage.gate()
     host.script(sh.stream_head(), *map(chunk, TOKENS), gate, chunk(sh.FINISH), sh.LAST_CHUNK)
     answer = steady.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     for index in range(300):
         with ZeromqClient(stage.zeromq_endpoint) as passing:
             if index % 3 == 0:

@@ -69,7 +69,7 @@ def taken_slots(stage: Stage, host: ScriptedHost) -> Iterator[None]:
     for index, gate in enumerate(gates):
         host.script(gate, *sh.chunked(sh.STREAM))
         client.chat(f"other {index}")
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     yield
     for gate in gates:
         gate.open()
@@ -84,7 +84,7 @@ def begin(
     gate = stage.gate()
     host.script(*script, gate, sh.End.CLOSE)
     answer = client.chat(request_id, model, stream=stream, max_tokens=50)
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     if phase == "decode, streamed":
         client.wait_events(answer, 2)
     elif phase == "decode, folded":
@@ -204,7 +204,7 @@ def test_cancel_leaves_the_other_streams_of_a_client_alone(stage: Stage, host: S
     gate = stage.gate()
     host.script(*BEGUN_STREAM, gate, chunk(sh.FINISH), sh.LAST_CHUNK)
     second = client.chat("second")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     cancel(client, first)
     gate.open()
     client.finish(second)
@@ -245,7 +245,7 @@ def test_all_requests_of_a_client_end_with_it_and_nobody_elses(stage: Stage, hos
     gate = stage.gate()
     host.script(*BEGUN_STREAM, gate, chunk(sh.FINISH), sh.LAST_CHUNK)
     healthy = other.chat("1")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     client.chat("2")
     client.chat("3")
     stage.wait_phase("waiting", 2)
@@ -278,7 +278,7 @@ def test_kill_9_of_a_client_process(stage: Stage, host: ScriptedHost, phase: str
     host.script(*script, gate, sh.End.CLOSE)
     with ExitStack() as stack:
         program = client_process(stage, stack, stream=stream)
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         stage.wait_phase(phase.partition(",")[0])
         killed_ns = monotonic_ns()
         program.signal(signal.SIGKILL)
@@ -303,7 +303,7 @@ def test_a_client_process_that_falls_silent_is_gone_after_three_heartbeats(stage
     host.script(*BEGUN_STREAM, gate, sh.End.CLOSE)
     with ExitStack() as stack:
         program = client_process(stage, stack)
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         stage.wait_phase("decode")
         stopped_ns = monotonic_ns()
         program.signal(signal.SIGSTOP)
@@ -319,7 +319,7 @@ def test_alive_is_sent_while_a_request_runs_and_nothing_else_is_sent(stage: Stag
     gate, busy_gate = stage.gate(), stage.gate()
     host.script(gate, *sh.chunked(sh.STREAM))
     answer = silent.chat()
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     token = chunk(sh.token("b"))
     host.script(*BEGUN_STREAM, *[0.4, token] * 5, busy_gate, chunk(sh.FINISH), sh.LAST_CHUNK)
     flowing = busy.chat()

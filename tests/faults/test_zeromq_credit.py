@@ -130,7 +130,7 @@ def test_credit_that_is_given_ahead_adds_up(stage: Stage, host: ScriptedHost) ->
     host.script(gate, *stream(100))
     client = stage.zeromq_client()
     answer = client.chat(keys={"credit": 1})
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     client.grant(("1", 10), ("1", 20))
     client.grant(("1", 5))
     client.ping()
@@ -247,7 +247,7 @@ def many_streams(stage: Stage, host: ScriptedHost, client: ZeromqClient, count: 
         gates.append(endless(stage, host, tokens(size)))
         client.chat(f"s{index}")
     for gate in gates:
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     return gates
 
 
@@ -380,7 +380,7 @@ def test_credit_never_exceeds_4096(stage: Stage, host: ScriptedHost) -> None:
     client.grant(("1", CREDIT_MAX - CREDIT_FIRST))
     client.grant(("1", 1))
     assert client.next_other().error["code"] == "bad_credit"
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     gate.open()
     client.wait_events(answer, CREDIT_MAX)
     check_still(client, answer)

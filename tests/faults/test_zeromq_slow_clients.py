@@ -89,7 +89,7 @@ def test_a_client_that_only_sends_is_bounded_and_gets_its_stream_when_it_reads(
     gate = stage.gate()
     host.script(sh.stream_head(), *STREAM[1:101], gate, *STREAM[101:])
     answer = slow.chat("1", keys={"credit": CREDIT_MAX})
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     check_healthy(healthy_host, other, "beside")
     assert stage.memory_bytes() - before < FLOOD_BYTES_MAX
     slow.read_until(lambda: len(answer.events) >= 100, "the events that had no room")
@@ -121,7 +121,7 @@ def test_without_room_for_too_long_the_request_ends(stage: Stage, host: Scripted
     gate = stage.gate()
     host.script(*STREAM[:50], gate, *STREAM[50:])
     answer = slow.chat("1", "hasty")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     host.exchanges[-1].wait_gone()
     assert stage.last_finished()["outcome"] == "client_stalled"
     slow.finish(answer)
@@ -137,7 +137,7 @@ def test_errors_for_a_client_that_does_not_read_are_bounded(
     gate = stage.gate()
     host.script(*STREAM[:50], gate, *STREAM[50:])
     slow.chat("1")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     before, read = stage.memory_bytes(), stage.counter("zeromq_messages")
     for _ in range(3000):
         slow.send(b"\xc1")
@@ -173,7 +173,7 @@ def test_kill_9_of_a_client_that_does_not_read(stage: Stage, host: ScriptedHost)
     with ExitStack() as stack:
         program.start()
         stack.callback(program.kill)
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
         killed_ns = monotonic_ns()
         program.signal(signal.SIGKILL)
         assert host.exchanges[-1].wait_gone() - killed_ns < stage.allowed_ns(100 * MS)
@@ -192,7 +192,7 @@ def test_a_client_without_credit_costs_others_nothing(
         host.script(sh.stream_head(), chunk(sh.token("x" * 1000)) * (CREDIT_FIRST + 100), gates[-1], sh.LAST_CHUNK)
         slow.chat(f"{index}")
     for gate in gates:
-        assert gate.reached.wait(sh.WAIT_S)
+        gate.wait_reached()
     ttft_ns = []
     for index in range(10):
         check_healthy(healthy_host, other, f"{index}")

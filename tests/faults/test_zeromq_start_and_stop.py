@@ -103,7 +103,7 @@ def test_what_does_not_finish_in_time_ends_with_an_error(
     client.wait_events(decoding, 2)
     host.script(gates[1], sh.LAST_CHUNK)
     prefilling = client.chat("prefilling", stream=False)
-    assert gates[1].reached.wait(sh.WAIT_S)
+    gates[1].wait_reached()
     waiting = client.chat("waiting")
     stage.wait_phase("waiting")
     exchanges = host.exchanges[-2:]

@@ -343,7 +343,7 @@ def test_an_attempt_that_failed_leaves_no_trace(
     second.script(gate, *sh.chunked(sh.STREAM))
     client = stage.zeromq_client()
     busy = client.chat("busy", "other")
-    assert gate.reached.wait(sh.WAIT_S)
+    gate.wait_reached()
     host.script(*script)
     answer = client.finish(client.chat("retried", "both"))
     assert [each.data for each in answer.events] == PLAIN_EVENTS, "nothing of the failed attempt is sent"

@@ -14,6 +14,7 @@ from router.caches.published import PublishedPrompts, Subscription
 from router.config import parse
 from router.keep import warm
 from router.keep.warm import PromptKeeper
+from tests.support.waiting import WAIT_S
 
 TOML = 'version = 1\n[[cache.warm]]\nname = "{name}"\nmodel = "m"\nfile = "{file}"\nprompt_version = "3"\nkeep_s = 5\n'
 
@@ -38,9 +39,12 @@ class Stand:
         return self.value
 
     async def wait(self, is_so: Callable[[PublishedPrompts], object]) -> PublishedPrompts:
-        async with asyncio.timeout(10):
-            while not is_so(self.poll()):
-                await asyncio.sleep(0.005)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not is_so(self.poll()):
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise AssertionError(f"waited {WAIT_S:g} s in vain; published are {self.value}") from None
         return self.value
 
 

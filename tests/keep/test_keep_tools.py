@@ -22,10 +22,9 @@ from router.keep import tool_sources
 from router.keep.tools import ToolKeeper
 from tests.support import published as pub
 from tests.support.processes import Program
-from tests.support.waiting import free_port
+from tests.support.waiting import WAIT_S, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 20.0
 
 
 class Stand:
@@ -48,16 +47,18 @@ class Stand:
 
     async def wait(self, is_so: Callable[[PublishedTools], object], what: str) -> PublishedTools:
         """Wait until what is published is so."""
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                value = self._subscription.poll()
-                if value is not None:
-                    self.value = value
-                    self.publication_count += 1
-                if is_so(self.value):
-                    return self.value
-                await asyncio.sleep(0.01)
-        raise AssertionError(what)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    value = self._subscription.poll()
+                    if value is not None:
+                        self.value = value
+                        self.publication_count += 1
+                    if is_so(self.value):
+                        return self.value
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"waited {WAIT_S:g} s in vain: {what}; the sources: {self.value.sources}") from None
 
     async def wait_names(self, *names: str) -> PublishedTools:
         """Wait until exactly these tools are published."""

@@ -164,7 +164,7 @@ def test_a_kill_under_load_refuses_nobody_and_what_ran_is_reported(service: Site
     begun: list[Outcome] = []
     asking = threading.Thread(target=lambda: begun.append(service.ask(stream=True, user="the-one-that-ran")))
     asking.start()
-    assert gate.reached.wait(10), "the request is at the host"
+    gate.wait_reached()
     before = service.pid
     with Load(service.port, 4) as load:
         load.wait_for(20)
@@ -196,7 +196,7 @@ def test_a_stop_lets_streams_finish_and_tells_newcomers_to_come_again(service: S
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
-    assert gate.reached.wait(10), "the request is at the host"
+    gate.wait_reached()
     stopping = threading.Thread(target=service.machine.systemctl, args=("stop", UNIT))
     stopping.start()
     service.machine.wait_for(UNIT, "ActiveState", "deactivating")
@@ -221,7 +221,7 @@ def test_streams_that_do_not_finish_end_with_an_error_that_says_retry(service: S
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
-    assert gate.reached.wait(10), "the request is at the host"
+    gate.wait_reached()
     service.machine.systemctl("stop", "ringrouter.socket", UNIT)
     asking.join(10)
     assert "shutting_down" in found[0].error
@@ -253,7 +253,7 @@ def test_an_old_process_finishes_its_stream_while_the_new_one_serves(service: Si
     found: list[Outcome] = []
     asking = threading.Thread(target=lambda: found.append(service.ask(stream=True)))
     asking.start()
-    assert gate.reached.wait(10), "the request is at the host"
+    gate.wait_reached()
     before = service.pid
     assert service.machine.ringrouter("service", "upgrade").returncode == 0
     assert service.ask().status == 200

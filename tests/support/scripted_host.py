@@ -24,7 +24,8 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Self, TypeVar
 
-WAIT_S = 5.0
+WAIT_S = 20.0
+"""So long only what never comes is waited for, even by a machine that does much else."""
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
 _FILLERS_MAX = 16
 T = TypeVar("T")
@@ -52,9 +53,13 @@ class Gate:
         self.reached.set()
         await self._opened.wait()
 
+    def wait_reached(self) -> None:
+        """Wait until a script has come so far."""
+        assert self.reached.wait(WAIT_S), f"waited {WAIT_S:g} s in vain: a request whose script comes to its gate"
+
     def open(self) -> None:
         """Let the scripts pass that wait here; the host must have come so far."""
-        assert self.reached.wait(WAIT_S), "the host has not come to the gate"
+        self.wait_reached()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._opened.set)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 POLL_S = 0.005
+WAIT_S = 20.0
+"""So long only what never comes is waited for, even by a machine that does much else."""
 T = TypeVar("T")
 
 
@@ -32,11 +34,13 @@ def shared_memory_directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def wait_until(predicate: Callable[[], T], what: str, timeout_s: float = 10.0) -> T:
+def wait_until(predicate: Callable[[], T], what: str, timeout_s: float = WAIT_S) -> T:
     """Return the first true value of ``predicate``; fail with ``what`` if none comes in ``timeout_s`` seconds."""
     deadline_s = time.monotonic() + timeout_s
-    while not (value := predicate()):
-        if time.monotonic() > deadline_s:
+    while True:
+        is_last = time.monotonic() > deadline_s  # told before the look: whoever was stopped for so long looks once more
+        if value := predicate():
+            return value
+        if is_last:
             raise AssertionError(f"waited {timeout_s:g} s in vain: {what}")
         time.sleep(POLL_S)
-    return value
