@@ -20,7 +20,6 @@ import threading
 import time
 import urllib.request
 from time import monotonic_ns
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from bench import machine, report
@@ -72,9 +71,7 @@ class Host:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended = True
         self._thread.join(_WAIT_S)
         self._listener.close()

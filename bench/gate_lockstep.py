@@ -12,9 +12,9 @@ import re
 import selectors
 import socket
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
+from bench.closing import Closing
 from bench.config import MODEL
 
 HOST_COUNT = 2
@@ -70,7 +70,7 @@ def _chunk(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-class Hosts:
+class Hosts(Closing):
     """Model hosts that do nothing by themselves: probes are answered while a request is awaited, streams by hand."""
 
     def __init__(self) -> None:
@@ -81,12 +81,7 @@ class Hosts:
             self._selector.register(listener, selectors.EVENT_READ)
         self.urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in self._listeners]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         for open_socket in (*self._listeners, *self._received):
             open_socket.close()
         self._selector.close()
@@ -158,7 +153,7 @@ class Client(Protocol):
         """Return when the answer is complete."""
 
 
-class HttpClient:
+class HttpClient(Closing):
     """A client of the HTTP API on a connection that it keeps; a context manager that closes it."""
 
     def __init__(self, target: str) -> None:
@@ -166,12 +161,7 @@ class HttpClient:
         self._socket = socket.create_connection((name, int(port)), timeout=SILENCE_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._socket.close()
 
     def ask(self) -> None:
@@ -192,7 +182,7 @@ class HttpClient:
             received += data
 
 
-class ZeromqClient:
+class ZeromqClient(Closing):
     """A client of the ZeroMQ socket; a context manager that closes it."""
 
     def __init__(self, endpoint: str) -> None:
@@ -206,12 +196,7 @@ class ZeromqClient:
         self._socket.connect(endpoint)
         self._count = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._socket.close(0)
         self._context.term()
 

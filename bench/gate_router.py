@@ -12,10 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bench.build import program
+from bench.closing import Closing
 from bench.config import config_text, router_command, router_environment
 from bench.gate_lockstep import SILENCE_S, Hosts
 from bench.processes import STOP_LIMIT_S, free_port
@@ -29,7 +28,7 @@ class CannotTraceError(RuntimeError):
     """System calls cannot be counted here; the message says why."""
 
 
-class GateRouter:
+class GateRouter(Closing):
     """A router in front of scripted hosts, ready when it is made; a context manager that ends it."""
 
     def __init__(
@@ -59,14 +58,6 @@ class GateRouter:
             raise
         self.ready_s = time.monotonic() - begin_s
         """From the start of the process to the answer that it is ready."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _wait_ready(self, hosts: Hosts) -> None:
         deadline_s = time.monotonic() + SILENCE_S

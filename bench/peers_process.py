@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.closing import Closing
 from bench.harness import WARM_UP, Direct, Peer, Plan
 from bench.machine import pinned
 from bench.modes import Mode
@@ -31,7 +32,7 @@ TAGS = "hdr=x-ringrouter-tag-feature-name:bench hdr=x-ringrouter-tag-session-id:
 WARM_ANSWERS = "mode=closed conc=16 n=8 dur=0.8 warm=0"
 
 
-class PeerProcess:
+class PeerProcess(Closing):
     """One process group of a peer, in front of the hosts; a context manager that ends it."""
 
     def __init__(self, known: Known, hosts: MockHosts, setup: RouterSetup, plan: Plan) -> None:
@@ -57,12 +58,6 @@ class PeerProcess:
                 cwd=self._directory,
                 start_new_session=True,  # a process group of its own, to be signalled as one
             )
-
-    def __enter__(self) -> PeerProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def wait_ready(self) -> None:
         """Return when a streamed answer has come through whole; raises ``RuntimeError`` with the end of the log."""

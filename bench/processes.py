@@ -12,10 +12,10 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from bench.build import program
+from bench.closing import Closing
 from bench.config import MODEL, UNBOUNDED_SLOTS, config_text, router_command, router_environment
 from bench.machine import pinned
 
@@ -41,7 +41,7 @@ def run_load(target: str, arguments: str, *, core: int | None = None, limit_s: f
     return result
 
 
-class MockHosts:
+class MockHosts(Closing):
     """One mock host process with several addresses; a context manager that ends it."""
 
     def __init__(self, listen: Sequence[str], options: str = "", *, core: int | None = None) -> None:
@@ -56,14 +56,6 @@ class MockHosts:
         if not all(self.addresses):
             self.close()
             raise RuntimeError(f"mockhost {' '.join(arguments)} did not start")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def urls(self) -> list[str]:
@@ -95,7 +87,7 @@ class RouterSetup(NamedTuple):
 NO_LIMITS = RouterSetup()
 
 
-class RouterProcess:
+class RouterProcess(Closing):
     """``ringrouter serve`` in front of mock hosts, with a run directory of its own; a context manager that ends it."""
 
     def __init__(self, urls: Sequence[str], setup: RouterSetup = NO_LIMITS, *, core: int | None = None) -> None:
@@ -115,14 +107,6 @@ class RouterProcess:
             )
         self.pid = self._process.pid
         self.zeromq_endpoint = f"ipc://{self.run_dir}/main/zmq.sock"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def wait_ready(self, *, core: int | None = None, limit_s: float = READY_LIMIT_S) -> None:
         """Return when a streamed answer comes through whole; raises ``RuntimeError`` with the end of the log."""

@@ -17,7 +17,6 @@ import statistics
 import sys
 import threading
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final, Self
 
 from bench.build import BuildError
@@ -60,9 +59,7 @@ class Attack:
             self._thread.join(_TURN_S)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended = True
         self._thread.join()
 

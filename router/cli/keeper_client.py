@@ -105,17 +105,7 @@ class LocalStore:
             counts = store.count_by_space()
             return [[k, s.model, s.revision, s.dimensions, counts.get(k, 0)] for k, s in store.spaces().items()]
         assert verb == "status", verb
-        usage = store.usage()
-        return {
-            "embeddings": {
-                "path": str(self._path),
-                "entries": usage.entry_count,
-                "used_bytes": usage.used_bytes,
-                "limit_bytes": usage.limit_bytes,
-                "generation": usage.generation,
-                "oldest_generation": usage.oldest_generation,
-            }
-        }
+        return {"embeddings": {"path": str(self._path), **store.usage().facts()}}
 
 
 def store_access(config: Config, run_dir: Path | None) -> KeeperClient | LocalStore:

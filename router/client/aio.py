@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final, Self, TypeVar
 
@@ -14,10 +13,10 @@ import zmq
 
 from router.client import protocol
 from router.client.answer import Token
-from router.client.asking import CONNECT_TIMEOUT_S, Asking, Messages, embeddings_request, model_names
+from router.client.asking import Asking, Messages, embeddings_request, model_names
 from router.client.channel import Channel
 from router.client.exchange import NEVER_NS, Done, Exchange, Pong
-from router.client.identity import Identity, identity
+from router.client.identity import Identity
 from router.client.protocol import CONTENT_KINDS, Request
 from router.client.reply import Embeddings, Reply
 from router.client.stream import StreamState
@@ -99,7 +98,7 @@ class _Each:
         self._channel.abandon(self._exchange)
 
 
-class AsyncClient(Asking[AsyncStream, Coroutine[Any, Any, Reply]]):
+class AsyncClient(Asking["LoopChannel", AsyncStream, Coroutine[Any, Any, Reply]]):
     """Asks routers over ZeroMQ; an asynchronous context manager.
 
     Without ``endpoints`` it asks the router of this user on this machine. A request that no router has accepted
@@ -110,22 +109,6 @@ class AsyncClient(Asking[AsyncStream, Coroutine[Any, Any, Reply]]):
     ``server_key`` and ``curve_key_file`` (`ringrouter keys curve`) encrypt the connection, and say who asks.
     Raises :class:`ValueError` for what is no endpoint or no key.
     """
-
-    def __init__(
-        self,
-        *endpoints: str,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        key: str | None = None,
-        server_key: str | None = None,
-        curve_key_file: str | Path | None = None,
-    ) -> None:
-        own = identity(key, server_key, curve_key_file)
-        self._channel = LoopChannel(endpoints, connect_timeout_s, own)
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """Where this client looks for routers."""
-        return self._channel.endpoints
 
     async def ask(self, model: str, messages: Messages, **options: Any) -> str:
         """Ask for a chat and return its whole text; the keywords are those of :meth:`chat`."""
@@ -145,15 +128,14 @@ class AsyncClient(Asking[AsyncStream, Coroutine[Any, Any, Reply]]):
         assert isinstance(pong, Pong)
         return pong
 
-    def close(self) -> None:
-        """Close the sockets; the routers cancel what still runs, and whoever waits is told."""
-        self._channel.close()
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self, endpoints: tuple[str, ...], connect_timeout_s: float, own: Identity) -> LoopChannel:
+        return LoopChannel(endpoints, connect_timeout_s, own)
 
     def _stream(self, request: Request) -> AsyncStream:
         return AsyncStream(self._channel, self._channel.begin(request))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 from router.client import protocol
+from router.client.channel import Channel
+from router.client.identity import Identity, identity
 from router.client.protocol import CREDIT, Request
 
+ChannelT = TypeVar("ChannelT", bound=Channel)
 StreamT = TypeVar("StreamT")
 ReplyT = TypeVar("ReplyT")
 Messages = str | Sequence[Mapping[str, Any]]
@@ -19,8 +23,27 @@ _OPTIONS: Final = frozenset(
 )
 
 
-class Asking(Generic[StreamT, ReplyT]):
+class Asking(Generic[ChannelT, StreamT, ReplyT]):
     """The base of both clients."""
+
+    def __init__(
+        self,
+        *endpoints: str,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        key: str | None = None,
+        server_key: str | None = None,
+        curve_key_file: str | Path | None = None,
+    ) -> None:
+        self._channel = self._open(endpoints, connect_timeout_s, identity(key, server_key, curve_key_file))
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where this client looks for routers."""
+        return self._channel.endpoints
+
+    def close(self) -> None:
+        """Close the sockets; the routers cancel what still runs, and whoever waits is told."""
+        self._channel.close()
 
     @overload
     def chat(
@@ -93,6 +116,9 @@ class Asking(Generic[StreamT, ReplyT]):
         if stream:
             return self._stream(_request(verb, body, options, streamed=True))
         return self._reply(_request(verb, body | {"stream": False}, options))
+
+    def _open(self, endpoints: tuple[str, ...], connect_timeout_s: float, own: Identity) -> ChannelT:
+        raise NotImplementedError
 
     def _stream(self, request: Request) -> StreamT:
         raise NotImplementedError

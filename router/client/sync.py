@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final, Self, TypeVar
 
@@ -15,10 +14,10 @@ import zmq
 
 from router.client import protocol
 from router.client.answer import Token
-from router.client.asking import CONNECT_TIMEOUT_S, Asking, Messages, embeddings_request, model_names
+from router.client.asking import Asking, Messages, embeddings_request, model_names
 from router.client.channel import Channel
 from router.client.exchange import Done, Exchange, Phase, Pong
-from router.client.identity import Identity, identity
+from router.client.identity import Identity
 from router.client.protocol import CONTENT_KINDS, Request
 from router.client.reply import Embeddings, Reply
 from router.client.session import LOOK_NS
@@ -88,7 +87,7 @@ class Stream(StreamState):
             self.close()
 
 
-class Client(Asking[Stream, Reply]):
+class Client(Asking["BlockingChannel", Stream, Reply]):
     """Asks routers over ZeroMQ and waits for their answers; a context manager.
 
     Without ``endpoints`` it asks the router of this user on this machine. A request that no router has accepted
@@ -98,22 +97,6 @@ class Client(Asking[Stream, Reply]):
     ``server_key`` and ``curve_key_file`` (`ringrouter keys curve`) encrypt the connection, and say who asks.
     Raises :class:`ValueError` for what is no endpoint or no key.
     """
-
-    def __init__(
-        self,
-        *endpoints: str,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        key: str | None = None,
-        server_key: str | None = None,
-        curve_key_file: str | Path | None = None,
-    ) -> None:
-        own = identity(key, server_key, curve_key_file)
-        self._channel = BlockingChannel(endpoints, connect_timeout_s, own)
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """Where this client looks for routers."""
-        return self._channel.endpoints
 
     def ask(self, model: str, messages: Messages, **options: Any) -> str:
         """Ask for a chat and return its whole text; the keywords are those of :meth:`chat`."""
@@ -133,15 +116,14 @@ class Client(Asking[Stream, Reply]):
         assert isinstance(pong, Pong)
         return pong
 
-    def close(self) -> None:
-        """Close the sockets; the routers cancel what still runs."""
-        self._channel.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self, endpoints: tuple[str, ...], connect_timeout_s: float, own: Identity) -> BlockingChannel:
+        return BlockingChannel(endpoints, connect_timeout_s, own)
 
     def _stream(self, request: Request) -> Stream:
         return Stream(self._channel, self._channel.begin(request))

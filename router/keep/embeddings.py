@@ -118,11 +118,7 @@ class EmbeddingKeeper:
         problem = {"problem": f"a store was set aside: {self._set_aside}"} if self._set_aside else {}
         return {
             "path": str(self._path),
-            "entries": usage.entry_count,
-            "used_bytes": usage.used_bytes,
-            "limit_bytes": usage.limit_bytes,
-            "generation": usage.generation,
-            "oldest_generation": usage.oldest_generation,
+            **usage.facts(),
             "oldest_age_s": age_s,
             "rings": self._inbox.generations,
             "purges": [list(purge) for purge in self._store.purges] if self._store is not None else [],

@@ -98,6 +98,16 @@ class Usage(NamedTuple):
     oldest_made_s: int
     """When the entry was computed that would leave next, in seconds of the wall clock; 0 = none."""
 
+    def facts(self) -> dict[str, int]:
+        """Return what commands are told of it."""
+        return {
+            "entries": self.entry_count,
+            "used_bytes": self.used_bytes,
+            "limit_bytes": self.limit_bytes,
+            "generation": self.generation,
+            "oldest_generation": self.oldest_generation,
+        }
+
 
 class StoreError(Exception):
     """A file that is no store of ours."""
