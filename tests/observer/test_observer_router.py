@@ -98,8 +98,8 @@ def test_every_gap_of_a_stream_comes_and_they_make_up_its_decode_time(
     for row in seen.wait(2):
         gaps = seen.gaps[row.request_seq]
         assert (len(gaps), sum(gaps)) == (4, row.decode_ns)
-        assert row.icl_p50_ns is not None
-        assert row.icl_p50_ns >= GAP_S * 1e9 * 0.5
+        assert row.icl_p50_ns == sorted(gaps)[1]
+        assert sum(gaps) >= len(gaps) * GAP_S * 1e9 * 0.5, "the host has paused before each"
         assert (row.n_in, row.n_out, row.n_out_estimated) == (7, 3, False)
         assert (row.tags["feature_name"], row.tags["user_id"]) == ("search", "u-7")
         assert row.attempts[0].end_mono_ns >= row.recv_mono_ns + (row.ttft_ns or 0)
@@ -145,7 +145,7 @@ def test_a_client_that_leaves(stage: Stage, hosts: tuple[ScriptedHost, ScriptedH
     for row in seen.wait(2):
         assert (row.outcome, row.tokens_saved) == ("client_gone", 49)
         assert row.cancel_latency_ns is not None
-        assert row.cancel_latency_ns < 100 * MS
+        assert row.cancel_latency_ns < stage.allowed_ns(100 * MS)
         (only,) = row.attempts
         assert (only.outcome, only.may_drain) == ("cancelled", True)
         assert row.left_ns == only.end_mono_ns - row.recv_mono_ns

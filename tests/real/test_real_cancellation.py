@@ -25,6 +25,7 @@ from openai import OpenAI
 from ringbuffer import find_current
 from router.embedded.hosts import CHAT
 from router.telemetry.reader import TokenReader
+from tests.support.machine_delays import MachineDelays
 from tests.support.processes import HostProcess, RouterProcess, get_unix
 from tests.support.records import done_record
 from tests.support.waiting import shared_memory_directory, wait_until
@@ -40,8 +41,7 @@ SERVED_S_MAX = 3.0
 DECODE_CALLS_MAX = 500
 """Of the 1,500 that the whole answer takes. The client leaves after a few tokens."""
 CANCEL_NS_MAX = 50_000_000
-"""Between the callback that learns of the leaving and the host's socket shut down; a loaded machine, not the router,
-needs this much."""
+"""Between the callback that learns of the leaving and the host's socket shut down, on a machine that is quiet."""
 
 LONG_PROMPT = "word " * PROMPT_TOKENS
 SHORT_PROMPT = "Tell me a long story."
@@ -124,13 +124,13 @@ def sdk(router: RouterProcess) -> OpenAI:
     return OpenAI(base_url=f"{router.base_url}/v1", api_key="any", max_retries=0, timeout=ANSWER_S)
 
 
-def assert_left(record: dict[str, Any]) -> None:
-    """Check the record of a request whose client left while a host worked for it."""
+def assert_left(record: dict[str, Any], delays: MachineDelays) -> None:
+    """Check the record of a request whose client left while a host worked for it; ``delays`` since before it left."""
     assert record["outcome"] == "client_gone"
     assert record["error"] == "client_gone"
     assert record["stamps"]["sent"] > 0
     assert record["left_ns"] > 0
-    assert record["cancel_latency_ns"] <= CANCEL_NS_MAX
+    assert record["cancel_latency_ns"] <= delays.allowed_ns(CANCEL_NS_MAX)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_client_that_leaves_in_the_decoding(
 ) -> None:
     request_id = f"decode {path} {stream}"
     asked = {"prompt": SHORT_PROMPT} if path == "/v1/completions" else chat_of(SHORT_PROMPT)
-    before = work(host)
+    before, delays = work(host), MachineDelays()
     with Leaver(one_slot_router, request_id, path, **asked, stream=stream) as leaver:
         leaver.wait_events("text", 4)
         leaver.leave()
@@ -164,7 +164,7 @@ def test_a_client_that_leaves_in_the_decoding(
     print(f"{request_id}: slot free after {waited_s:.3f} s, {done.decode_calls} decode calls")
     assert waited_s < SERVED_S_MAX, "the host still worked for the client that had left"
     assert done.decode_calls < DECODE_CALLS_MAX
-    assert_left(record)
+    assert_left(record, delays)
     assert 4 <= record["n_content"] < DECODE_CALLS_MAX
     assert record["tokens_saved"] == ANSWER_TOKENS - record["n_content"]
 
@@ -172,7 +172,7 @@ def test_a_client_that_leaves_in_the_decoding(
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_a_client_that_leaves_in_the_prefill(host: HostProcess, one_slot_router: RouterProcess, stream: bool) -> None:
     request_id = f"prefill {stream}"
-    before = work(host)
+    before, delays = work(host), MachineDelays()
     with Leaver(one_slot_router, request_id, "/v1/completions", prompt=LONG_PROMPT, stream=stream) as leaver:
         leaver.wait_events("head", 1)  # progress of the prefill: the host is in the middle of it
         leaver.leave()
@@ -183,7 +183,7 @@ def test_a_client_that_leaves_in_the_prefill(host: HostProcess, one_slot_router:
     assert waited_s < SERVED_S_MAX, "the host still worked for the client that had left"
     assert done.decode_calls < PROMPT_BATCHES // 2, "the prompt was not computed to its end"
     assert BATCH_TOKENS <= done.prompt_tokens < PROMPT_TOKENS // 2
-    assert_left(record)
+    assert_left(record, delays)
     assert record["stamps"]["tok1"] == 0
 
 
@@ -232,7 +232,7 @@ def test_the_slot_of_a_client_that_left_serves_the_next_one_through_the_router(
 
 
 def test_a_time_out_of_the_sdk_stops_the_host(host: HostProcess, one_slot_router: RouterProcess) -> None:
-    before = work(host)
+    before, delays = work(host), MachineDelays()
     with sdk(one_slot_router) as client, pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=1.0).chat.completions.create(
             model=CHAT.model, **chat_of(SHORT_PROMPT), extra_body=ENDLESS, extra_headers={"x-request-id": "sdk"}
@@ -242,7 +242,7 @@ def test_a_time_out_of_the_sdk_stops_the_host(host: HostProcess, one_slot_router
     print(f"SDK time-out: slot free after {waited_s:.3f} s, {done.decode_calls} decode calls")
     assert waited_s < SERVED_S_MAX
     assert done.decode_calls < DECODE_CALLS_MAX
-    assert_left(done_record(one_slot_router, "sdk"))
+    assert_left(done_record(one_slot_router, "sdk"), delays)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
@@ -251,6 +251,7 @@ def test_a_client_that_leaves_beside_another_stream(
 ) -> None:
     """Asked plainly, this host would not notice it: each token of the other stream puts its look at the socket off."""
     request_id = f"beside {stream}"
+    delays = MachineDelays()
     with sdk(router) as client:
         other = client.completions.create(model=CHAT.model, prompt=SHORT_PROMPT, stream=True, extra_body=ENDLESS)
         next(iter(other))
@@ -265,5 +266,5 @@ def test_a_client_that_leaves_beside_another_stream(
         assert next(iter(other)).choices, "the other stream goes on"
         other.close()
     print(f"{request_id}: slot free after {done_s:.3f} s")
-    assert_left(done_record(router, request_id))
+    assert_left(done_record(router, request_id), delays)
     wait_until(lambda: llama_host.busy_slot_count() == 0, "the slot of the other one", SERVED_S_MAX)

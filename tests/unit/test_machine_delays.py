@@ -1,0 +1,52 @@
+"""What the machine keeps processes waiting is counted, and what they do themselves is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from time import monotonic_ns, sleep, thread_time_ns
+
+import pytest
+
+from tests.support.machine_delays import MachineDelays
+
+BUSY_NS = 100_000_000
+BURN = "while True: pass"
+
+
+@pytest.fixture
+def crowded_core() -> Iterator[None]:
+    """Bind this thread to one core and have another process burn it."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    with subprocess.Popen([sys.executable, "-c", BURN]) as burner:  # inherits the core
+        try:
+            yield
+        finally:
+            burner.kill()
+            os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.usefixtures("crowded_core")
+def test_waiting_for_a_core_is_counted() -> None:
+    delays, began_ns, worked_ns = MachineDelays(), monotonic_ns(), thread_time_ns()
+    while thread_time_ns() - worked_ns < BUSY_NS:
+        pass
+    waited_ns = monotonic_ns() - began_ns - BUSY_NS
+    assert waited_ns > BUSY_NS / 4, "the other one has had its share"
+    assert delays.ns() > waited_ns / 2
+    assert delays.allowed_ns(BUSY_NS) > BUSY_NS + waited_ns / 2
+
+
+def test_a_process_that_sleeps_is_its_own_fault() -> None:
+    """A stopped or sleeping router must not widen the bounds: only who could run and may not waits for the machine."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as asleep:
+        found = []
+        for _ in range(5):  # the machine's own delays come and go
+            delays = MachineDelays()
+            sleep(0.05)
+            found.append(delays.ns())
+        asleep.kill()
+    assert min(found) < 25_000_000
