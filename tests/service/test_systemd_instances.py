@@ -43,7 +43,7 @@ def test_together_they_never_give_a_host_more_than_its_slots(two: Site) -> None:
 def test_what_a_killed_instance_held_is_free_again_and_the_other_serves(two: Site) -> None:
     with Load(two.port, 8) as load:
         load.wait_for(50)
-        two.machine.systemctl("kill", "--signal=KILL", "ringrouter@1.service")
+        two.machine.kill("ringrouter@1.service")
         wait_until(lambda: two.machine.show("ringrouter@1.service", "NRestarts") == "1", "it is started again")
         load.wait_for(200)
     assert len(load.failed) <= 8  # at most one for each client, of those the killed one had

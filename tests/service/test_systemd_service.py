@@ -112,7 +112,7 @@ def test_a_configuration_that_cannot_be_used_ends_it_for_good_and_says_why(servi
     service.machine.try_run("systemctl", "restart", UNIT)
     service.machine.wait_for(UNIT, "ActiveState", "failed")
     assert service.machine.show(UNIT, "ExecMainStatus") == "2"
-    assert "limits.waiting = -1" in service.machine.run("journalctl", "-u", UNIT, "-o", "cat", "-n", "20")
+    assert "limits.waiting = -1" in service.machine.said(UNIT)
 
 
 # ---------------------------------------------------------------- reload
@@ -154,7 +154,7 @@ def test_the_watchdog_ends_a_loop_that_is_stuck(service: Site) -> None:
     service.machine.run("kill", "-STOP", str(before))  # its process lives and does nothing
     after = service.wait_new_pid(before)
     assert after != before
-    assert "Watchdog timeout" in service.machine.run("journalctl", "-u", UNIT, "-o", "cat", "--no-pager")
+    assert "Watchdog timeout" in service.machine.said(UNIT, 100)
     assert service.ask().status == 200
 
 
@@ -169,7 +169,7 @@ def test_a_kill_under_load_refuses_nobody_and_what_ran_is_reported(service: Site
     with Load(service.port, 4) as load:
         load.wait_for(20)
         wait_until(lambda: "decode" in [line["phase"] for line in _in_flight(service)], "the tick has shown it")
-        service.machine.run("kill", "-KILL", str(before))
+        service.machine.kill(UNIT)
         service.wait_new_pid(before)
         load.wait_for(40)
     asking.join(20)
@@ -306,7 +306,7 @@ def test_a_credential_reaches_the_host_and_no_canary_is_found_anywhere(service: 
     seen = "".join(wait_until(lambda: _observed(observer_port), "the observer has seen a request"))
     service.machine.systemctl("stop", "ringrouter-observe.service")
     trace = service.machine.ringrouter("dump", "--run-dir", "/run/ringrouter", "--format", "chrome").stdout
-    service.machine.systemctl("kill", "--signal=KILL", UNIT)  # so that the in-flight table is as it was
+    service.machine.kill(UNIT)  # so that the in-flight table is as it was
     service.machine.run("journalctl", "--sync")
     journal = service.machine.run("journalctl", "-o", "export", "--no-pager")
     rings = service.machine.run("bash", "-c", "cat $(find /run/ringrouter /var/lib/ringrouter -type f) | tr -d '\\0'")
@@ -354,9 +354,7 @@ def test_a_credential_that_is_missing_is_named(service: Site) -> None:
     service.configure(service.toml(host_keys='api_key_credential = "gpu"'))
     service.machine.try_run("systemctl", "restart", UNIT)
     service.machine.wait_for(UNIT, "ActiveState", "failed")
-    assert 'hosts[0].api_key_credential = "gpu"' in service.machine.run(
-        "journalctl", "-u", UNIT, "-o", "cat", "-n", "20"
-    )
+    assert 'hosts[0].api_key_credential = "gpu"' in service.machine.said(UNIT)
 
 
 def test_a_user_outside_the_group_can_neither_connect_nor_read(service: Site) -> None:

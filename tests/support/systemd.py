@@ -172,10 +172,19 @@ class Machine:
         """Return the pid of a unit's main process, as seen inside."""
         return int(self.show(unit, "MainPID"))
 
+    def kill(self, unit: str) -> None:
+        """Kill a unit's main process. `systemctl kill` looks for others of it too, and fails when none is left."""
+        self.run("kill", "-KILL", str(self.main_pid(unit)))
+
     def journal(self, unit: str, *more: str) -> str:
         """Return what a unit has written into the journal, as JSON lines."""
         self.run("journalctl", "--sync")
         return self.run("journalctl", "-u", unit, "-o", "json", "--no-pager", *more)
+
+    def said(self, unit: str, line_count: int = 20) -> str:
+        """Return the last lines that a unit, and systemd of it, has written into the journal, the words alone."""
+        self.run("journalctl", "--sync")  # what was sent before is there afterwards
+        return self.run("journalctl", "-u", unit, "-o", "cat", "--no-pager", "-n", str(line_count))
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file inside."""
