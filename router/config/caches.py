@@ -19,7 +19,7 @@ from router.config.base import (
     variable_or_nothing,
 )
 from router.config.checks import check_differ, check_power_of_two, shown_variable
-from router.config.hosts import credential
+from router.config.credentials import credential
 from router.config.places import data_dir, rings_dir
 from router.config.tools import ToolsCache, check_tools
 from router.config.warm import ResponseCache, WarmPrompt, check_warm

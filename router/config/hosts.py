@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,6 +17,7 @@ from router.config.base import (
     named,
     variable_or_nothing,
 )
+from router.config.credentials import credential
 from router.config.routing import PRIORITY_MAX, WEIGHT_MAX, RoutingConfig
 
 
@@ -65,18 +64,6 @@ class HostFacts(Section, frozen=True):
         ]
         | None
     ) = None
-
-
-@cache
-def credential(name: str) -> str:
-    """Return the text of a credential that systemd gave this process, empty without it. Read once: the file does not
-    change while the process lives, and a request must not wait for it.
-    """
-    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    try:
-        return (Path(directory) / name).read_text(encoding="utf-8").strip() if directory else ""
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 class HostConfig(Section, frozen=True):

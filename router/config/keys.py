@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import tomllib
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from router.config.base import Section, between, credential_or_nothing, named, path_or_nothing
+from router.config.credentials import credential_file
 from router.config.places import split_address
 from router.config_schema import explain, shown
 from router.errors import ConfigError
@@ -121,10 +121,7 @@ def with_keys(config: Config) -> Config:
         found += _read_keys(Path(access.keys_file), f"access.keys_file = {shown(access.keys_file)}")
     if access.keys_credential:
         key = f"access.keys_credential = {shown(access.keys_credential)}"
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if not directory:
-            raise ConfigError(f"{key}: expected a credential that systemd gives this process (LoadCredential=)")
-        found += _read_keys(Path(directory) / access.keys_credential, key)
+        found += _read_keys(credential_file(access.keys_credential, key), key)
     return msgspec.structs.replace(config, keys=found) if len(found) > len(config.keys) else config
 
 

@@ -7,7 +7,6 @@ loop's own thread. Who is refused gets no message of the protocol, only a connec
 
 from __future__ import annotations
 
-import os
 import stat
 import tomllib
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 import zmq
 from zmq.utils import z85
 
+from router.config.credentials import credential_file
 from router.config_schema import shown
 from router.errors import ConfigError
 from router.ingress.zeromq.access import user_id_of
@@ -55,10 +55,7 @@ def read_keys(config: Config) -> CurveKeys | None:
         return read_key_file(Path(listen.curve_key_file), f"listen.curve_key_file = {shown(listen.curve_key_file)}")
     if listen.curve_key_credential:
         key = f"listen.curve_key_credential = {shown(listen.curve_key_credential)}"
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if not directory:
-            raise ConfigError(f"{key}: expected a credential that systemd gives this process (LoadCredential=)")
-        return read_key_file(Path(directory) / listen.curve_key_credential, key)
+        return read_key_file(credential_file(listen.curve_key_credential, key), key)
     return None
 
 
