@@ -17,6 +17,8 @@ from tests.support.scripted_host import ScriptedHost, chunk
 from tests.support.waiting import wait_until
 
 LIMIT_S = 0.2
+PATIENT_S = 0.5
+"""Of a model whose tests must do something in time again and again, which a busy machine lets them do late."""
 TEXT_BYTES = 16_384
 CLIENT_BUFFER_BYTES = 256 * 1024
 """`limits.client_buffer_bytes` as it is without configuration."""
@@ -25,7 +27,7 @@ DELAYED_ACK_NS = 40_000_000
 """What a client has taken is known when its kernel acknowledges it, which a single segment makes it put off."""
 WHOLE = sh.answer(200, b"x" * (16 << 20))
 TOKENS_FOR_EVER: list[sh.Step] = [sh.stream_head(), *[chunk(sh.token("x")), 0.02] * 500]
-MODELS = ("first", "idle", "stall", "total", "slow-connect")
+MODELS = ("first", "idle", "stall", "total", "slow-connect", "patient-idle", "patient-stall")
 CONFIG = f"""
 [limits]
 attempts = 1
@@ -46,6 +48,10 @@ idle_s = {LIMIT_S}
 client_stall_s = {LIMIT_S}
 [models.total.timeouts]
 total_s = {LIMIT_S}
+[models.patient-idle.timeouts]
+idle_s = {PATIENT_S}
+[models.patient-stall.timeouts]
+client_stall_s = {PATIENT_S}
 """
 
 
@@ -256,14 +262,14 @@ def test_client_stall(stage: Stage, host: ScriptedHost, script: list[sh.Step]) -
 def test_a_slow_client_that_takes_bytes_is_no_stalled_one(stage: Stage, host: ScriptedHost) -> None:
     host.script(*FLOOD[:400], chunk(sh.FINISH), chunk(sh.DONE), sh.LAST_CHUNK)
     client = stage.client(receive_buffer_bytes=65536)
-    client.chat(model="stall")
-    for _ in range(8):
-        select.select([], [], [], LIMIT_S / 3)
+    client.chat(model="patient-stall")
+    for _ in range(10):
+        select.select([], [], [], PATIENT_S / 5)
         client.socket.recv(1 << 20)
     assert client.read_to_end_of(sh.LAST_CHUNK)
     (record,) = stage.finished(1)
     assert record["outcome"] == "ok"
-    assert record["e2e_ns"] > 2 * LIMIT_S * 1e9
+    assert record["e2e_ns"] > 2 * PATIENT_S * 1e9
 
 
 def total(stage: Stage, answer: Answer) -> tuple[int, int, int]:
@@ -325,21 +331,19 @@ def test_a_paused_host_is_not_idle(stage: Stage, host: ScriptedHost) -> None:
     gates = [stage.gate() for _ in range(400)]
     host.script(sh.stream_head(), *(step for gate in gates for step in (gate, chunk(sh.token("x" * 65_536)))))
     client = stage.client(receive_buffer_bytes=4096)
-    client.chat(model="idle")
+    client.chat(model="patient-idle")
     opened, unsent = 0, 0
     while unsent <= CLIENT_BUFFER_BYTES:  # one event at a time: nothing is left to be read when the host is paused
         gates[opened].open()
         opened += 1
         unsent = unsent_after(stage, opened)
-    select.select([], [], [], LIMIT_S * 2)
+    select.select([], [], [], PATIENT_S * 1.5)
     assert len(stage.in_flight("decode")) == 1, "while it is paused no time runs"
     client.read_events(opened)
-    select.select([], [], [], LIMIT_S / 2)
-    gates[opened].open()
-    client.read_events(1)
-    client.close()
     (record,) = stage.finished(1)
-    assert (record["outcome"], record["n_content"]) == ("client_gone", opened + 1), "behind the pause it began anew"
+    assert (record["error"], record["n_content"]) == ("idle_timeout", opened)
+    drained_ns = [row["t_ns"] for row in stage.token_records(record["request_seq"]) if row["kind"] == "drained"][-1]
+    assert record["stamps"]["done"] - drained_ns >= PATIENT_S * 1e9, "behind the pause it began anew"
 
 
 def unsent_after(stage: Stage, token_count: int) -> int:

@@ -56,6 +56,7 @@ def test_a_thousand_streams_beside_a_client_that_never_reads(running_stage: Stag
     gate = stage.gate()
     clients = [stage.zeromq_client(high_water=0 if index else 1) for index in range(CLIENT_COUNT)]
     slow, *others = clients
+    is_slow_lost = slow.watch_losses()
     for index in range(STREAMS_PER_CLIENT):
         for client in clients:
             host.script(sh.stream_head(), gate, *WRITES, chunk(sh.FINISH), chunk(sh.DONE) + sh.LAST_CHUNK)
@@ -73,9 +74,12 @@ def test_a_thousand_streams_beside_a_client_that_never_reads(running_stage: Stag
     outcomes = Counter(record["outcome"] for record in records)
     assert outcomes == {"ok": len(others) * STREAMS_PER_CLIENT, "client_stalled": STREAMS_PER_CLIENT}
     slow.granting = False
-    slow.finish(timeout_s=20)
+    # Who reads nothing does not answer heartbeats either. A machine that takes more than three seconds for all this
+    # makes it lose its connection, and with it what it has not read: the others are what this test is about.
+    wait_until(lambda: is_slow_lost() or read_all([slow]), "the ends of the slow client's streams", 30)
+    if not is_slow_lost():
+        assert {answer.error["code"] for answer in slow.answers.values()} == {"client_stalled"}
     assert all(len(answer.events) <= CREDIT_FIRST for answer in slow.answers.values())
-    assert {answer.error["code"] for answer in slow.answers.values()} == {"client_stalled"}
     assert all(ANSWER.startswith(answer.data) for answer in slow.answers.values())
     for record in records:
         check_stages(record)

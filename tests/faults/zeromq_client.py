@@ -143,6 +143,11 @@ class ZeromqClient:
         self.granting = False
         """Whether each message's events are granted back as it is read."""
 
+    def watch_losses(self) -> Callable[[], bool]:
+        """Return what tells whether its connection has been lost since; ask it from the same thread."""
+        monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        return lambda: bool(monitor.poll(0))
+
     def __enter__(self) -> Self:
         return self
 
@@ -152,6 +157,7 @@ class ZeromqClient:
     def close(self) -> int:
         """Close and return when."""
         now_ns = monotonic_ns()
+        self._socket.disable_monitor()
         self._socket.close(0)
         return now_ns
 
