@@ -46,7 +46,7 @@ def folding_host(directory: Path) -> Iterator[ScriptedHost]:
 
 @pytest.fixture(scope="module")
 def slow_host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("slow", models=("slow",)) as host:
+    with ScriptedHost("slow", models=("slow", "hasty")) as host:
         yield host
 
 
@@ -61,8 +61,7 @@ def running_stage(
     directory: Path, host: ScriptedHost, folding_host: ScriptedHost, slow_host: ScriptedHost, deaf_host: ScriptedHost
 ) -> Iterator[Stage]:
     toml = (
-        f"{QUIET}{SHORT_TICK}[timeouts]\nfirst_token_s = 0.1\n"
-        + "".join(f"[models.{name}.timeouts]\nfirst_token_s = 30\n" for name in ("m", "folded"))
+        f"{QUIET}{SHORT_TICK}[models.hasty.timeouts]\nfirst_token_s = 0.1\n"
         + host_entry(host, slots=2)
         + host_entry(folding_host, facts={"cancels_whole_answers": False})
         + host_entry(slow_host, slots=1, facts={"cancel_grace_ms": GRACE_MS})
@@ -211,7 +210,7 @@ def test_a_cancelled_slot_stays_taken_for_the_hosts_grace(stage: Stage, slow_hos
 def test_a_slot_of_a_request_that_timed_out_stays_taken_too(stage: Stage, slow_host: ScriptedHost) -> None:
     slow_host.script(sh.End.HANG)
     first, second = stage.client(), stage.client()
-    first.chat(model="slow")
+    first.chat(model="hasty")
     assert first.answer().error["code"] == "first_token_timeout"
     timed_out = stage.last_finished()
     second.chat(model="slow")

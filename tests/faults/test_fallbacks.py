@@ -21,7 +21,7 @@ fallback = ["middle", "little"]
 fold = "always"
 fallback = ["little"]
 [models.last]
-timeouts = { first_token_s = 0.2 }
+timeouts = { first_token_s = 20 }
 [limits]
 attempts = 2
 waiting = 4

@@ -53,7 +53,8 @@ def alive(pid: int) -> bool:
 
 def writer_pid(router: RouterProcess) -> int:
     """The pid of whoever holds the instance, the newest one."""
-    return int((router.run_dir / "main" / "writer.lock").read_text())
+    lock = router.run_dir / "main" / "writer.lock"
+    return int(wait_until(lock.read_text, "who holds the instance has written it down"))  # it is emptied before
 
 
 def said(client: Client) -> str:

@@ -22,12 +22,12 @@ interval_s = 0.05
 timeout_s = 0.5
 fail_after = 2
 slow_start_s = 0
-breaker = { failures = 3, open_s = 0.3, open_s_max = 0.6, trial_requests = 2 }
+breaker = { failures = 3, open_s = 0.5, open_s_max = 1.0, trial_requests = 2 }
 outliers = { interval_s = 0 }
 """
 BUDGET = "[limits]\nretry_share = 0\nretries_per_s = 0.3\n"
 ERROR = sh.json_answer(500, {"error": {"message": "broken", "type": "t", "param": None, "code": "c"}})
-OPEN_NS_MIN = 240 * MS
+OPEN_NS_MIN = 400 * MS
 """An open breaker's first time, less its jitter."""
 
 

@@ -279,7 +279,7 @@ def test_what_a_host_is_is_logged_once_however_often_it_is_asked(router: Reloade
 
 
 def test_limits_time_outs_and_names_change_live(router: Reloaded) -> None:
-    more = '[models.m]\naliases = ["alias"]\n[models.m.timeouts]\nqueue_s = 0.1\n[limits]\nwaiting = 1\n'
+    more = '[models.m]\naliases = ["alias"]\n[models.m.timeouts]\nqueue_s = 0.6\n[limits]\nwaiting = 1\n'
     router.write(BASE + more + router.entry("a"))
     _client, gate = router.streams("a", model="alias")
     first, second = router.stage.client(), router.stage.client()
