@@ -34,7 +34,7 @@ run: $(VENV_READY) $(if $(CONFIG),,hosts)
 	@$(VENV)/bin/python -m router run $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 test: $(VENV_READY) hosts node-clients
-	@$(VENV)/bin/python -m pytest -m "not long" -ra $(ARGS)
+	@$(VENV)/bin/python -m pytest -m "not long" -ra --numprocesses 2 --dist loadscope $(ARGS)
 
 test-long: $(VENV_READY) hosts
 	@$(VENV)/bin/python -m pytest -m long -ra $(ARGS)
