@@ -64,11 +64,6 @@ class StoreReader:
         self._meta: Any = None
         self._opening: asyncio.Task[None] | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a store is mapped."""
-        return self._env is not None
-
     # ------------------------------------------------------------ on the path
     def get(self, key: bytes) -> bytes | None:
         """Return an entry, ``None`` where there is none that is whole."""

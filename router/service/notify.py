@@ -30,11 +30,6 @@ class Notifier:
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
-    @property
-    def listened_to(self) -> bool:
-        """Whether there is somebody to tell."""
-        return self._socket is not None
-
     def send(self, *lines: str) -> bool:
         """Send assignments such as ``READY=1`` in one datagram; false when nobody took it."""
         if self._socket is None:
