@@ -4,6 +4,7 @@
 //     TokenState   what changes with each token of a request; the base of router.request.Request, whose other fields are
 //                  Python's. Twin: PlainTokenState in router/token_state.py
 //     relay()      takes a stream's reads once its answer is being relayed. Twin: Attempt._take_stream in router/attempt.py
+//     record_events()  publishes the events of any other read. Twin: plain_record_events() in router/token_state.py
 //
 // A read that is not one more token like the last goes to the attempt, as it would without this file.
 
@@ -147,10 +148,11 @@ static PyObject *other_read(Relay *self, PyObject *data, PyObject *now)
     return PyObject_CallFunctionObjArgs(self->take_read, data, now, NULL);
 }
 
-static bool publish(const Relay *self, const number words[7])
+// Publish one record: by `to`, or where that is NULL by a function of Python.
+static bool publish(const publish_t *to, PyObject *by_python, const number words[7])
 {
-    if (self->to != NULL) {
-        self->to->publish(self->to->ring, (const uint64_t *)words);
+    if (to != NULL) {
+        to->publish(to->ring, (const uint64_t *)words);
         return true;
     }
     PyObject *numbers = PyTuple_New(7);
@@ -161,7 +163,7 @@ static bool publish(const Relay *self, const number words[7])
         else
             PyTuple_SetItem(numbers, i, one);
     }
-    PyObject *result = numbers == NULL ? NULL : PyObject_CallObject(self->publish, numbers);
+    PyObject *result = numbers == NULL ? NULL : PyObject_CallObject(by_python, numbers);
     Py_XDECREF(numbers);
     Py_XDECREF(result);
     return result != NULL;
@@ -205,7 +207,7 @@ static PyObject *relay_take(PyObject *given, PyObject *const *arguments, Py_ssiz
     if (state->blocked_ns != 0 && !ask_unsent(self, &unsent))
         return NULL;
     const number words[7] = {now, self->seq, self->word3, state->event_index | (number)size << 32, gap, unsent, 0};
-    if (!publish(self, words))
+    if (!publish(self->to, self->publish, words))
         return NULL;
     self->was_hit = true;
     state->event_index++;
@@ -312,9 +314,68 @@ static PyType_Spec relay_spec = {
     relay_slots,
 };
 
+// ---------------------------------------------------------------- the events of a read that is not one more token
+
+enum { KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6 };  // of records.py
+enum { CONTENT_CAME = 1, ANSWER_CAME = 2 };
+
+PyDoc_STRVAR(record_events_doc,
+    "record_events(state, events, publish, native_publish, seq, host_bits, now, unsent)\n--\n\n"
+    "Publish one record for each (code, bytes) of a list and empty it. Returns 0 where none has content, else 1, and 3 where\n"
+    "some of it is more than reasoning.");
+
+static bool record_event(PyObject *pair, const publish_t *to, PyObject *by_python, number words[7], TokenState *state, long *came)
+{
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "an event is (code, bytes)");
+        return false;
+    }
+    number code = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 0));
+    number size = code == (number)-1 && PyErr_Occurred() ? (number)-1 : PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 1));
+    if (size == (number)-1 && PyErr_Occurred())
+        return false;
+    number now = words[0], kind = code & 0xFF, gap = 0;
+    if (kind >= KIND_TEXT && kind <= KIND_TOOL_CALL) {
+        if (*came == 0 && state->tok_n != 0)
+            gap = now - state->tok_n;
+        if (gap > state->stall_max_ns)
+            state->stall_max_ns = gap;
+        *came |= kind == KIND_REASONING ? CONTENT_CAME : CONTENT_CAME | ANSWER_CAME;
+    }
+    const number record[7] = {now, words[1], words[2] | code, state->event_index | size << 32, gap, words[5], 0};
+    state->event_index++;
+    return publish(to, by_python, record);
+}
+
+static PyObject *record_events(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    const types *found = PyModule_GetState(module);
+    if (count != 8 || !PyObject_TypeCheck(arguments[0], found->state) || !PyList_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "record_events() takes a TokenState, a list and six further arguments");
+        return NULL;
+    }
+    const publish_t *to = NULL;
+    if (arguments[3] != Py_None && (to = PyCapsule_GetPointer(arguments[3], RINGBUFFER_PUBLISH)) == NULL)
+        return NULL;
+    number given[4];  // seq, host_bits, now, unsent
+    for (int i = 0; i < 4; i++)
+        if ((given[i] = PyLong_AsUnsignedLongLong(arguments[4 + i])) == (number)-1 && PyErr_Occurred())
+            return NULL;
+    number words[7] = {given[2], given[0], given[1], 0, 0, given[3], 0};
+    PyObject *events = arguments[1];
+    long came = 0;
+    for (Py_ssize_t i = 0; i < PyList_Size(events); i++)
+        if (!record_event(PyList_GetItem(events, i), to, arguments[2], words, (TokenState *)arguments[0], &came))
+            return NULL;
+    if (PyList_SetSlice(events, 0, PyList_Size(events), NULL) != 0)
+        return NULL;
+    return PyLong_FromLong(came);
+}
+
 // ---------------------------------------------------------------- the module
 
 static PyMethodDef methods[] = {
+    {"record_events", (PyCFunction)(void (*)(void))record_events, METH_FASTCALL, record_events_doc},
     {"relay", (PyCFunction)(void (*)(void))relay, METH_FASTCALL, relay_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -8,8 +8,10 @@
 //     dots            router/caches/selection.py      how near vectors are to another
 //     tcp_info        router/telemetry/tcp.py         TCP_INFO as it stands in a record
 //     Packer          router/telemetry/packing.py     a record out of the attributes of one object
+//     Mould           router/mould.py                 objects that begin alike
 
 #include "_native.h"
+#include "_slots.h"
 
 #include <sys/socket.h>
 
@@ -193,13 +195,14 @@ static PyObject *tcp_info(PyObject *module, PyObject *argument)
 
 // The twin of PlainPacker in router/telemetry/packing.py, where the codes are told.
 typedef struct {
-    PyObject *name;
+    slot from;
     char code;
     Py_ssize_t offset, width;
 } field;
 
 typedef struct {
     PyObject_HEAD
+    PyTypeObject *known;  // whose slots are known; NULL: all is asked for by name
     Py_ssize_t size, count;
     field *fields;
 } Packer;
@@ -233,9 +236,18 @@ static bool take_field(Packer *self, PyObject *given)
         return false;
     }
     to->code = code[0] >= '1' && code[0] <= '9' ? 's' : code[0];
-    to->name = Py_NewRef(name);
-    PyUnicode_InternInPlace(&to->name);
+    to->from.name = Py_NewRef(name);
+    PyUnicode_InternInPlace(&to->from.name);
     self->count++;
+    return true;
+}
+
+static bool know(Packer *self, PyObject *probe)
+{
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (!find_slot(probe, &self->fields[i].from))
+            return false;
+    self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));
     return true;
 }
 
@@ -243,8 +255,8 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
 {
     (void)names;
     Py_ssize_t size;
-    PyObject *given;
-    if (!PyArg_ParseTuple(arguments, "nO:Packer", &size, &given))
+    PyObject *given, *probe = Py_None;
+    if (!PyArg_ParseTuple(arguments, "nO|O:Packer", &size, &given, &probe))
         return NULL;
     PyObject *fields = PySequence_Tuple(given);
     Packer *self = fields == NULL ? NULL : (Packer *)PyType_GenericNew(type, NULL, NULL);
@@ -260,6 +272,8 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     for (Py_ssize_t i = 0; taken && i < PyTuple_Size(fields); i++)
         taken = take_field(self, PyTuple_GetItem(fields, i));
     Py_DECREF(fields);
+    if (taken && probe != Py_None)
+        taken = know(self, probe);
     if (!taken)
         Py_CLEAR(self);
     return (PyObject *)self;
@@ -269,25 +283,33 @@ static void packer_dealloc(Packer *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     for (Py_ssize_t i = 0; i < self->count; i++)
-        Py_DECREF(self->fields[i].name);
+        Py_DECREF(self->fields[i].from.name);
+    Py_XDECREF((PyObject *)self->known);
     PyMem_Free(self->fields);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
 }
 
-static bool store_number(const field *to, PyObject *value, unsigned char *record)
+// What is over the field's width is stored as the largest that it holds.
+static void store_unsigned(const field *to, uint64_t number, unsigned char *record)
 {
     uint64_t largest = to->width == 8 ? UINT64_MAX : (UINT64_C(1) << 8 * to->width) - 1;
+    if (number > largest)
+        number = largest;
+    for (Py_ssize_t i = 0; i < to->width; i++)
+        record[to->offset + i] = (unsigned char)(number >> 8 * i);
+}
+
+static bool store_number(const field *to, PyObject *value, unsigned char *record)
+{
     int overflow;
     long long signed_number = PyLong_AsLongLongAndOverflow(value, &overflow);
     if (signed_number == -1 && PyErr_Occurred())
         return false;
-    if (overflow < 0 || signed_number < 0) {
-        if (overflow <= 0) {
-            PyErr_Format(PyExc_OverflowError, "%U: %S is below zero", to->name, value);
-            return false;
-        }
+    if (overflow < 0 || (overflow == 0 && signed_number < 0)) {
+        PyErr_Format(PyExc_OverflowError, "%U: %S is below zero", to->from.name, value);
+        return false;
     }
     uint64_t number = (uint64_t)signed_number;
     if (overflow > 0) {
@@ -295,10 +317,7 @@ static bool store_number(const field *to, PyObject *value, unsigned char *record
         if (number == UINT64_MAX && PyErr_Occurred())
             PyErr_Clear(); // over 64 bits: the largest, as it stands there
     }
-    if (number > largest)
-        number = largest;
-    for (Py_ssize_t i = 0; i < to->width; i++)
-        record[to->offset + i] = (unsigned char)(number >> 8 * i);
+    store_unsigned(to, number, record);
     return true;
 }
 
@@ -306,7 +325,7 @@ static bool store(const field *to, PyObject *value, unsigned char *record)
 {
     if (to->code == 's') {
         if (!PyBytes_Check(value)) {
-            PyErr_Format(PyExc_TypeError, "%U: bytes are wanted", to->name);
+            PyErr_Format(PyExc_TypeError, "%U: bytes are wanted", to->from.name);
             return false;
         }
         Py_ssize_t size = PyBytes_Size(value);
@@ -323,6 +342,19 @@ static bool store(const field *to, PyObject *value, unsigned char *record)
     return true;
 }
 
+static bool pack_field(const field *to, PyObject *source, bool is_known, unsigned char *record)
+{
+    if (is_known && to->from.kind == IS_NUMBER && to->code != 's' && to->code != 'f') {
+        store_unsigned(to, *number_at(source, &to->from), record);
+        return true;
+    }
+    PyObject *value = is_known && to->from.kind == IS_OBJECT ? object_at(source, &to->from) : NULL;
+    value = value != NULL ? Py_NewRef(value) : PyObject_GetAttr(source, to->from.name);
+    bool stored = value != NULL && store(to, value, record);
+    Py_XDECREF(value);
+    return stored;
+}
+
 PyDoc_STRVAR(packer_pack_doc, "pack(source)\n--\n\nReturn the record of an object; what no field covers is zero.");
 
 static PyObject *packer_pack(Packer *self, PyObject *source)
@@ -332,15 +364,12 @@ static PyObject *packer_pack(Packer *self, PyObject *source)
         return NULL;
     unsigned char *record = (unsigned char *)PyBytes_AsString(packed);
     memset(record, 0, self->size);
-    for (Py_ssize_t i = 0; i < self->count; i++) {
-        PyObject *value = PyObject_GetAttr(source, self->fields[i].name);
-        bool stored = value != NULL && store(self->fields + i, value, record);
-        Py_XDECREF(value);
-        if (!stored) {
+    bool is_known = Py_TYPE(source) == self->known;
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (!pack_field(self->fields + i, source, is_known, record)) {
             Py_DECREF(packed);
             return NULL;
         }
-    }
     return packed;
 }
 
@@ -358,6 +387,108 @@ static PyType_Slot packer_slots[] = {
 };
 
 static PyType_Spec packer_spec = {"router._steps.Packer", sizeof(Packer), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, packer_slots};
+
+// ---------------------------------------------------------------- objects that begin alike
+
+// What mould() in router/mould.py returns is the class's own way where there is no native code: that is the twin.
+typedef struct {
+    PyObject_HEAD
+    PyObject *pattern;  // what all are copies of
+    Py_ssize_t count;
+    slot *slots;
+} Mould;
+
+// Shared by all copies, a value must never change.
+static bool may_be_shared(PyObject *value)
+{
+    return !(PyList_Check(value) || PyDict_Check(value) || PyAnySet_Check(value) || PyByteArray_Check(value));
+}
+
+static bool take_slot(Mould *self, PyObject *name)
+{
+    slot *to = self->slots + self->count;
+    if (!PyUnicode_Check(name)) {
+        PyErr_SetString(PyExc_TypeError, "names of slots are strings");
+        return false;
+    }
+    to->name = Py_NewRef(name);
+    self->count++;
+    if (!find_slot(self->pattern, to))
+        return false;
+    PyObject *value = to->kind == IS_OBJECT ? object_at(self->pattern, to) : NULL;
+    if (value == NULL || !may_be_shared(value)) {
+        PyErr_Format(PyExc_ValueError, "%U is no slot, or has a value that may change", name);
+        return false;
+    }
+    return true;
+}
+
+static PyObject *mould_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    (void)names;
+    PyObject *pattern, *given;
+    if (!PyArg_ParseTuple(arguments, "OO:Mould", &pattern, &given))
+        return NULL;
+    PyObject *slots = PySequence_Tuple(given);
+    Mould *self = slots == NULL ? NULL : (Mould *)PyType_GenericNew(type, NULL, NULL);
+    if (self == NULL) {
+        Py_XDECREF(slots);
+        return NULL;
+    }
+    self->pattern = Py_NewRef(pattern);
+    self->slots = PyMem_Calloc(PyTuple_Size(slots) + 1, sizeof(slot));
+    bool taken = self->slots != NULL;
+    if (!taken)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; taken && i < PyTuple_Size(slots); i++)
+        taken = take_slot(self, PyTuple_GetItem(slots, i));
+    Py_DECREF(slots);
+    if (!taken)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void mould_dealloc(Mould *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        Py_DECREF(self->slots[i].name);
+    PyMem_Free(self->slots);
+    Py_XDECREF(self->pattern);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(mould_make_doc, "make()\n--\n\nReturn a new object whose slots are those of the pattern; numbers of C in it are 0.");
+
+static PyObject *mould_make(Mould *self, PyObject *unused)
+{
+    (void)unused;
+    PyTypeObject *type = Py_TYPE(self->pattern);
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *made = allocate(type, 0);
+    for (Py_ssize_t i = 0; made != NULL && i < self->count; i++) {
+        Py_ssize_t offset = self->slots[i].offset;
+        *(PyObject **)((char *)made + offset) = Py_NewRef(*(PyObject **)((char *)self->pattern + offset));
+    }
+    return made;
+}
+
+static PyMethodDef mould_methods[] = {
+    {"make", (PyCFunction)mould_make, METH_NOARGS, mould_make_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot mould_slots[] = {
+    {Py_tp_new, mould_new},
+    {Py_tp_dealloc, mould_dealloc},
+    {Py_tp_methods, mould_methods},
+    {Py_tp_doc, "Mould(pattern, slots)\n--\n\nMakes copies of an object, of which nothing but slots is copied."},
+    {0, NULL},
+};
+
+static PyType_Spec mould_spec = {"router._steps.Mould", sizeof(Mould), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, mould_slots};
 
 PyDoc_STRVAR(first_byte_doc, "first_byte(data)\n--\n\nReturn the first byte of anything with a buffer, -1 where it is empty.");
 
@@ -449,9 +580,11 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__steps(void)
 {
-    PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&packer_spec);
-    if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Packer", type) != 0)
+    PyObject *module = PyModule_Create(&definition), *packer = PyType_FromSpec(&packer_spec), *mould = PyType_FromSpec(&mould_spec);
+    if (module == NULL || packer == NULL || mould == NULL || PyModule_AddObjectRef(module, "Packer", packer) != 0
+        || PyModule_AddObjectRef(module, "Mould", mould) != 0)
         Py_CLEAR(module);
-    Py_XDECREF(type);
+    Py_XDECREF(packer);
+    Py_XDECREF(mould);
     return module;
 }

@@ -25,8 +25,9 @@ from router.hosts.native_scan import same_token
 from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.stamps import EARLY_WINDOW_NS
-from router.telemetry.records import Endpoint, Kind, Phase
+from router.telemetry.records import Endpoint, Phase
 from router.telemetry.writer import pack_candidates
+from router.token_state import ANSWER_CAME, record_events
 
 if TYPE_CHECKING:
     from router.hosts.connection import HostConnection
@@ -40,11 +41,6 @@ _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
 # The interpreter looks members of an enum up anew each time.
 _PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
-_CONTENT_FIRST: Final = int(Kind.TEXT)
-_CONTENT_LAST: Final = int(Kind.TOOL_CALL)
-_REASONING: Final = int(Kind.REASONING)
-assert Kind.REASONING == Kind.TEXT + 1
-assert Kind.TOOL_CALL == Kind.TEXT + 2
 
 
 class Attempt:
@@ -63,6 +59,7 @@ class Attempt:
         "_keep_alive",
         "_live",
         "_loop",
+        "_native_publish",
         "_publish",
         "_relaying",
         "_token_bits",
@@ -83,6 +80,7 @@ class Attempt:
     def __init__(self, loop: Loop, request: Request, host: Host) -> None:
         self._loop = loop
         self._publish = loop.telemetry.publish_token
+        self._native_publish = loop.telemetry.native_publish
         self._host_bits = host.host_id << 16
         self._token_bits = 0
         """The third word of the record of one more token like the last."""
@@ -255,30 +253,18 @@ class Attempt:
         """Publish one record for each event of a read, after its bytes went to the client."""
         scanner, request = self.scanner, self.request
         assert scanner is not None
-        events = scanner.events
-        publish, seq, bits = self._publish, request.seq, self._host_bits
         egress = request.egress
         unsent = self._unsent(request) if egress.blocked else 0
-        index = request.event_index
-        last = request.tok_n
-        for code, size in events:
-            gap = 0
-            if _CONTENT_FIRST <= code & 0xFF <= _CONTENT_LAST:
-                if last:
-                    gap = now - last
-                    if gap > request.stall_max_ns:  # noqa: PLR1730 - max() is a call, and this runs per token
-                        request.stall_max_ns = gap
-                elif not request.tok1:
-                    self._first_content(now)
-                last = now
-                if not request.ttfo and code & 0xFF != _REASONING:
-                    request.ttfo = now
-            publish(now, seq, code | bits, index | size << 32, gap, unsent, 0)
-            index += 1
-        events.clear()
+        came = record_events(
+            request, scanner.events, self._publish, self._native_publish, request.seq, self._host_bits, now, unsent
+        )
+        if came:
+            if not request.tok1:
+                self._first_content(now)
+            if came & ANSWER_CAME and not request.ttfo:
+                request.ttfo = now
         scanner.learn()
-        self._token_bits = scanner.code | bits
-        request.event_index = index
+        self._token_bits = scanner.code | self._host_bits
         content = scanner.content_count
         if content == self._content_seen:
             return
@@ -339,7 +325,7 @@ class Attempt:
         request = self.request
         assert self.connection is not None
         self.connection.take = _relay(
-            request, self.scanner, request.egress.write, self._publish, self._loop.telemetry.native_publish,
+            request, self.scanner, request.egress.write, self._publish, self._native_publish,
             self._take_read, self._unsent_now, request.seq, self._host_bits, self._early_end_ns,
             request.recv + EARLY_WINDOW_NS,
         )  # fmt: skip

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from router import native
+from router.telemetry.records import Kind
+
+if TYPE_CHECKING:
+    from router.request import Request
+
+# As plain integers: reading a member of an enum costs more than the comparison it is for.
+_CONTENT_FIRST: Final = int(Kind.TEXT)
+_CONTENT_LAST: Final = int(Kind.TOOL_CALL)
+_REASONING: Final = int(Kind.REASONING)
+assert (Kind.TEXT, Kind.REASONING, Kind.TOOL_CALL) == (4, 5, 6)
+CONTENT_CAME: Final = 1
+ANSWER_CAME: Final = 2
 
 
 class PlainTokenState:
@@ -43,3 +56,36 @@ if TYPE_CHECKING or native.relay is None:  # noqa: SIM108 - a type checker takes
     TokenState = PlainTokenState
 else:
     TokenState = native.relay.TokenState
+
+
+def plain_record_events(
+    state: Request,
+    events: list[tuple[int, int]],
+    publish: Callable[..., int],
+    native_publish: object,  # noqa: ARG001 - what native code publishes by
+    seq: int,
+    host_bits: int,
+    now: int,
+    unsent: int,
+) -> int:
+    """Publish one record for each event of a read, ``(code, bytes)`` each, that came at ``now``, and empty the list.
+
+    Return what came: :data:`CONTENT_CAME`, and :data:`ANSWER_CAME` if some of it is more than reasoning; 0 for neither.
+    """
+    came = 0
+    for code, size in events:
+        gap, kind = 0, code & 0xFF
+        if _CONTENT_FIRST <= kind <= _CONTENT_LAST:
+            if not came and state.tok_n:
+                gap = now - state.tok_n
+                state.stall_max_ns = max(state.stall_max_ns, gap)
+            came |= CONTENT_CAME if kind == _REASONING else CONTENT_CAME | ANSWER_CAME
+        index = state.event_index
+        state.event_index = index + 1
+        publish(now, seq, code | host_bits, index | size << 32, gap, unsent, 0)
+    events.clear()
+    return came
+
+
+record_events: Final[Callable[..., int]] = plain_record_events if native.relay is None else native.relay.record_events
+"""As :func:`plain_record_events`, in one call where there is native code."""

@@ -21,7 +21,7 @@ from ringbuffer import (
 )
 from router.config import Config
 from router.config.caches import own_requests_max
-from router.request import NO_TERMS
+from router.request import NO_TERMS, new_request
 from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
@@ -284,8 +284,8 @@ _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _VERDICTS_MAX: Final = rec.CANDIDATE_COUNT
 _ZEROS: Final = [0] * (3 * _VERDICTS_MAX)
 _UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
-_inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE)
-_done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE)
+_inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE, new_request())
+_done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE, new_request())
 
 
 def pack_candidates(request: Request) -> None:

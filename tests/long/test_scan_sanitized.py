@@ -67,10 +67,13 @@ def load(package, name):
     module = sys.modules[f"{package}.{name}"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 load("ringbuffer", "_words")
+load("router", "_steps")
 load("router", "_relay")
 import router.native
 assert router.native.relay.__file__.startswith(sys.argv[1])
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/unit/test_relay.py"]))
+assert router.native.steps.__file__.startswith(sys.argv[1])
+names = ("relay", "packing", "mould")
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
 """
 
 
@@ -100,7 +103,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return directory, environment
 
 
-def test_the_relay_touches_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
+def test_relay_records_and_moulds_touch_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
     directory, environment = sanitized
     done = subprocess.run(
         [sys.executable, "-c", RELAY_PROGRAM, str(directory)],
