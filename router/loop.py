@@ -19,7 +19,9 @@ from router.attempt import Attempt
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
 from router.hosts.standing import condition
 from router.models import Model
+from router.picking import pick
 from router.recovery import Recovery
+from router.request import NO_TERMS
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
@@ -126,6 +128,31 @@ class Loop:
 
     def place(self, request: Request, now: int) -> None:
         """Have a request run, wait or be refused, by its model's hosts and who waits for them."""
+        if not self._place_at_once(request, now):
+            self._admit(request, now)
+
+    def _place_at_once(self, request: Request, now: int) -> bool:
+        """Have a request run of which nothing special is known; false where :meth:`_admit` must look closer.
+
+        It comes to the same: nobody waits, so the request runs where the default policy finds a host for it.
+        """
+        model = request.model
+        if model.policy is not None or model.waiting.size or request.terms is not NO_TERMS:
+            return False
+        if request.path or request.tried:
+            return False
+        chosen, verdicts = pick(model.hosts, model.turn)
+        if chosen == NO_HOST:
+            return False
+        model.turn = chosen + 1
+        request.packed_candidates = verdicts
+        self._go(request, now, model.hosts[chosen])
+        if request.row < 0:  # it waits for a connection
+            self._book(request)
+        return True
+
+    def _admit(self, request: Request, now: int) -> None:
+        """Decide about a request by its model's hosts, who waits for them, and its own terms."""
         model = request.model
         candidates = self._candidates(request)
         healthy = free = 0
@@ -291,24 +318,29 @@ class Loop:
         if chosen == NO_HOST:
             return False
         model.turn = chosen + 1
-        if not request.admitted:
-            request.admitted = now
-        host = self.host_of[candidates[chosen][0]]
         request.candidates = candidates
         request.chosen = chosen
+        self._go(request, now, self.host_of[candidates[chosen][0]])
+        return True
+
+    def _go(self, request: Request, now: int, host: Host) -> None:
+        """Start an attempt at the host that was chosen."""
+        if not request.admitted:
+            request.admitted = now
         request.host = host.host_id
         routed = request.routed = monotonic_ns()
         if not request.routed1:
             request.routed1 = routed
         request.attempt_count += 1
         running = host.running = host.running + 1
+        policy = request.model.policy
         if policy is not None:
             self._note_choice(policy, request)
         sent = self.connect(request, host)
-        host.spares.start(routed, running)
-        if sent:
+        spares = host.spares
+        spares.start(routed, running)
+        if sent and len(host.idle) < spares.largest:
             self.fleet.top_up(host, routed)
-        return True
 
     @staticmethod
     def _choose(policy: Policy, request: Request, candidates: list[Candidate], now: int) -> int:

@@ -72,7 +72,7 @@ load("router", "_relay")
 import router.native
 assert router.native.relay.__file__.startswith(sys.argv[1])
 assert router.native.steps.__file__.startswith(sys.argv[1])
-names = ("relay", "packing", "mould")
+names = ("relay", "packing", "mould", "picking")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
 """
 
