@@ -320,11 +320,19 @@ enum { KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6 };  // of records.p
 enum { CONTENT_CAME = 1, ANSWER_CAME = 2 };
 
 PyDoc_STRVAR(record_events_doc,
-    "record_events(state, events, publish, native_publish, seq, host_bits, now, unsent)\n--\n\n"
-    "Publish one record for each (code, bytes) of a list and empty it. Returns 0 where none has content, else 1, and 3 where\n"
-    "some of it is more than reasoning.");
+    "record_events(state, events, publish, native_publish, seq, host_bits, now, unsent, taken_ns, early_end_ns, visible_end_ns)\n--\n\n"
+    "Publish one record for each (code, bytes) of a list, count their tokens, and empty it. Returns 0 where none has content,\n"
+    "else 1, and 3 where some of it is more than reasoning.");
 
-static bool record_event(PyObject *pair, const publish_t *to, PyObject *by_python, number words[7], TokenState *state, long *came)
+// What is alike for all events of a read.
+typedef struct {
+    const publish_t *to;
+    PyObject *by_python;
+    number seq, host_bits, now, unsent, taken_ns, early_end_ns, visible_end_ns;
+} read_record;
+
+// Publish one event; `content` counts those that have some.
+static bool record_event(PyObject *pair, const read_record *read, TokenState *state, number *content, long *came)
 {
     if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
         PyErr_SetString(PyExc_TypeError, "an event is (code, bytes)");
@@ -334,39 +342,61 @@ static bool record_event(PyObject *pair, const publish_t *to, PyObject *by_pytho
     number size = code == (number)-1 && PyErr_Occurred() ? (number)-1 : PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 1));
     if (size == (number)-1 && PyErr_Occurred())
         return false;
-    number now = words[0], kind = code & 0xFF, gap = 0;
+    number kind = code & 0xFF, gap = 0;
     if (kind >= KIND_TEXT && kind <= KIND_TOOL_CALL) {
-        if (*came == 0 && state->tok_n != 0)
-            gap = now - state->tok_n;
+        if (*content == 0 && state->tok_n != 0)
+            gap = read->now - state->tok_n;
         if (gap > state->stall_max_ns)
             state->stall_max_ns = gap;
+        ++*content;
         *came |= kind == KIND_REASONING ? CONTENT_CAME : CONTENT_CAME | ANSWER_CAME;
     }
-    const number record[7] = {now, words[1], words[2] | code, state->event_index | size << 32, gap, words[5], 0};
+    const number words[7] = {
+        read->now, read->seq, read->host_bits | code, state->event_index | size << 32, gap, read->unsent, 0,
+    };
     state->event_index++;
-    return publish(to, by_python, record);
+    return publish(read->to, read->by_python, words);
+}
+
+static void count_tokens(TokenState *state, const read_record *read, number content)
+{
+    bool is_first = state->tok_n == 0;
+    state->tok_n = read->now;
+    state->content_count += content;
+    if (read->taken_ns != 0)
+        state->out_n = read->taken_ns;
+    if (!is_first && read->now > read->early_end_ns)
+        return;
+    state->early_tokens += is_first ? content - 1 : content; // the first is not within two seconds behind itself
+    if (read->taken_ns != 0 && read->taken_ns <= read->visible_end_ns)
+        state->visible_tokens += content;
 }
 
 static PyObject *record_events(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 {
     const types *found = PyModule_GetState(module);
-    if (count != 8 || !PyObject_TypeCheck(arguments[0], found->state) || !PyList_Check(arguments[1])) {
-        PyErr_SetString(PyExc_TypeError, "record_events() takes a TokenState, a list and six further arguments");
+    if (count != 11 || !PyObject_TypeCheck(arguments[0], found->state) || !PyList_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "record_events() takes a TokenState, a list and nine further arguments");
         return NULL;
     }
-    const publish_t *to = NULL;
-    if (arguments[3] != Py_None && (to = PyCapsule_GetPointer(arguments[3], RINGBUFFER_PUBLISH)) == NULL)
+    read_record read = {.to = NULL, .by_python = arguments[2]};
+    if (arguments[3] != Py_None && (read.to = PyCapsule_GetPointer(arguments[3], RINGBUFFER_PUBLISH)) == NULL)
         return NULL;
-    number given[4];  // seq, host_bits, now, unsent
-    for (int i = 0; i < 4; i++)
-        if ((given[i] = PyLong_AsUnsignedLongLong(arguments[4 + i])) == (number)-1 && PyErr_Occurred())
+    number *numbers[] = {
+        &read.seq, &read.host_bits, &read.now, &read.unsent, &read.taken_ns, &read.early_end_ns, &read.visible_end_ns,
+    };
+    for (int i = 0; i < 7; i++)
+        if ((*numbers[i] = PyLong_AsUnsignedLongLong(arguments[4 + i])) == (number)-1 && PyErr_Occurred())
             return NULL;
-    number words[7] = {given[2], given[0], given[1], 0, 0, given[3], 0};
     PyObject *events = arguments[1];
+    TokenState *state = (TokenState *)arguments[0];
+    number content = 0;
     long came = 0;
     for (Py_ssize_t i = 0; i < PyList_Size(events); i++)
-        if (!record_event(PyList_GetItem(events, i), to, arguments[2], words, (TokenState *)arguments[0], &came))
+        if (!record_event(PyList_GetItem(events, i), &read, state, &content, &came))
             return NULL;
+    if (content != 0)
+        count_tokens(state, &read, content);
     if (PyList_SetSlice(events, 0, PyList_Size(events), NULL) != 0)
         return NULL;
     return PyLong_FromLong(came);

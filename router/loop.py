@@ -366,7 +366,7 @@ class Loop:
 
     def connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
         """Start an attempt; return whether there was a connection for it at once."""
-        attempt = request.attempt = Attempt(self, request, host)
+        attempt = request.attempt = Attempt.of(self, request, host)
         request.phase = _CONNECTING
         request.check_ns = 0
         connection = None if fresh else self.fleet.take(host, request.routed)

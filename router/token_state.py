@@ -67,24 +67,48 @@ def plain_record_events(
     host_bits: int,
     now: int,
     unsent: int,
+    taken_ns: int,
+    early_end_ns: int,
+    visible_end_ns: int,
 ) -> int:
-    """Publish one record for each event of a read, ``(code, bytes)`` each, that came at ``now``, and empty the list.
+    """Publish one record for each event of a read, ``(code, bytes)`` each, and empty the list; count their tokens.
+
+    They came at ``now``; the client's socket took them at ``taken_ns``, 0 = not yet. ``early_end_ns`` is the end of the
+    two seconds behind a first token, ``visible_end_ns`` that of the two seconds behind the request.
 
     Return what came: :data:`CONTENT_CAME`, and :data:`ANSWER_CAME` if some of it is more than reasoning; 0 for neither.
     """
-    came = 0
+    came = content = 0
     for code, size in events:
         gap, kind = 0, code & 0xFF
         if _CONTENT_FIRST <= kind <= _CONTENT_LAST:
-            if not came and state.tok_n:
+            if not content and state.tok_n:
                 gap = now - state.tok_n
                 state.stall_max_ns = max(state.stall_max_ns, gap)
+            content += 1
             came |= CONTENT_CAME if kind == _REASONING else CONTENT_CAME | ANSWER_CAME
         index = state.event_index
         state.event_index = index + 1
         publish(now, seq, code | host_bits, index | size << 32, gap, unsent, 0)
     events.clear()
+    if content:
+        _count_tokens(state, content, now, taken_ns, early_end_ns, visible_end_ns)
     return came
+
+
+def _count_tokens(
+    state: Request, content: int, now: int, taken_ns: int, early_end_ns: int, visible_end_ns: int
+) -> None:
+    is_first = not state.tok_n
+    state.tok_n = now
+    state.content_count += content
+    if taken_ns:
+        state.out_n = taken_ns
+    if not is_first and now > early_end_ns:
+        return
+    state.early_tokens += content - 1 if is_first else content  # the first is not within two seconds behind itself
+    if taken_ns and taken_ns <= visible_end_ns:
+        state.visible_tokens += content
 
 
 record_events: Final[Callable[..., int]] = plain_record_events if native.relay is None else native.relay.record_events

@@ -284,7 +284,9 @@ EVENTS = st.lists(st.tuples(st.integers(0, 20) | NUMBERS, st.integers(0, (1 << 3
     seq=NUMBERS,
     host=st.integers(0, 0xFFFF),
     unsent=NUMBERS,
-    tok_n=st.booleans(),
+    taken_ns=st.sampled_from([0, 1, 1 << 20]),
+    early_end_ns=st.integers(0, 1 << 63),
+    visible_end_ns=st.integers(0, 1 << 63),
 )
 def test_native_and_plain_record_events_come_to_the_same(
     ring: tuple[BroadcastWriter, BroadcastReader],
@@ -293,7 +295,9 @@ def test_native_and_plain_record_events_come_to_the_same(
     seq: int,
     host: int,
     unsent: int,
-    tok_n: bool,
+    taken_ns: int,
+    early_end_ns: int,
+    visible_end_ns: int,
 ) -> None:
     writer, reader = ring
     assert native.relay is not None
@@ -304,10 +308,9 @@ def test_native_and_plain_record_events_come_to_the_same(
         for events, later in reads:
             now += later
             given_events = list(events)
-            came.append(record(state, given_events, writer.publish, native_publish, seq, host << 16, now, unsent))
+            told = (writer.publish, native_publish, seq, host << 16, now, unsent)
+            came.append(record(state, given_events, *told, taken_ns and now + taken_ns, early_end_ns, visible_end_ns))
             assert not given_events, "the list is emptied"
-            if came[-1] and tok_n:
-                state.tok_n = now
         counts = [getattr(state, name) for name in PlainTokenState.__slots__]
         found.append((came, counts, [payload for _, payload in reader.poll(1 << 10)]))
     assert found[0] == found[1]
@@ -327,16 +330,16 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BroadcastWr
 def test_events_of_another_shape_are_refused() -> None:
     assert native.relay is not None
     state = native.relay.TokenState()
-    good: list[Any] = [state, [(1, 2)], lambda *_: 0, None, 1, 2, 3, 4]
+    good: list[Any] = [state, [(1, 2)], lambda *_: 0, None, 1, 2, 3, 4, 5, 6, 7]
     for position, wrong in (
         (0, PlainTokenState()), (1, ()), (1, [1]), (1, [(1,)]), (1, [("a", 1)]), (1, [(1, -1)]), (3, 5), (4, -1),
-        (6, "x"),
+        (6, "x"), (10, -1),
     ):  # fmt: skip
         given_arguments = [*good[:position], wrong, *good[position + 1 :]]
         with pytest.raises((TypeError, ValueError, OverflowError)):
             native.relay.record_events(*given_arguments)
     with pytest.raises(ZeroDivisionError):
-        native.relay.record_events(state, [(1, 2)], lambda *_: 1 // 0, None, 1, 2, 3, 4)
+        native.relay.record_events(state, [(1, 2)], lambda *_: 1 // 0, None, 1, 2, 3, 4, 5, 6, 7)
 
 
 @pytest.mark.parametrize("make", [PlainTokenState, *([native.relay.TokenState] if native.relay is not None else [])])
