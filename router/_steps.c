@@ -2,7 +2,7 @@
 // cold. Every function has a twin in plain Python, which is the fallback and the judge of what is right:
 //
 //     split_head      router/http1.py                 a head without what varies between heads that are the same otherwise
-//     stage_times     router/ingress/heads.py         the value of server-timing
+//     StageTimes      router/ingress/heads.py         the value of server-timing
 //     first_byte      router/messages.py              of anything with a buffer
 //     offset_of       router/caches/tools.py          where a part of a buffer begins in it
 //     dots            router/caches/selection.py      how near vectors are to another
@@ -126,24 +126,13 @@ static PyObject *split_head(PyObject *module, PyObject *const *arguments, Py_ssi
 
 enum { STAGES = 5, STAGE_BYTES_MAX = 48 };
 
-PyDoc_STRVAR(stage_times_doc,
-    "stage_times(ingress_ns, queue_ns, route_ns, connect_ns, host_ns)\n--\n\n"
-    "Return the value of server-timing; a stage that did not happen is negative and left out.");
-
-// The twin of plain_stage_times() in router/ingress/heads.py.
-static PyObject *stage_times(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+// Times in milliseconds with three digits behind the point; one below zero is left out.
+static PyObject *shown_times(const long long stages_ns[STAGES])
 {
     static const char *const names[STAGES] = {"ingress;dur=", "queue;dur=", "route;dur=", "connect;dur=", "host;dur="};
-    (void)module;
     char text_of[STAGES * STAGE_BYTES_MAX], *to = text_of;
-    if (count != STAGES) {
-        PyErr_SetString(PyExc_TypeError, "stage_times takes five times in nanoseconds");
-        return NULL;
-    }
     for (int i = 0; i < STAGES; i++) {
-        long long ns = PyLong_AsLongLong(arguments[i]);
-        if (ns == -1 && PyErr_Occurred())
-            return NULL;
+        long long ns = stages_ns[i];
         if (ns < 0)
             continue;
         unsigned long long us = ((unsigned long long)ns + 500) / 1000, whole = us / 1000;
@@ -389,6 +378,95 @@ static PyType_Slot packer_slots[] = {
 
 static PyType_Spec packer_spec = {"router._steps.Packer", sizeof(Packer), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, packer_slots};
 
+// ---------------------------------------------------------------- times of a request
+
+enum { RECV, DEQ, ADMITTED, ROUTED, CONN, SENT, HFB, TOK_1, TOK_N, STAMPS };
+
+typedef struct {
+    PyObject_HEAD
+    PyTypeObject *known;
+    slot slots[STAMPS];
+} StageTimes;
+
+static bool stamp_of(const StageTimes *self, PyObject *request, int which, long long *to)
+{
+    const slot *from = self->slots + which;
+    bool is_known = Py_TYPE(request) == self->known;
+    if (is_known && from->kind == IS_NUMBER) {
+        *to = (long long)*number_at(request, from);
+        return true;
+    }
+    PyObject *value = is_known && from->kind == IS_OBJECT ? object_at(request, from) : NULL;
+    value = value != NULL ? Py_NewRef(value) : PyObject_GetAttr(request, from->name);
+    *to = value == NULL ? -1 : PyLong_AsLongLong(value);
+    Py_XDECREF(value);
+    return *to != -1 || !PyErr_Occurred();
+}
+
+PyDoc_STRVAR(stage_times_of_doc, "of(request)\n--\n\nReturn the value of server-timing for a request as far as it has come.");
+
+// The twin of plain_server_timing() in router/ingress/heads.py.
+static PyObject *stage_times_of(StageTimes *self, PyObject *request)
+{
+    long long at[STAMPS];
+    for (int i = 0; i < STAMPS; i++)
+        if (!stamp_of(self, request, i, at + i))
+            return NULL;
+    long long last = at[TOK_N] != 0 ? at[TOK_N] : at[TOK_1] != 0 ? at[TOK_1] : at[HFB];
+    const long long stages_ns[STAGES] = {
+        at[DEQ] != 0 ? at[DEQ] - at[RECV] : -1, at[ADMITTED] != 0 ? at[ADMITTED] - at[DEQ] : -1,
+        at[ROUTED] != 0 ? at[ROUTED] - at[ADMITTED] : -1, at[CONN] != 0 ? at[CONN] - at[ROUTED] : -1,
+        at[HFB] != 0 ? last - (at[SENT] != 0 ? at[SENT] : at[CONN]) : -1,
+    };
+    return shown_times(stages_ns);
+}
+
+static PyObject *stage_times_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    static const char *const slot_names[STAMPS] = {
+        "recv", "deq", "admitted", "routed", "conn_ns", "sent_ns", "hfb", "tok1", "tok_n",
+    };
+    (void)names;
+    PyObject *probe;
+    if (!PyArg_ParseTuple(arguments, "O:StageTimes", &probe))
+        return NULL;
+    StageTimes *self = (StageTimes *)PyType_GenericNew(type, NULL, NULL);
+    for (int i = 0; self != NULL && i < STAMPS; i++)
+        if ((self->slots[i].name = PyUnicode_InternFromString(slot_names[i])) == NULL || !find_slot(probe, self->slots + i))
+            Py_CLEAR(self);
+    if (self != NULL)
+        self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));
+    return (PyObject *)self;
+}
+
+static void stage_times_dealloc(StageTimes *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (int i = 0; i < STAMPS; i++)
+        Py_XDECREF(self->slots[i].name);
+    Py_XDECREF((PyObject *)self->known);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef stage_times_methods[] = {
+    {"of", (PyCFunction)stage_times_of, METH_O, stage_times_of_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot stage_times_slots[] = {
+    {Py_tp_new, stage_times_new},
+    {Py_tp_dealloc, stage_times_dealloc},
+    {Py_tp_methods, stage_times_methods},
+    {Py_tp_doc, "StageTimes(probe)\n--\n\nShows the times of requests; the probe is one, nobody else's."},
+    {0, NULL},
+};
+
+static PyType_Spec stage_times_spec = {
+    "router._steps.StageTimes", sizeof(StageTimes), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, stage_times_slots,
+};
+
 // ---------------------------------------------------------------- objects that begin alike
 
 // What mould() in router/mould.py returns is the class's own way where there is no native code: that is the twin.
@@ -402,7 +480,7 @@ typedef struct {
 // Shared by all copies, a value must never change.
 static bool may_be_shared(PyObject *value)
 {
-    return !(PyList_Check(value) || PyDict_Check(value) || PyAnySet_Check(value) || PyByteArray_Check(value));
+    return !(PyList_Check(value) || PyDict_Check(value) || PySet_Check(value) || PyByteArray_Check(value));
 }
 
 static bool take_slot(Mould *self, PyObject *name)
@@ -739,7 +817,6 @@ static PyMethodDef methods[] = {
     {"first_byte", first_byte, METH_O, first_byte_doc},
     {"offset_of", (PyCFunction)(void (*)(void))offset_of, METH_FASTCALL, offset_of_doc},
     {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL, split_head_doc},
-    {"stage_times", (PyCFunction)(void (*)(void))stage_times, METH_FASTCALL, stage_times_doc},
     {"tcp_info", tcp_info, METH_O, tcp_info_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -761,7 +838,7 @@ PyMODINIT_FUNC PyInit__steps(void)
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL
         && (add_type(module, "Packer", &packer_spec) != 0 || add_type(module, "Mould", &mould_spec) != 0
-            || add_type(module, "Picker", &picker_spec) != 0))
+            || add_type(module, "Picker", &picker_spec) != 0 || add_type(module, "StageTimes", &stage_times_spec) != 0))
         Py_CLEAR(module);
     return module;
 }

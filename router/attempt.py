@@ -172,10 +172,11 @@ class Attempt:
             self._fold = Fold(chat=request.endpoint == Endpoint.CHAT, answer_bytes_max=self._loop.limits.answer_bytes)
         elif request.egress.counts_events:
             self._counting = cast("CountingEgress", request.egress)
-        fold = request.fold
-        raw = request.egress.raw and not fold
-        event_bytes_max = self._loop.limits.event_bytes
-        self.scanner = StreamScanner(decoder, raw, self.drop_usage, self.drop_progress, fold, event_bytes_max)
+        raw = request.egress.raw and not request.fold
+        scanner = StreamScanner.of(decoder, raw, self.drop_usage, self.drop_progress, self._loop.limits.event_bytes)
+        if request.fold:
+            scanner.payloads = []
+        self.scanner = scanner
         return self._take_stream
 
     def _begin_foreign(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:

@@ -229,9 +229,9 @@ class Loop:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
         if request.row < 0 and request.phase is not _DONE:
             telemetry = self.telemetry
-            if not telemetry.has_row():
+            if not telemetry.free_rows:
                 self.flush()  # ended requests hold their rows until their records are written
-            request.row = telemetry.take_row()
+            request.row = telemetry.free_rows.pop()
             telemetry.publish_token(request.deq, request.seq, _OPEN | request.host << 16, request.event_index, 0, 0, 0)
             telemetry.show_phase(request)
 
@@ -577,8 +577,9 @@ class Loop:
     # ------------------------------------------------------------ the end
     def end_ok(self, request: Request, now: int) -> None:
         """The answer is written and complete."""
-        if request.attempt is not None:
-            host = request.attempt.host
+        attempt = request.attempt
+        if attempt is not None:
+            host = attempt.host
             host.served_count += 1
             if host.on_trial:
                 self.recovery.standing.served(host, request.routed, now)
@@ -605,26 +606,33 @@ class Loop:
     def _finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
         if request.phase is _DONE:
             return
-        self._book(request)
+        if request.row < 0:
+            self._book(request)
         request.phase = _DONE
         request.attempt = None
         request.outcome = outcome
         request.error = error
-        request.done_ns = max(now, request.out_n)
+        taken_ns = request.out_n
+        done_ns = request.done_ns = taken_ns if taken_ns > now else now  # max() is a call, and this is the path
         if request.stream:
             request.flags |= _FLAG_STREAM
         if request.folded:
             request.flags |= _FLAG_FOLDED
         self.in_flight.pop(request.seq, None)
-        account = request.terms.account
-        if account is not None:
-            account.finished(request, now)
-        self.telemetry.event(request.done_ns, request, _DONE_EVENT)
-        request.let_go()
-        request.packed_tcp = request.egress.tcp_info()
-        self._ended.append(request)
-        request.egress.finished()
-        if len(self._ended) >= _ENDED_MAX:
+        terms = request.terms
+        if terms is not NO_TERMS and terms.account is not None:
+            terms.account.finished(request, now)
+        self.telemetry.publish_token(
+            done_ns, request.seq, _DONE_EVENT | request.host << 16, request.event_index, 0, 0, 0
+        )
+        if request.body or request.fields is not None:  # else they were let go at its first token
+            request.let_go()
+        egress = request.egress
+        request.packed_tcp = egress.tcp_info()
+        ended = self._ended
+        ended.append(request)
+        egress.finished()
+        if len(ended) >= _ENDED_MAX:
             self.flush()
 
     def flush(self) -> None:

@@ -38,6 +38,7 @@ from router.hosts.events import (
     split_lines,
 )
 from router.http1 import CHUNK_LINE_SEARCH, CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
+from router.mould import mould
 from router.telemetry.records import Kind, TokenFlag
 
 __all__ = ["StreamError", "StreamScanner", "event_code"]
@@ -123,6 +124,21 @@ class StreamScanner(EventScanner):
         self._finished: frozenset[int] = frozenset()
         self.payloads = [] if keep_payloads else None
         """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
+
+    @staticmethod
+    def of(
+        decoder: BodyDecoder, raw: bool, drop_usage: bool, drop_progress: bool, event_bytes_max: int
+    ) -> StreamScanner:
+        """Return what the class would, but for payloads, in fewer steps."""
+        self = _new_scanner()
+        self._decoder = decoder
+        self._raw = raw
+        self._drop_usage = drop_usage
+        self._drop_progress = drop_progress
+        self._event_bytes_max = event_bytes_max
+        self.aligned = type(decoder) is ChunkedDecoder
+        self.events = []
+        return self
 
     @property
     def succeeded(self) -> bool:
@@ -305,6 +321,15 @@ def _around_text(event: bytes) -> tuple[bytes, bytes] | tuple[None, None]:
     return event[:start], event[end:] + b"\r\n"
 
 
+def _pattern() -> StreamScanner:
+    """Return a scanner that holds nothing which changes."""
+    nothing: Any = None
+    scanner = StreamScanner(nothing)
+    scanner.events = nothing
+    return scanner
+
+
+_new_scanner: Final = mould(_pattern)
 _scan: Final[Callable[[StreamScanner, bytes], bytes | None] | None] = (
     None if native.scan is None else native.scan.Scan(StreamScanner(ChunkedDecoder())).feed
 )

@@ -125,7 +125,8 @@ class Telemetry:
             self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors,
             self.host_rows.table,
         )  # fmt: skip
-        self._free_rows = list(range(in_flight_max - 1, -1, -1))
+        self.free_rows = list(range(in_flight_max - 1, -1, -1))
+        """Those of the in-flight table that no request has; :meth:`done` gives a request's back."""
         for position, own in enumerate(config.tags.own):
             self.names.intern(rec.NAME_OWN_TAG, own)
             assert position < rec.OWN_TAG_COUNT
@@ -190,14 +191,6 @@ class Telemetry:
         identity = request.identity or self.identify(request)
         return identity[_USER_START : _USER_START + rec.TEXT_BYTES].rstrip(b"\0").decode("utf-8", "replace")
 
-    def has_row(self) -> bool:
-        """Whether a row of the in-flight table is free."""
-        return bool(self._free_rows)
-
-    def take_row(self) -> int:
-        """Return a free row of the in-flight table; the caller has checked that there is one."""
-        return self._free_rows.pop()
-
     def show_phase(self, request: Request) -> None:
         """Show where a request is in the in-flight table, if it is not shown yet."""
         if request.shown_phase == request.phase:
@@ -219,7 +212,7 @@ class Telemetry:
         finally:
             if request.row >= 0:
                 self.inflight.clear(request.row)
-                self._free_rows.append(request.row)
+                self.free_rows.append(request.row)
                 request.row = -1
 
     def _complete(self, request: Request) -> None:

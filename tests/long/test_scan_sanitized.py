@@ -51,7 +51,6 @@ while time.monotonic() < until:
     head = capture(rng.choice(stream_names())).head
     head = damage(head, rng) if rounds % 2 else head
     steps.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
-    steps.stage_times(*(rng.choice((-1, 0, 1, 10**9, (1 << 63) - 1, rng.getrandbits(62))) for _ in range(5)))
     steps.first_byte(head[: rng.randrange(2)])
     steps.tcp_info(rng.choice((-1, 0, 1 << 20)))
     number, text = rng.choice("QIHBf"), f"{rng.randrange(1, 90)}s"
@@ -78,7 +77,7 @@ load("router", "_relay")
 import router.native
 assert router.native.relay.__file__.startswith(sys.argv[1])
 assert router.native.steps.__file__.startswith(sys.argv[1])
-names = ("relay", "packing", "mould", "picking")
+names = ("relay", "packing", "mould", "picking", "server_timing")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
 """
 

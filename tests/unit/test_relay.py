@@ -139,10 +139,11 @@ class Streams(TokenPath):
         (request,) = self.ended
         self.ended.clear()
         events = [rec.decode_token(payload) for _, payload in self._tokens.poll(1 << 16)]
-        written = b"".join(answer.written)
+        head, _, written = b"".join(answer.written).partition(b"\r\n\r\n")
         answer.written.clear()
+        request.bytes_out -= len(head)  # it says how long things took, in as many digits as that needs
         return {
-            "written": written.partition(b"\r\n\r\n")[2],
+            "written": written,
             "pauses": pauses,
             "outcome": (request.outcome, request.error, request.status),
             "counts": [getattr(request, name) for name in FIELDS],
