@@ -1,4 +1,5 @@
-// One read of a host's stream → its events, in one call. The twins are router/hosts/scanner.py for Scan and
+// One read of a host's stream → its events, in one call; and what else needs to understand JSON (split_body, for bodies of
+// requests). The twins are router/hosts/scanner.py for Scan and
 // plain_same_token() in router/hosts/native_scan.py; they are the fallback, and the judges of what is right.
 //
 // Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
@@ -142,6 +143,26 @@ static void fill_tables(void)
         is_plain[byte] = byte != '"' && byte != '\\';
 }
 
+// Skip the bytes that stand for themselves, eight at a time: a byte that does not sets its highest bit in `found`. (A borrow
+// may set that of a byte behind it as well, so only the first counts.)
+static inline text behind_plain(text at, text end)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
+    for (; end - at >= 8; at += 8) {
+        uint64_t bytes;
+        memcpy(&bytes, at, sizeof bytes);
+        uint64_t quote = bytes ^ ones * '"', backslash = bytes ^ ones * '\\';
+        uint64_t found = bytes | ((bytes - ones * 0x20) & ~bytes) | ((quote - ones) & ~quote) | ((backslash - ones) & ~backslash);
+        if ((found & highs) != 0)
+            return at + __builtin_ctzll(found & highs) / 8;
+    }
+#endif
+    while (at < end && is_plain[*at])
+        at++;
+    return at;
+}
+
 // Take a string; `inside` is what stands between its quotation marks.
 static bool take_string(cursor *c, span *inside, bool *escaped)
 {
@@ -151,8 +172,7 @@ static bool take_string(cursor *c, span *inside, bool *escaped)
     inside->begin = at;
     *escaped = false;
     for (;;) {
-        while (at < end && is_plain[*at])
-            at++;
+        at = behind_plain(at, end);
         if (at >= end || *at == '"')
             break;
         if (*at == '\\') {
@@ -883,6 +903,55 @@ static PyType_Slot scan_slots[] = {
 
 static PyType_Spec scan_spec = {"router._scan.Scan", sizeof(Scan), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, scan_slots};
 
+// ---------------------------------------------------------------- bodies of requests
+
+PyDoc_STRVAR(split_body_doc,
+    "split_body(body)\n--\n\n"
+    "Return (the body without the value of its `messages`, where that value begins, where it ends), or None unless the body is\n"
+    "a JSON object of the usual form whose `messages` are an array.");
+
+// The judge is decode_body() in router/messages.py: of two bodies with the same rest it decodes the same but for messages.
+static PyObject *split_body(PyObject *module, PyObject *body)
+{
+    (void)module;
+    if (!PyBytes_Check(body)) {
+        PyErr_SetString(PyExc_TypeError, "split_body(body: bytes)");
+        return NULL;
+    }
+    text begin = (text)PyBytes_AsString(body);
+    event_facts nothing = {0};
+    cursor c = {begin, begin + PyBytes_Size(body), 0, &nothing};
+    span messages = {NULL, NULL};
+    if (!take(&c, '{'))
+        Py_RETURN_NONE;
+    do {
+        span name;
+        if (!take_name(&c, &name))
+            Py_RETURN_NONE;
+        skip_blanks(&c);
+        bool is_messages = is(name, "messages");
+        if (is_messages && (messages.begin != NULL || c.at >= c.end || *c.at != '['))
+            Py_RETURN_NONE;
+        text value = c.at;
+        if (!take_value(&c, name))
+            Py_RETURN_NONE;
+        if (is_messages)
+            messages = (span){value, c.at};
+    } while (take(&c, ','));
+    if (!take(&c, '}'))
+        Py_RETURN_NONE;
+    skip_blanks(&c);
+    if (c.at != c.end || messages.begin == NULL)
+        Py_RETURN_NONE;
+    Py_ssize_t before = messages.begin - begin, after = c.end - messages.end;
+    PyObject *rest = PyBytes_FromStringAndSize(NULL, before + after);
+    if (rest == NULL)
+        return NULL;
+    memcpy(PyBytes_AsString(rest), begin, before);
+    memcpy(PyBytes_AsString(rest) + before, messages.end, after);
+    return tuple_of((PyObject *[]){rest, PyLong_FromSsize_t(before), PyLong_FromSsize_t(messages.end - begin)}, 3);
+}
+
 PyDoc_STRVAR(same_token_doc,
     "same_token(data, prefix, suffix)\n--\n\n"
     "Return the payload's size if a read is one chunk with one event that differs from the template in its text only, else 0.");
@@ -911,6 +980,7 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
 }
 
 static PyMethodDef methods[] = {
+    {"split_body", split_body, METH_O, split_body_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
     {NULL, NULL, 0, NULL},
 };

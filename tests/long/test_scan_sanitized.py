@@ -36,6 +36,7 @@ until = time.monotonic() + float(sys.argv[2])
 taken = rounds = 0
 while time.monotonic() < until:
     rounds += 1
+    piece = b""
     data = capture(rng.choice(stream_names())).framed
     if rounds % 8:
         data = damage(data, rng)
@@ -48,6 +49,8 @@ while time.monotonic() < until:
         taken += scan(piece, True, True, True) is not None
         prefix, suffix = sorted(rng.randrange(len(piece) + 1) for _ in range(2))
         module.same_token(piece, piece[:prefix], piece[suffix:])
+    body = b'{"model":"m","messages":[%b],"x":0}' % piece[6:-4]
+    module.split_body(damage(body, rng) if rounds % 2 else body)
     head = capture(rng.choice(stream_names())).head
     head = damage(head, rng) if rounds % 2 else head
     steps.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
