@@ -17,6 +17,18 @@
 
 typedef unsigned long long number;
 
+// As PyLong_AsUnsignedLongLong(), which takes four times as long: nearly all numbers here are below 2**63.
+static inline number as_number(PyObject *object)
+{
+    if (PyLong_Check(object)) {
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+        if (value >= 0 && overflow == 0)
+            return (number)value;
+    }
+    return PyLong_AsUnsignedLongLong(object);
+}
+
 // ---------------------------------------------------------------- what changes with each token
 
 typedef struct {
@@ -131,7 +143,7 @@ static bool arm(Relay *self)
         keep(&self->prefix, prefix);
         keep(&self->suffix, suffix);
         if (PyBytes_Size(prefix) > 0)
-            self->word3 = PyLong_AsUnsignedLongLong(code) | self->host_bits;
+            self->word3 = as_number(code) | self->host_bits;
     }
     Py_XDECREF(prefix);
     Py_XDECREF(suffix);
@@ -175,7 +187,7 @@ static bool ask_unsent(const Relay *self, number *unsent)
     PyObject *answer = PyObject_CallNoArgs(self->unsent);
     if (answer == NULL)
         return false;
-    *unsent = PyLong_AsUnsignedLongLong(answer);
+    *unsent = as_number(answer);
     Py_DECREF(answer);
     return !PyErr_Occurred();
 }
@@ -194,7 +206,7 @@ static PyObject *relay_take(PyObject *given, PyObject *const *arguments, Py_ssiz
     Py_ssize_t size = self->word3 == 0 ? 0 : token_size(self, (text)PyBytes_AsString(data), bytes);
     if (size == 0)
         return other_read(self, data, arguments[1]);
-    number now = PyLong_AsUnsignedLongLong(arguments[1]);
+    number now = as_number(arguments[1]);
     if (now == (number)-1 && PyErr_Occurred())
         return NULL;
     TokenState *state = self->state;
@@ -245,7 +257,7 @@ static PyObject *relay(PyObject *module, PyObject *const *arguments, Py_ssize_t 
     }
     number given[NUMBERS];
     for (int i = 0; i < NUMBERS; i++)
-        if ((given[i] = PyLong_AsUnsignedLongLong(arguments[OBJECTS + i])) == (number)-1 && PyErr_Occurred())
+        if ((given[i] = as_number(arguments[OBJECTS + i])) == (number)-1 && PyErr_Occurred())
             return NULL;
     const publish_t *to = NULL;
     if (arguments[4] != Py_None && (to = PyCapsule_GetPointer(arguments[4], RINGBUFFER_PUBLISH)) == NULL)
@@ -338,8 +350,8 @@ static bool record_event(PyObject *pair, const read_record *read, TokenState *st
         PyErr_SetString(PyExc_TypeError, "an event is (code, bytes)");
         return false;
     }
-    number code = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 0));
-    number size = code == (number)-1 && PyErr_Occurred() ? (number)-1 : PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 1));
+    number code = as_number(PyTuple_GetItem(pair, 0));
+    number size = code == (number)-1 && PyErr_Occurred() ? (number)-1 : as_number(PyTuple_GetItem(pair, 1));
     if (size == (number)-1 && PyErr_Occurred())
         return false;
     number kind = code & 0xFF, gap = 0;
@@ -386,7 +398,7 @@ static PyObject *record_events(PyObject *module, PyObject *const *arguments, Py_
         &read.seq, &read.host_bits, &read.now, &read.unsent, &read.taken_ns, &read.early_end_ns, &read.visible_end_ns,
     };
     for (int i = 0; i < 7; i++)
-        if ((*numbers[i] = PyLong_AsUnsignedLongLong(arguments[4 + i])) == (number)-1 && PyErr_Occurred())
+        if ((*numbers[i] = as_number(arguments[4 + i])) == (number)-1 && PyErr_Occurred())
             return NULL;
     PyObject *events = arguments[1];
     TokenState *state = (TokenState *)arguments[0];
