@@ -4,6 +4,7 @@
 //     TokenState   what changes with each token of a request; the base of router.request.Request, whose other fields are
 //                  Python's. Twin: PlainTokenState in router/token_state.py
 //     relay()      takes a stream's reads once its answer is being relayed. Twin: Attempt._take_stream in router/attempt.py
+//     record_events()  publishes the events of any other read. Twin: plain_record_events() in router/token_state.py
 //
 // A read that is not one more token like the last goes to the attempt, as it would without this file.
 
@@ -15,6 +16,18 @@
 #include <time.h>
 
 typedef unsigned long long number;
+
+// As PyLong_AsUnsignedLongLong(), which takes four times as long: nearly all numbers here are below 2**63.
+static inline number as_number(PyObject *object)
+{
+    if (PyLong_Check(object)) {
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+        if (value >= 0 && overflow == 0)
+            return (number)value;
+    }
+    return PyLong_AsUnsignedLongLong(object);
+}
 
 // ---------------------------------------------------------------- what changes with each token
 
@@ -130,7 +143,7 @@ static bool arm(Relay *self)
         keep(&self->prefix, prefix);
         keep(&self->suffix, suffix);
         if (PyBytes_Size(prefix) > 0)
-            self->word3 = PyLong_AsUnsignedLongLong(code) | self->host_bits;
+            self->word3 = as_number(code) | self->host_bits;
     }
     Py_XDECREF(prefix);
     Py_XDECREF(suffix);
@@ -147,10 +160,11 @@ static PyObject *other_read(Relay *self, PyObject *data, PyObject *now)
     return PyObject_CallFunctionObjArgs(self->take_read, data, now, NULL);
 }
 
-static bool publish(const Relay *self, const number words[7])
+// Publish one record: by `to`, or where that is NULL by a function of Python.
+static bool publish(const publish_t *to, PyObject *by_python, const number words[7])
 {
-    if (self->to != NULL) {
-        self->to->publish(self->to->ring, (const uint64_t *)words);
+    if (to != NULL) {
+        to->publish(to->ring, (const uint64_t *)words);
         return true;
     }
     PyObject *numbers = PyTuple_New(7);
@@ -161,7 +175,7 @@ static bool publish(const Relay *self, const number words[7])
         else
             PyTuple_SetItem(numbers, i, one);
     }
-    PyObject *result = numbers == NULL ? NULL : PyObject_CallObject(self->publish, numbers);
+    PyObject *result = numbers == NULL ? NULL : PyObject_CallObject(by_python, numbers);
     Py_XDECREF(numbers);
     Py_XDECREF(result);
     return result != NULL;
@@ -173,7 +187,7 @@ static bool ask_unsent(const Relay *self, number *unsent)
     PyObject *answer = PyObject_CallNoArgs(self->unsent);
     if (answer == NULL)
         return false;
-    *unsent = PyLong_AsUnsignedLongLong(answer);
+    *unsent = as_number(answer);
     Py_DECREF(answer);
     return !PyErr_Occurred();
 }
@@ -192,7 +206,7 @@ static PyObject *relay_take(PyObject *given, PyObject *const *arguments, Py_ssiz
     Py_ssize_t size = self->word3 == 0 ? 0 : token_size(self, (text)PyBytes_AsString(data), bytes);
     if (size == 0)
         return other_read(self, data, arguments[1]);
-    number now = PyLong_AsUnsignedLongLong(arguments[1]);
+    number now = as_number(arguments[1]);
     if (now == (number)-1 && PyErr_Occurred())
         return NULL;
     TokenState *state = self->state;
@@ -205,7 +219,7 @@ static PyObject *relay_take(PyObject *given, PyObject *const *arguments, Py_ssiz
     if (state->blocked_ns != 0 && !ask_unsent(self, &unsent))
         return NULL;
     const number words[7] = {now, self->seq, self->word3, state->event_index | (number)size << 32, gap, unsent, 0};
-    if (!publish(self, words))
+    if (!publish(self->to, self->publish, words))
         return NULL;
     self->was_hit = true;
     state->event_index++;
@@ -243,7 +257,7 @@ static PyObject *relay(PyObject *module, PyObject *const *arguments, Py_ssize_t 
     }
     number given[NUMBERS];
     for (int i = 0; i < NUMBERS; i++)
-        if ((given[i] = PyLong_AsUnsignedLongLong(arguments[OBJECTS + i])) == (number)-1 && PyErr_Occurred())
+        if ((given[i] = as_number(arguments[OBJECTS + i])) == (number)-1 && PyErr_Occurred())
             return NULL;
     const publish_t *to = NULL;
     if (arguments[4] != Py_None && (to = PyCapsule_GetPointer(arguments[4], RINGBUFFER_PUBLISH)) == NULL)
@@ -312,9 +326,98 @@ static PyType_Spec relay_spec = {
     relay_slots,
 };
 
+// ---------------------------------------------------------------- the events of a read that is not one more token
+
+enum { KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6 };  // of records.py
+enum { CONTENT_CAME = 1, ANSWER_CAME = 2 };
+
+PyDoc_STRVAR(record_events_doc,
+    "record_events(state, events, publish, native_publish, seq, host_bits, now, unsent, taken_ns, early_end_ns, visible_end_ns)\n--\n\n"
+    "Publish one record for each (code, bytes) of a list, count their tokens, and empty it. Returns 0 where none has content,\n"
+    "else 1, and 3 where some of it is more than reasoning.");
+
+// What is alike for all events of a read.
+typedef struct {
+    const publish_t *to;
+    PyObject *by_python;
+    number seq, host_bits, now, unsent, taken_ns, early_end_ns, visible_end_ns;
+} read_record;
+
+// Publish one event; `content` counts those that have some.
+static bool record_event(PyObject *pair, const read_record *read, TokenState *state, number *content, long *came)
+{
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "an event is (code, bytes)");
+        return false;
+    }
+    number code = as_number(PyTuple_GetItem(pair, 0));
+    number size = code == (number)-1 && PyErr_Occurred() ? (number)-1 : as_number(PyTuple_GetItem(pair, 1));
+    if (size == (number)-1 && PyErr_Occurred())
+        return false;
+    number kind = code & 0xFF, gap = 0;
+    if (kind >= KIND_TEXT && kind <= KIND_TOOL_CALL) {
+        if (*content == 0 && state->tok_n != 0)
+            gap = read->now - state->tok_n;
+        if (gap > state->stall_max_ns)
+            state->stall_max_ns = gap;
+        ++*content;
+        *came |= kind == KIND_REASONING ? CONTENT_CAME : CONTENT_CAME | ANSWER_CAME;
+    }
+    const number words[7] = {
+        read->now, read->seq, read->host_bits | code, state->event_index | size << 32, gap, read->unsent, 0,
+    };
+    state->event_index++;
+    return publish(read->to, read->by_python, words);
+}
+
+static void count_tokens(TokenState *state, const read_record *read, number content)
+{
+    bool is_first = state->tok_n == 0;
+    state->tok_n = read->now;
+    state->content_count += content;
+    if (read->taken_ns != 0)
+        state->out_n = read->taken_ns;
+    if (!is_first && read->now > read->early_end_ns)
+        return;
+    state->early_tokens += is_first ? content - 1 : content; // the first is not within two seconds behind itself
+    if (read->taken_ns != 0 && read->taken_ns <= read->visible_end_ns)
+        state->visible_tokens += content;
+}
+
+static PyObject *record_events(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    const types *found = PyModule_GetState(module);
+    if (count != 11 || !PyObject_TypeCheck(arguments[0], found->state) || !PyList_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "record_events() takes a TokenState, a list and nine further arguments");
+        return NULL;
+    }
+    read_record read = {.to = NULL, .by_python = arguments[2]};
+    if (arguments[3] != Py_None && (read.to = PyCapsule_GetPointer(arguments[3], RINGBUFFER_PUBLISH)) == NULL)
+        return NULL;
+    number *numbers[] = {
+        &read.seq, &read.host_bits, &read.now, &read.unsent, &read.taken_ns, &read.early_end_ns, &read.visible_end_ns,
+    };
+    for (int i = 0; i < 7; i++)
+        if ((*numbers[i] = as_number(arguments[4 + i])) == (number)-1 && PyErr_Occurred())
+            return NULL;
+    PyObject *events = arguments[1];
+    TokenState *state = (TokenState *)arguments[0];
+    number content = 0;
+    long came = 0;
+    for (Py_ssize_t i = 0; i < PyList_Size(events); i++)
+        if (!record_event(PyList_GetItem(events, i), &read, state, &content, &came))
+            return NULL;
+    if (content != 0)
+        count_tokens(state, &read, content);
+    if (PyList_SetSlice(events, 0, PyList_Size(events), NULL) != 0)
+        return NULL;
+    return PyLong_FromLong(came);
+}
+
 // ---------------------------------------------------------------- the module
 
 static PyMethodDef methods[] = {
+    {"record_events", (PyCFunction)(void (*)(void))record_events, METH_FASTCALL, record_events_doc},
     {"relay", (PyCFunction)(void (*)(void))relay, METH_FASTCALL, relay_doc},
     {NULL, NULL, 0, NULL},
 };

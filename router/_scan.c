@@ -1,7 +1,8 @@
-// One read of a host's stream → its events, in one call. The twins are router/hosts/scanner.py for scan() and
+// One read of a host's stream → its events, in one call; and what else needs to understand JSON (split_body, for bodies of
+// requests). The twins are router/hosts/scanner.py for Scan and
 // plain_same_token() in router/hosts/native_scan.py; they are the fallback, and the judges of what is right.
 //
-// scan: whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
+// Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
 // there may be strict, and nothing may guess. Taken are reads that consist of
 //
 //     whole chunks            size in hexadecimal, CR LF, payload, CR LF (RFC 9112 §7.1), without extensions
@@ -15,6 +16,7 @@
 // Words of an event's code (see records.py): kind | flags << 8 | choice << 32.
 
 #include "_native.h"
+#include "_slots.h"
 
 enum { KIND_HEAD = 3, KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6, KIND_FINISH = 7, KIND_USAGE = 8, KIND_SENTINEL = 16 };
 enum { FLAG_HOST_EVENT = 1, FLAG_FINISH = 2, FLAG_USAGE = 4, FLAG_REMOVED = 8 };
@@ -132,6 +134,35 @@ static int escape_length(text at, text end)
     return surrogate ? 0 : 6;
 }
 
+// Bytes of a string that stand for themselves: ASCII but for control characters, the quotation mark and the backslash.
+static unsigned char is_plain[256];
+
+static void fill_tables(void)
+{
+    for (int byte = 0x20; byte < 0x80; byte++)
+        is_plain[byte] = byte != '"' && byte != '\\';
+}
+
+// Skip the bytes that stand for themselves, eight at a time: a byte that does not sets its highest bit in `found`. (A borrow
+// may set that of a byte behind it as well, so only the first counts.)
+static inline text behind_plain(text at, text end)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
+    for (; end - at >= 8; at += 8) {
+        uint64_t bytes;
+        memcpy(&bytes, at, sizeof bytes);
+        uint64_t quote = bytes ^ ones * '"', backslash = bytes ^ ones * '\\';
+        uint64_t found = bytes | ((bytes - ones * 0x20) & ~bytes) | ((quote - ones) & ~quote) | ((backslash - ones) & ~backslash);
+        if ((found & highs) != 0)
+            return at + __builtin_ctzll(found & highs) / 8;
+    }
+#endif
+    while (at < end && is_plain[*at])
+        at++;
+    return at;
+}
+
 // Take a string; `inside` is what stands between its quotation marks.
 static bool take_string(cursor *c, span *inside, bool *escaped)
 {
@@ -140,22 +171,21 @@ static bool take_string(cursor *c, span *inside, bool *escaped)
     text at = c->at, end = c->end;
     inside->begin = at;
     *escaped = false;
-    while (at < end && *at != '"') {
+    for (;;) {
+        at = behind_plain(at, end);
+        if (at >= end || *at == '"')
+            break;
         if (*at == '\\') {
             int length = escape_length(at, end);
             if (length == 0)
                 return false;
             *escaped = true;
             at += length;
-        } else if (*at >= 0x80) {
-            int length = utf8_length(at, end);
+        } else {
+            int length = *at >= 0x80 ? utf8_length(at, end) : 0;
             if (length == 0)
                 return false;
             at += length;
-        } else if (*at < 0x20) {
-            return false;
-        } else {
-            at++;
         }
     }
     if (at >= end)
@@ -652,80 +682,274 @@ static PyObject *finished_tuple(const read_facts *read)
     return tuple;
 }
 
-// (code, prefix, suffix with the chunk's end), prefix None where no template can be made; or None
-static PyObject *lesson_tuple(const read_facts *read)
+// The attributes of a scanner that are read or written here, by their names in router/hosts/scanner.py.
+enum {
+    EVENTS, CONTENT_COUNT, CHOICE_COUNT, FIRST_CHOICES, FINISHED, FINISH_COUNT, USAGE, TIMINGS, METRICS, SENTINEL, ALIGNED,
+    PREFIX, SUFFIX, CODE, MISSES, RAW, DROP_USAGE, DROP_PROGRESS, SCANNER_SLOTS
+};
+enum { MISSES_MAX = 16 };  // _MISSES_MAX there
+
+typedef struct {
+    PyObject_HEAD
+    PyTypeObject *known;
+    PyObject *union_name;
+    slot slots[SCANNER_SLOTS];
+} Scan;
+
+static PyObject *get(const Scan *self, PyObject *scanner, int which)
+{
+    const slot *from = self->slots + which;
+    PyObject *value = from->kind == IS_OBJECT ? object_at(scanner, from) : NULL;
+    return value != NULL ? Py_NewRef(value) : PyObject_GetAttr(scanner, from->name);
+}
+
+// Store a value and take it over; false where it is NULL, with an exception set.
+static bool put(const Scan *self, PyObject *scanner, int which, PyObject *value)
+{
+    const slot *to = self->slots + which;
+    if (value == NULL)
+        return false;
+    if (to->kind == IS_OBJECT) {
+        PyObject **place = (PyObject **)((char *)scanner + to->offset), *before = *place;
+        *place = value;
+        Py_XDECREF(before);
+        return true;
+    }
+    bool is_stored = PyObject_SetAttr(scanner, to->name, value) == 0;
+    Py_DECREF(value);
+    return is_stored;
+}
+
+static int is_set(const Scan *self, PyObject *scanner, int which)
+{
+    PyObject *value = get(self, scanner, which);
+    int truth = value == NULL ? -1 : PyObject_IsTrue(value);
+    Py_XDECREF(value);
+    return truth;
+}
+
+static long number_of(const Scan *self, PyObject *scanner, int which)
+{
+    PyObject *value = get(self, scanner, which);
+    long number = value == NULL ? -1 : PyLong_AsLong(value);
+    Py_XDECREF(value);
+    return number;
+}
+
+static bool add(const Scan *self, PyObject *scanner, int which, long more)
+{
+    long before = number_of(self, scanner, which);
+    return !PyErr_Occurred() && put(self, scanner, which, PyLong_FromLong(before + more));
+}
+
+// Add the events of this read to those that nobody has recorded yet: mostly there are none.
+static bool put_events(const Scan *self, PyObject *scanner, PyObject *found)
+{
+    PyObject *events = get(self, scanner, EVENTS);
+    if (events == NULL || !PyList_Check(events)) {
+        if (events != NULL)
+            PyErr_SetString(PyExc_TypeError, "a scanner's events are a list");
+        Py_XDECREF(events);
+        return false;
+    }
+    Py_ssize_t count = PyList_Size(events);
+    bool is_put = count == 0 ? put(self, scanner, EVENTS, Py_NewRef(found)) : PyList_SetSlice(events, count, count, found) == 0;
+    Py_DECREF(events);
+    return is_put;
+}
+
+static bool put_finished(const Scan *self, PyObject *scanner, const read_facts *read)
+{
+    if (read->finished_count == 0)
+        return true;
+    PyObject *before = get(self, scanner, FINISHED), *now = before == NULL ? NULL : finished_tuple(read);
+    PyObject *all = now == NULL ? NULL : PyObject_CallMethodObjArgs(before, self->union_name, now, NULL);
+    Py_XDECREF(before);
+    Py_XDECREF(now);
+    Py_ssize_t count = all == NULL ? -1 : PyObject_Size(all);
+    return put(self, scanner, FINISHED, all) && put(self, scanner, FINISH_COUNT, PyLong_FromSsize_t(count));
+}
+
+static bool put_raw(const Scan *self, PyObject *scanner, int which, span raw)
+{
+    return raw.begin == NULL || put(self, scanner, which, bytes_or_none(raw));
+}
+
+// Make the template of the next token, as learn() of the twin does.
+static bool put_lesson(const Scan *self, PyObject *scanner, const read_facts *read)
 {
     if (read->lesson.begin == NULL)
-        Py_RETURN_NONE;
-    PyObject *code = PyLong_FromUnsignedLongLong(read->lesson_code);
-    if (read->lesson_text.begin == NULL)
-        return tuple_of((PyObject *[]){code, Py_NewRef(Py_None), Py_NewRef(Py_None)}, 3);
+        return true;
+    long misses = number_of(self, scanner, MISSES) + 1;
+    if (PyErr_Occurred() || !put(self, scanner, MISSES, PyLong_FromLong(misses)))
+        return false;
+    if (misses > MISSES_MAX || read->lesson_text.begin == NULL)
+        return true;
     Py_ssize_t after = read->lesson.end - read->lesson_text.end;
-    PyObject *suffix = PyBytes_FromStringAndSize(NULL, after + 2);
-    if (suffix == NULL) {
-        Py_XDECREF(code);
-        return NULL;
-    }
+    PyObject *suffix = PyBytes_FromStringAndSize(NULL, after + 2); // with the end of the chunk
+    if (suffix == NULL)
+        return false;
     memcpy(PyBytes_AsString(suffix), read->lesson_text.end, after);
     memcpy(PyBytes_AsString(suffix) + after, "\r\n", 2);
-    span prefix = {read->lesson.begin, read->lesson_text.begin};
-    return tuple_of((PyObject *[]){code, bytes_or_none(prefix), suffix}, 3);
+    return put(self, scanner, SUFFIX, suffix)
+        && put(self, scanner, PREFIX, bytes_or_none((span){read->lesson.begin, read->lesson_text.begin}))
+        && put(self, scanner, CODE, PyLong_FromUnsignedLongLong(read->lesson_code));
 }
 
-static PyObject *result(PyObject *data, const read_facts *read, bool raw, Py_ssize_t chunks_bytes)
+static bool put_all(const Scan *self, PyObject *scanner, const read_facts *read)
 {
-    PyObject *parts[] = {
-        outgoing(data, read, raw, chunks_bytes), finished_tuple(read), bytes_or_none(read->usage),
-        bytes_or_none(read->timings), bytes_or_none(read->metrics), bytes_or_none(read->sentinel), lesson_tuple(read),
-    };
-    bool whole = true;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        whole = whole && parts[i] != NULL;
-    if (!whole) {
-        for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-            Py_XDECREF(parts[i]);
-        return NULL;
+    if (!put_events(self, scanner, read->events))
+        return false;
+    if (read->content_count != 0 && !add(self, scanner, CONTENT_COUNT, read->content_count))
+        return false;
+    if (read->has_choices) {
+        if (!put(self, scanner, FIRST_CHOICES, Py_NewRef(Py_True)))
+            return false;
+        if (read->choice_max > number_of(self, scanner, CHOICE_COUNT)
+            && (PyErr_Occurred() || !put(self, scanner, CHOICE_COUNT, PyLong_FromLong(read->choice_max))))
+            return false;
     }
-    PyObject *values[] = {
-        parts[0], Py_NewRef(read->events), PyLong_FromLong(read->content_count), PyLong_FromLong(read->choice_max),
-        PyBool_FromLong(read->has_choices), parts[1], parts[2], parts[3], parts[4], parts[5], PyBool_FromLong(read->ended), parts[6],
-    };
-    return tuple_of(values, sizeof values / sizeof *values);
+    if (read->ended && !put(self, scanner, ALIGNED, Py_NewRef(Py_False)))
+        return false;
+    return put_finished(self, scanner, read) && put_raw(self, scanner, USAGE, read->usage)
+        && put_raw(self, scanner, TIMINGS, read->timings) && put_raw(self, scanner, METRICS, read->metrics)
+        && put_raw(self, scanner, SENTINEL, read->sentinel) && put_lesson(self, scanner, read) && !PyErr_Occurred();
 }
 
-PyDoc_STRVAR(scan_doc,
-    "scan(data, raw, drop_usage, drop_progress)\n--\n\n"
-    "Scan one read that begins at a chunk's beginning. Returns None, or (out, events, content_count, choice_count,\n"
-    "has_choices, finished, usage, timings, metrics, sentinel, ended, lesson).");
-
-static PyObject *scan(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *feed(const Scan *self, PyObject *scanner, PyObject *data, read_facts *read)
 {
-    (void)module;
-    if (count != 4 || !PyBytes_Check(arguments[0])) {
-        PyErr_SetString(PyExc_TypeError, "scan(data: bytes, raw: bool, drop_usage: bool, drop_progress: bool)");
-        return NULL;
-    }
-    int raw = PyObject_IsTrue(arguments[1]), drop_usage = PyObject_IsTrue(arguments[2]), drop_progress = PyObject_IsTrue(arguments[3]);
+    int raw = is_set(self, scanner, RAW), drop_usage = is_set(self, scanner, DROP_USAGE);
+    int drop_progress = is_set(self, scanner, DROP_PROGRESS);
     if (raw < 0 || drop_usage < 0 || drop_progress < 0)
         return NULL;
-    Py_ssize_t size = PyBytes_Size(arguments[0]);
-    text data = (text)PyBytes_AsString(arguments[0]);
-    read_facts read = {0};
-    read.kept = PyMem_Malloc(size + 1);
-    read.events = PyList_New(0);
-    PyObject *found = NULL;
-    if (read.kept == NULL) {
-        PyErr_NoMemory();
-    } else if (read.events != NULL) {
-        text chunks_end = data;
-        if (take_chunks(&read, data, data + size, drop_usage, drop_progress, &chunks_end))
-            found = result(arguments[0], &read, raw, chunks_end - data);
-        else if (!PyErr_Occurred())
-            found = Py_NewRef(Py_None);
+    text begin = (text)PyBytes_AsString(data), chunks_end = begin;
+    if (!take_chunks(read, begin, begin + PyBytes_Size(data), drop_usage, drop_progress, &chunks_end))
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    PyObject *out = outgoing(data, read, raw, chunks_end - begin);
+    if (out != NULL && !put_all(self, scanner, read))
+        Py_CLEAR(out);
+    return out;
+}
+
+PyDoc_STRVAR(scan_feed_doc,
+    "feed(scanner, data)\n--\n\n"
+    "Take one read that begins at a chunk's beginning and return what the client gets of it. Returns None, having changed\n"
+    "nothing, where anything of it is unusual.");
+
+static PyObject *scan_feed(Scan *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || Py_TYPE(arguments[0]) != self->known || !PyBytes_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "feed(scanner, data: bytes), the scanner of the probe's class");
+        return NULL;
     }
+    read_facts read = {0};
+    read.kept = PyMem_Malloc(PyBytes_Size(arguments[1]) + 1);
+    read.events = PyList_New(0);
+    PyObject *out = NULL;
+    if (read.kept == NULL)
+        PyErr_NoMemory();
+    else if (read.events != NULL)
+        out = feed(self, arguments[0], arguments[1], &read);
     Py_XDECREF(read.events);
     PyMem_Free(read.kept);
-    return found;
+    return out;
+}
+
+static PyObject *scan_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    static const char *const slot_names[SCANNER_SLOTS] = {
+        "events", "content_count", "choice_count", "first_choices", "_finished", "finish_count", "usage", "timings", "metrics",
+        "sentinel", "aligned", "prefix", "suffix", "code", "misses", "_raw", "_drop_usage", "_drop_progress",
+    };
+    (void)names;
+    PyObject *probe;
+    if (!PyArg_ParseTuple(arguments, "O:Scan", &probe))
+        return NULL;
+    Scan *self = (Scan *)PyType_GenericNew(type, NULL, NULL);
+    if (self != NULL && (self->union_name = PyUnicode_InternFromString("union")) == NULL)
+        Py_CLEAR(self);
+    for (int i = 0; self != NULL && i < SCANNER_SLOTS; i++)
+        if ((self->slots[i].name = PyUnicode_InternFromString(slot_names[i])) == NULL || !find_slot(probe, self->slots + i))
+            Py_CLEAR(self);
+    if (self != NULL)
+        self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));
+    return (PyObject *)self;
+}
+
+static void scan_dealloc(Scan *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (int i = 0; i < SCANNER_SLOTS; i++)
+        Py_XDECREF(self->slots[i].name);
+    Py_XDECREF(self->union_name);
+    Py_XDECREF((PyObject *)self->known);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef scan_methods[] = {
+    {"feed", (PyCFunction)(void (*)(void))scan_feed, METH_FASTCALL, scan_feed_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot scan_slots[] = {
+    {Py_tp_new, scan_new},
+    {Py_tp_dealloc, scan_dealloc},
+    {Py_tp_methods, scan_methods},
+    {Py_tp_doc, "Scan(probe)\n--\n\nScans reads for scanners of a class, of which the probe is one, nobody else's."},
+    {0, NULL},
+};
+
+static PyType_Spec scan_spec = {"router._scan.Scan", sizeof(Scan), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, scan_slots};
+
+// ---------------------------------------------------------------- bodies of requests
+
+PyDoc_STRVAR(split_body_doc,
+    "split_body(body)\n--\n\n"
+    "Return (the body without the value of its `messages`, where that value begins, where it ends), or None unless the body is\n"
+    "a JSON object of the usual form whose `messages` are an array.");
+
+// The judge is decode_body() in router/messages.py: of two bodies with the same rest it decodes the same but for messages.
+static PyObject *split_body(PyObject *module, PyObject *body)
+{
+    (void)module;
+    if (!PyBytes_Check(body)) {
+        PyErr_SetString(PyExc_TypeError, "split_body(body: bytes)");
+        return NULL;
+    }
+    text begin = (text)PyBytes_AsString(body);
+    event_facts nothing = {0};
+    cursor c = {begin, begin + PyBytes_Size(body), 0, &nothing};
+    span messages = {NULL, NULL};
+    if (!take(&c, '{'))
+        Py_RETURN_NONE;
+    do {
+        span name;
+        if (!take_name(&c, &name))
+            Py_RETURN_NONE;
+        skip_blanks(&c);
+        bool is_messages = is(name, "messages");
+        if (is_messages && (messages.begin != NULL || c.at >= c.end || *c.at != '['))
+            Py_RETURN_NONE;
+        text value = c.at;
+        if (!take_value(&c, name))
+            Py_RETURN_NONE;
+        if (is_messages)
+            messages = (span){value, c.at};
+    } while (take(&c, ','));
+    if (!take(&c, '}'))
+        Py_RETURN_NONE;
+    skip_blanks(&c);
+    if (c.at != c.end || messages.begin == NULL)
+        Py_RETURN_NONE;
+    Py_ssize_t before = messages.begin - begin, after = c.end - messages.end;
+    PyObject *rest = PyBytes_FromStringAndSize(NULL, before + after);
+    if (rest == NULL)
+        return NULL;
+    memcpy(PyBytes_AsString(rest), begin, before);
+    memcpy(PyBytes_AsString(rest) + before, messages.end, after);
+    return tuple_of((PyObject *[]){rest, PyLong_FromSsize_t(before), PyLong_FromSsize_t(messages.end - begin)}, 3);
 }
 
 PyDoc_STRVAR(same_token_doc,
@@ -756,8 +980,8 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
 }
 
 static PyMethodDef methods[] = {
+    {"split_body", split_body, METH_O, split_body_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
-    {"scan", (PyCFunction)(void (*)(void))scan, METH_FASTCALL, scan_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -767,5 +991,10 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__scan(void)
 {
-    return PyModule_Create(&definition);
+    fill_tables();
+    PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&scan_spec);
+    if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Scan", type) != 0)
+        Py_CLEAR(module);
+    Py_XDECREF(type);
+    return module;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from router.messages import messages_of
 from router.routing.policy import BYTES_PER_TOKEN, Ask
 from router.routing.prompt import chain
 from router.telemetry import records as rec
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.config import RoutingConfig
+    from router.messages import messages_of
     from router.request import Request
-    from router.routing.policy import Policy
+from router.routing.policy import Policy
 
 _HEADER: Final = "header:"
 _PROMPT_FIELDS: Final = ("messages", "prompt", "input")
@@ -58,5 +60,6 @@ def _prompt(request: Request) -> memoryview:
     for name in _PROMPT_FIELDS:
         prompt = getattr(fields, name, None)
         if prompt is not None:
-            return memoryview(prompt)
+            found = memoryview(prompt)
+            return found if found or name != "messages" else messages_of(request.body)
     return memoryview(request.body)

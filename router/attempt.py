@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -24,9 +24,11 @@ from router.hosts.foreign import ForeignScanner, is_event_stream, is_json_lines,
 from router.hosts.native_scan import same_token
 from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
+from router.mould import mould
 from router.stamps import EARLY_WINDOW_NS
-from router.telemetry.records import Endpoint, Kind, Phase
+from router.telemetry.records import Endpoint, Phase
 from router.telemetry.writer import pack_candidates
+from router.token_state import ANSWER_CAME, record_events
 
 if TYPE_CHECKING:
     from router.hosts.connection import HostConnection
@@ -40,11 +42,6 @@ _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
 # The interpreter looks members of an enum up anew each time.
 _PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
-_CONTENT_FIRST: Final = int(Kind.TEXT)
-_CONTENT_LAST: Final = int(Kind.TOOL_CALL)
-_REASONING: Final = int(Kind.REASONING)
-assert Kind.REASONING == Kind.TEXT + 1
-assert Kind.TOOL_CALL == Kind.TEXT + 2
 
 
 class Attempt:
@@ -52,7 +49,6 @@ class Attempt:
 
     __slots__ = (
         "_answer",
-        "_content_seen",
         "_content_type",
         "_counting",
         "_decoder",
@@ -63,6 +59,7 @@ class Attempt:
         "_keep_alive",
         "_live",
         "_loop",
+        "_native_publish",
         "_publish",
         "_relaying",
         "_token_bits",
@@ -80,10 +77,13 @@ class Attempt:
         "status",
     )
 
-    def __init__(self, loop: Loop, request: Request, host: Host) -> None:
-        self._loop = loop
-        self._publish = loop.telemetry.publish_token
-        self._host_bits = host.host_id << 16
+    def __init__(self) -> None:
+        """Begin as all begin; :meth:`of` says whose it is."""
+        nothing: Any = None
+        self._loop: Loop = nothing
+        self._publish: Callable[..., int] = nothing
+        self._native_publish: object = None
+        self._host_bits = 0
         self._token_bits = 0
         """The third word of the record of one more token like the last."""
         self._held = b""
@@ -91,14 +91,13 @@ class Attempt:
         self._live = False
         self._relaying = False
         self._early_end_ns = 0
-        self._content_seen = 0
         self._content_type = b""
         self._counting: CountingEgress | None = None
         self._answer: bytearray | None = None
         self._decoder: BodyDecoder | None = None
         self._fold: Fold | None = None
-        self.request = request
-        self.host = host
+        self.request: Request = nothing
+        self.host: Host = nothing
         self.connection: HostConnection | None = None
         self.scanner: EventScanner | None = None
         self.status = 0
@@ -111,6 +110,18 @@ class Attempt:
         self.last_read_ns = 0
         self.drop_usage = False
         self.drop_progress = False
+
+    @staticmethod
+    def of(loop: Loop, request: Request, host: Host) -> Attempt:
+        """Return the attempt of a request at a host."""
+        self = _new_attempt()
+        self._loop = loop
+        self._publish = loop.telemetry.publish_token
+        self._native_publish = loop.telemetry.native_publish
+        self._host_bits = host.host_id << 16
+        self.request = request
+        self.host = host
+        return self
 
     # ------------------------------------------------------------ the request goes out
     def start(self, connection: HostConnection, data: bytes, now: int) -> None:
@@ -161,10 +172,11 @@ class Attempt:
             self._fold = Fold(chat=request.endpoint == Endpoint.CHAT, answer_bytes_max=self._loop.limits.answer_bytes)
         elif request.egress.counts_events:
             self._counting = cast("CountingEgress", request.egress)
-        fold = request.fold
-        raw = request.egress.raw and not fold
-        event_bytes_max = self._loop.limits.event_bytes
-        self.scanner = StreamScanner(decoder, raw, self.drop_usage, self.drop_progress, fold, event_bytes_max)
+        raw = request.egress.raw and not request.fold
+        scanner = StreamScanner.of(decoder, raw, self.drop_usage, self.drop_progress, self._loop.limits.event_bytes)
+        if request.fold:
+            scanner.payloads = []
+        self.scanner = scanner
         return self._take_stream
 
     def _begin_foreign(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
@@ -255,43 +267,21 @@ class Attempt:
         """Publish one record for each event of a read, after its bytes went to the client."""
         scanner, request = self.scanner, self.request
         assert scanner is not None
-        events = scanner.events
-        publish, seq, bits = self._publish, request.seq, self._host_bits
-        egress = request.egress
-        unsent = self._unsent(request) if egress.blocked else 0
-        index = request.event_index
-        last = request.tok_n
-        for code, size in events:
-            gap = 0
-            if _CONTENT_FIRST <= code & 0xFF <= _CONTENT_LAST:
-                if last:
-                    gap = now - last
-                    if gap > request.stall_max_ns:  # noqa: PLR1730 - max() is a call, and this runs per token
-                        request.stall_max_ns = gap
-                elif not request.tok1:
-                    self._first_content(now)
-                last = now
-                if not request.ttfo and code & 0xFF != _REASONING:
-                    request.ttfo = now
-            publish(now, seq, code | bits, index | size << 32, gap, unsent, 0)
-            index += 1
-        events.clear()
+        is_blocked = request.egress.blocked
+        taken_ns = 0 if is_blocked or request.fold else written
+        came = record_events(
+            request, scanner.events, self._publish, self._native_publish, request.seq, self._host_bits, now,
+            self._unsent(request) if is_blocked else 0, taken_ns, self._early_end_ns, request.recv + EARLY_WINDOW_NS,
+        )  # fmt: skip
+        if came:
+            if not request.tok1:
+                self._first_content(now)
+            if came & ANSWER_CAME and not request.ttfo:
+                request.ttfo = now
+            if taken_ns and not request.out1:
+                request.out1 = taken_ns
         scanner.learn()
-        self._token_bits = scanner.code | bits
-        request.event_index = index
-        content = scanner.content_count
-        if content == self._content_seen:
-            return
-        count = content - self._content_seen
-        self._content_seen = content
-        request.tok_n = now
-        request.content_count += count
-        if not egress.blocked and not request.fold:
-            request.out_n = written
-            if not request.out1:
-                request.out1 = written
-        if now <= self._early_end_ns:
-            self._count_early(now, written, count)
+        self._token_bits = scanner.code | self._host_bits
 
     def _first_content(self, now: int) -> None:
         request = self.request
@@ -306,13 +296,6 @@ class Attempt:
             request.let_go()
         request.phase = _DECODE
         request.check_ns = 0  # another time-out holds from here on
-
-    def _count_early(self, now: int, written: int, count: int) -> None:
-        request = self.request
-        # The first token is not in (tok1, tok1 + 2 s]; what came with it in one read is.
-        request.early_tokens += count - 1 if now == request.tok1 else count
-        if written <= request.recv + EARLY_WINDOW_NS and not request.egress.blocked and not request.fold:
-            request.visible_tokens += count
 
     # ------------------------------------------------------------ before the commit point
     def _take_early(self, out: bytes, now: int) -> None:
@@ -339,7 +322,7 @@ class Attempt:
         request = self.request
         assert self.connection is not None
         self.connection.take = _relay(
-            request, self.scanner, request.egress.write, self._publish, self._loop.telemetry.native_publish,
+            request, self.scanner, request.egress.write, self._publish, self._native_publish,
             self._take_read, self._unsent_now, request.seq, self._host_bits, self._early_end_ns,
             request.recv + EARLY_WINDOW_NS,
         )  # fmt: skip
@@ -565,6 +548,9 @@ class Attempt:
     def live(self) -> bool:
         """Whether this attempt's bytes are at the client: nothing can be retried any more."""
         return self._live
+
+
+_new_attempt: Final = mould(Attempt)
 
 
 def _answer_facts(head: Head) -> tuple[bytes, bool, bytes]:

@@ -19,7 +19,9 @@ from router.attempt import Attempt
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
 from router.hosts.standing import condition
 from router.models import Model
+from router.picking import pick
 from router.recovery import Recovery
+from router.request import NO_TERMS
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
 from router.telemetry.records import DoneFlag, Kind, Outcome, Phase
@@ -126,6 +128,31 @@ class Loop:
 
     def place(self, request: Request, now: int) -> None:
         """Have a request run, wait or be refused, by its model's hosts and who waits for them."""
+        if not self._place_at_once(request, now):
+            self._admit(request, now)
+
+    def _place_at_once(self, request: Request, now: int) -> bool:
+        """Have a request run of which nothing special is known; false where :meth:`_admit` must look closer.
+
+        It comes to the same: nobody waits, so the request runs where the default policy finds a host for it.
+        """
+        model = request.model
+        if model.policy is not None or model.waiting.size or request.terms is not NO_TERMS:
+            return False
+        if request.path or request.tried:
+            return False
+        chosen, verdicts = pick(model.hosts, model.turn)
+        if chosen == NO_HOST:
+            return False
+        model.turn = chosen + 1
+        request.packed_candidates = verdicts
+        self._go(request, now, model.hosts[chosen])
+        if request.row < 0:  # it waits for a connection
+            self._book(request)
+        return True
+
+    def _admit(self, request: Request, now: int) -> None:
+        """Decide about a request by its model's hosts, who waits for them, and its own terms."""
         model = request.model
         candidates = self._candidates(request)
         healthy = free = 0
@@ -202,9 +229,9 @@ class Loop:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
         if request.row < 0 and request.phase is not _DONE:
             telemetry = self.telemetry
-            if not telemetry.has_row():
+            if not telemetry.free_rows:
                 self.flush()  # ended requests hold their rows until their records are written
-            request.row = telemetry.take_row()
+            request.row = telemetry.free_rows.pop()
             telemetry.publish_token(request.deq, request.seq, _OPEN | request.host << 16, request.event_index, 0, 0, 0)
             telemetry.show_phase(request)
 
@@ -291,24 +318,29 @@ class Loop:
         if chosen == NO_HOST:
             return False
         model.turn = chosen + 1
-        if not request.admitted:
-            request.admitted = now
-        host = self.host_of[candidates[chosen][0]]
         request.candidates = candidates
         request.chosen = chosen
+        self._go(request, now, self.host_of[candidates[chosen][0]])
+        return True
+
+    def _go(self, request: Request, now: int, host: Host) -> None:
+        """Start an attempt at the host that was chosen."""
+        if not request.admitted:
+            request.admitted = now
         request.host = host.host_id
         routed = request.routed = monotonic_ns()
         if not request.routed1:
             request.routed1 = routed
         request.attempt_count += 1
         running = host.running = host.running + 1
+        policy = request.model.policy
         if policy is not None:
             self._note_choice(policy, request)
         sent = self.connect(request, host)
-        host.spares.start(routed, running)
-        if sent:
+        spares = host.spares
+        spares.start(routed, running)
+        if sent and len(host.idle) < spares.largest:
             self.fleet.top_up(host, routed)
-        return True
 
     @staticmethod
     def _choose(policy: Policy, request: Request, candidates: list[Candidate], now: int) -> int:
@@ -334,7 +366,7 @@ class Loop:
 
     def connect(self, request: Request, host: Host, *, fresh: bool = False) -> bool:
         """Start an attempt; return whether there was a connection for it at once."""
-        attempt = request.attempt = Attempt(self, request, host)
+        attempt = request.attempt = Attempt.of(self, request, host)
         request.phase = _CONNECTING
         request.check_ns = 0
         connection = None if fresh else self.fleet.take(host, request.routed)
@@ -545,8 +577,9 @@ class Loop:
     # ------------------------------------------------------------ the end
     def end_ok(self, request: Request, now: int) -> None:
         """The answer is written and complete."""
-        if request.attempt is not None:
-            host = request.attempt.host
+        attempt = request.attempt
+        if attempt is not None:
+            host = attempt.host
             host.served_count += 1
             if host.on_trial:
                 self.recovery.standing.served(host, request.routed, now)
@@ -573,26 +606,33 @@ class Loop:
     def _finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
         if request.phase is _DONE:
             return
-        self._book(request)
+        if request.row < 0:
+            self._book(request)
         request.phase = _DONE
         request.attempt = None
         request.outcome = outcome
         request.error = error
-        request.done_ns = max(now, request.out_n)
+        taken_ns = request.out_n
+        done_ns = request.done_ns = taken_ns if taken_ns > now else now  # max() is a call, and this is the path
         if request.stream:
             request.flags |= _FLAG_STREAM
         if request.folded:
             request.flags |= _FLAG_FOLDED
         self.in_flight.pop(request.seq, None)
-        account = request.terms.account
-        if account is not None:
-            account.finished(request, now)
-        self.telemetry.event(request.done_ns, request, _DONE_EVENT)
-        request.let_go()
-        request.packed_tcp = request.egress.tcp_info()
-        self._ended.append(request)
-        request.egress.finished()
-        if len(self._ended) >= _ENDED_MAX:
+        terms = request.terms
+        if terms is not NO_TERMS and terms.account is not None:
+            terms.account.finished(request, now)
+        self.telemetry.publish_token(
+            done_ns, request.seq, _DONE_EVENT | request.host << 16, request.event_index, 0, 0, 0
+        )
+        if request.body or request.fields is not None:  # else they were let go at its first token
+            request.let_go()
+        egress = request.egress
+        request.packed_tcp = egress.tcp_info()
+        ended = self._ended
+        ended.append(request)
+        egress.finished()
+        if len(ended) >= _ENDED_MAX:
             self.flush()
 
     def flush(self) -> None:

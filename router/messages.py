@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -23,8 +23,8 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class RequestBody(msgspec.Struct):
-    """The fields of a request that the router reads; UNSET where the client did not give one."""
+class RequestBody(msgspec.Struct, frozen=True):
+    """The fields of a request that the router reads; UNSET where the client did not give one. Requests share them."""
 
     model: str
     stream: bool | UnsetType | None = UNSET
@@ -39,16 +39,16 @@ class RequestBody(msgspec.Struct):
     logprobs: Any = None
 
 
-class _Chat(RequestBody):
+class _Chat(RequestBody, frozen=True):
     messages: Raw = Raw(b"")
     tools: Raw = Raw(b"")
 
 
-class _Completion(RequestBody):
+class _Completion(RequestBody, frozen=True):
     prompt: Raw = Raw(b"")
 
 
-class _Embeddings(RequestBody):
+class _Embeddings(RequestBody, frozen=True):
     input: Raw = Raw(b"")
 
 
@@ -90,6 +90,16 @@ _DECODERS: Final = (
 )
 """By the number of the endpoint: to hash a member of an enum is a call of Python."""
 assert (Endpoint.CHAT, Endpoint.COMPLETION, Endpoint.EMBEDDINGS) == (1, 2, 3)
+_split_body: Final[Callable[[bytes], tuple[bytes, int, int] | None] | None] = native.scan and native.scan.split_body
+"""Cuts the value of ``messages`` out of a body of the usual form; there is none without native code."""
+_known_rests: Final[dict[bytes, _Chat]] = {}
+"""Chats by their bodies without the messages: clients repeat themselves to the byte, but for what they ask. Of these
+:func:`messages_of` finds the messages.
+"""
+_NOT_KEPT: Final = Raw(b"")
+_REST_BYTES_MAX: Final = 512
+_RESTS_MAX: Final = 512
+"""At most 1 MB with what is decoded; then all are forgotten."""
 _NULL, _ARRAY = b"n"[0], b"["[0]
 _decode_pass_body: Final = msgspec.json.Decoder(PassBody).decode
 _decode_lever_fields: Final = msgspec.json.Decoder(_LeverFields).decode
@@ -100,6 +110,37 @@ _PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 def decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
     """Decode a request body; raises :class:`RequestError` that names the field, what it is and what it should be."""
+    rest = b""
+    if endpoint is _CHAT and _split_body is not None and (found := _split_body(body)) is not None:
+        rest = found[0]
+        known = _known_rests.get(rest)
+        if known is not None:
+            return known
+    decoded = plain_decode_body(endpoint, body)
+    if rest:
+        _remember(rest, cast("_Chat", decoded))
+    return decoded
+
+
+def _remember(rest: bytes, decoded: _Chat) -> None:
+    """Keep what is decoded of a chat but for its messages, unless it says whose it is or has tools of its own."""
+    if len(rest) > _REST_BYTES_MAX or decoded.user or decoded.metadata or first_byte(decoded.tools) >= 0:
+        return
+    if len(_known_rests) >= _RESTS_MAX:
+        _known_rests.clear()
+    _known_rests[rest] = msgspec.structs.replace(decoded, messages=_NOT_KEPT)
+
+
+def messages_of(body: bytes) -> memoryview:
+    """Return the messages in the body of a chat that was decoded."""
+    found = _split_body(body) if _split_body is not None else None
+    if found is not None:
+        return memoryview(body)[found[1] : found[2]]
+    return memoryview(cast("_Chat", plain_decode_body(_CHAT, body)).messages)
+
+
+def plain_decode_body(endpoint: Endpoint, body: bytes) -> RequestBody:
+    """As :func:`decode_body`, with nothing remembered of other bodies."""
     decode, content = _DECODERS[endpoint]  # type: ignore[misc]  # none of the others is decoded here
     try:
         if not body.isascii():

@@ -57,10 +57,16 @@ def _stream_body(attempt: Attempt) -> bytes:
     request, host = attempt.request, attempt.host
     fields: RequestBody = request.fields
     facts, options = host.facts, fields.stream_options
+    same_model = host.models.get(request.model.name) == fields.model
+    if fields.stream is True and options is UNSET and same_model and not facts.progress:  # as nearly all
+        if not facts.include_usage:
+            return request.body
+        attempt.drop_usage = not request.fold
+        request.flags |= _USAGE_ADDED
+        return add_field(request.body, _USAGE_FIELD)
     own_options = options is not UNSET and options is not None
     wants_usage = facts.include_usage and not (own_options and options.include_usage)  # type: ignore[union-attr]
     wants_progress = facts.progress and not fields.return_progress
-    same_model = host.models.get(request.model.name) == fields.model
     if wants_usage:
         attempt.drop_usage = not request.fold
         request.flags |= _USAGE_ADDED

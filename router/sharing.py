@@ -102,6 +102,10 @@ class SharingLoop(Loop):
         """Columns of which the others know that requests wait here."""
         self._retry_timer: asyncio.TimerHandle | None = None
 
+    def _place_at_once(self, request: Request, now: int) -> bool:  # noqa: ARG002
+        """Never: a host alone does not tell what other routers take of it."""
+        return False
+
     def _candidates(self, request: Request) -> list[Candidate]:
         found = super()._candidates(request)
         return [(each[0], each[1] + self._shared(each[0]).taken_elsewhere(), *each[2:]) for each in found]

@@ -1,14 +1,13 @@
-"""Which scan of a stream's reads this process has, and the plain twin of what tells one more token like the last."""
+"""What tells one more token like the last: the plain twin, and which of the two this process has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Final
 
 from router import native
 from router.http1 import CHUNK_LINE_SEARCH, CHUNK_SIZES
 
-Scan = Callable[[bytes, bool, bool, bool], tuple[Any, ...] | None]
 SameToken = Callable[[bytes, bytes, bytes], int]
 
 
@@ -37,7 +36,5 @@ def plain_same_token(data: bytes, prefix: bytes, suffix: bytes) -> int:
     return size
 
 
-scan: Final = cast("Scan | None", native.scan and native.scan.scan)
-"""The native scan; ``None`` without native code: then the scanner itself does everything."""
 same_token: Final[SameToken] = plain_same_token if native.scan is None else native.scan.same_token
 """As :func:`plain_same_token`, in one call where there is native code."""

@@ -17,10 +17,12 @@ data.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import msgspec
 
+from router import native
 from router.errors import UNDECODABLE
 from router.hosts.events import (
     ABSENT,
@@ -35,8 +37,8 @@ from router.hosts.events import (
     given,
     split_lines,
 )
-from router.hosts.native_scan import scan as _scan
 from router.http1 import CHUNK_LINE_SEARCH, CHUNK_SIZES, BodyDecoder, ChunkedDecoder, chunk
+from router.mould import mould
 from router.telemetry.records import Kind, TokenFlag
 
 __all__ = ["StreamError", "StreamScanner", "event_code"]
@@ -123,6 +125,21 @@ class StreamScanner(EventScanner):
         self.payloads = [] if keep_payloads else None
         """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
 
+    @staticmethod
+    def of(
+        decoder: BodyDecoder, raw: bool, drop_usage: bool, drop_progress: bool, event_bytes_max: int
+    ) -> StreamScanner:
+        """Return what the class would, but for payloads, in fewer steps."""
+        self = _new_scanner()
+        self._decoder = decoder
+        self._raw = raw
+        self._drop_usage = drop_usage
+        self._drop_progress = drop_progress
+        self._event_bytes_max = event_bytes_max
+        self.aligned = type(decoder) is ChunkedDecoder
+        self.events = []
+        return self
+
     @property
     def succeeded(self) -> bool:
         """Whether every choice that began has a finish_reason and no error came."""
@@ -135,45 +152,12 @@ class StreamScanner(EventScanner):
         if not self.aligned or self.payloads is not None:
             return self._feed_slowly(data, b"")
         if _scan is not None and self.sentinel is None:
-            found = _scan(data, self._raw, self._drop_usage, self._drop_progress)
-            if found is not None:
-                return self._take_found(*found)
+            out = _scan(self, data)
+            if out is not None:
+                if not self.aligned:
+                    cast("ChunkedDecoder", self._decoder).end()  # no other is ever aligned
+                return out
         return self._feed_plainly(data)
-
-    def _take_found(
-        self,
-        out: bytes,
-        events: list[tuple[int, int]],
-        content_count: int,
-        choice_count: int,
-        has_choices: bool,
-        finished: tuple[int, ...],
-        usage: bytes | None,
-        timings: bytes | None,
-        metrics: bytes | None,
-        sentinel: bytes | None,
-        ended: bool,
-        lesson: tuple[int, bytes | None, bytes | None] | None,
-    ) -> bytes:
-        """Take over what the native scan has found in a read."""
-        self.events += events
-        self.content_count += content_count
-        if has_choices:
-            self.first_choices = True
-            if choice_count > self.choice_count:  # noqa: PLR1730 - max() is a call, and this runs before a first token
-                self.choice_count = choice_count
-        if finished:
-            self._finished = self._finished.union(finished)
-            self.finish_count = len(self._finished)
-        self.usage = usage or self.usage
-        self.timings = timings or self.timings
-        self.metrics = metrics or self.metrics
-        self.sentinel = sentinel
-        if ended:
-            cast("ChunkedDecoder", self._decoder).end()  # no other is ever aligned
-            self.aligned = False
-        self._lesson = lesson
-        return out
 
     def _feed_plainly(self, data: bytes) -> bytes:
         """Take one read that begins a chunk, without the native scan."""
@@ -335,3 +319,20 @@ def _around_text(event: bytes) -> tuple[bytes, bytes] | tuple[None, None]:
         return None, None
     start, end = found.span(1)
     return event[:start], event[end:] + b"\r\n"
+
+
+def _pattern() -> StreamScanner:
+    """Return a scanner that holds nothing which changes."""
+    nothing: Any = None
+    scanner = StreamScanner(nothing)
+    scanner.events = nothing
+    return scanner
+
+
+_new_scanner: Final = mould(_pattern)
+_scan: Final[Callable[[StreamScanner, bytes], bytes | None] | None] = (
+    None if native.scan is None else native.scan.Scan(StreamScanner(ChunkedDecoder())).feed
+)
+"""Takes one whole read as :meth:`StreamScanner.feed` does; or changes nothing and returns ``None`` where that must do
+it. There is none without native code.
+"""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from router import native
-
-if TYPE_CHECKING:
-    from router.request import Request
+from router.request import Request, new_request
 
 _REASONS: Final = {s.value: s.phrase.encode() for s in HTTPStatus} | {499: b"Client Closed Request"}
 STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in _REASONS.items()}
@@ -35,29 +33,24 @@ def host_header(host_name: str) -> bytes:
     return b"x-ringrouter-host: %b\r\n" % host_name.encode() if host_name else b""
 
 
-def server_timing(request: Request) -> bytes:
-    """Return the stages so far in milliseconds (https://www.w3.org/TR/server-timing/)."""
+def plain_server_timing(request: Request) -> bytes:
+    """Return the stages so far in milliseconds (https://www.w3.org/TR/server-timing/), without what did not happen."""
     deq, admitted, routed = request.deq, request.admitted, request.routed
     conn, sent, hfb = request.conn_ns, request.sent_ns, request.hfb
     last = request.tok_n or request.tok1 or hfb
-    return stage_times(
+    stages_ns = (
         deq - request.recv if deq else -1,
         admitted - deq if admitted else -1,
         routed - admitted if routed else -1,
         conn - routed if conn else -1,
         last - (sent or conn) if hfb else -1,
     )
-
-
-def plain_stage_times(*stages_ns: int) -> bytes:
-    """Return the value of ``server-timing`` from the nanoseconds of ingress, queue, route, connect and host; a stage
-    that did not happen is negative and left out.
-    """
-    named = zip(_STAGES, stages_ns, strict=True)
-    microseconds = [(name, (ns + 500) // 1000) for name, ns in named if ns >= 0]
+    microseconds = [(name, (ns + 500) // 1000) for name, ns in zip(_STAGES, stages_ns, strict=True) if ns >= 0]
     return b", ".join([b"%b;dur=%d.%03d" % (name, us // 1000, us % 1000) for name, us in microseconds])
 
 
 _STAGES: Final = (b"ingress", b"queue", b"route", b"connect", b"host")
-stage_times: Final[Callable[..., bytes]] = plain_stage_times if native.steps is None else native.steps.stage_times
-"""As :func:`plain_stage_times`, in one step where there is native code: it stands before every first token."""
+server_timing: Final[Callable[[Request], bytes]] = (
+    plain_server_timing if native.steps is None else native.steps.StageTimes(new_request()).of
+)
+"""As :func:`plain_server_timing`, in one step where there is native code: it stands before every first token."""

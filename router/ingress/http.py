@@ -45,6 +45,9 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _STREAM_START_1_0: Final = b"HTTP/1.1 200 OK\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\nx-request-id: "
 _STREAM_START: Final = _STREAM_START_1_0.replace(b"x-request-id", b"transfer-encoding: chunked\r\nx-request-id")
 
+_USUAL_SENTINEL: Final = b"data: [DONE]\n\n"
+_USUAL_END: Final = chunk(_USUAL_SENTINEL) + LAST_CHUNK
+
 
 def _parsed(parse: Callable[[bytes], Head], data: bytes) -> tuple[Head, int, int]:
     """Parse a head that no other resembles; return it with its length (-1: none) and its end."""
@@ -450,11 +453,14 @@ class ClientConnection(asyncio.Protocol):
         """Write the last bytes, the timing comment if it was asked for, the sentinel, and the end."""
         if request.timing_asked:
             sentinel = self._server.timing_comment(request) + sentinel
-        if self.raw:
-            data = b"%b%b%b" % (data, chunk(sentinel) if sentinel else b"", LAST_CHUNK)
-        else:
+        if not self.raw:
             data += sentinel
-        self._write_counted(data)
+        elif sentinel == _USUAL_SENTINEL:
+            data += _USUAL_END
+        else:
+            data += (chunk(sentinel) if sentinel else b"") + LAST_CHUNK
+        request.bytes_out += len(data)
+        self.write(data)
 
     def break_stream(self, request: Request, failure: Failure) -> None:
         """Write an error event and close without the last chunk."""

@@ -9,7 +9,7 @@ from zlib import crc32
 from router.errors import ErrorKind, RequestError
 from router.ingress.wishes import NO_WISHES, model_for, settle, with_metadata
 from router.messages import decode_body
-from router.request import Request
+from router.request import new_request
 from router.telemetry.counters import Counter
 from router.telemetry.records import Endpoint
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from router.ingress.wishes import Wishes
     from router.loop import Loop
-    from router.request import Egress
+    from router.request import Egress, Request
 
 U32: Final = 0xFFFFFFFF
 F32: Final = 3.0e38
@@ -75,7 +75,16 @@ def make_request(
     model = loop.by_name.get(name)
     if model is None:
         raise unknown_model(loop, name)
-    request = Request(egress, endpoint, request_id, body, fields, headers, model, recv_ns, body_ns)
+    request = new_request()
+    request.egress = egress
+    request.endpoint = endpoint
+    request.request_id = request_id
+    request.body = body
+    request.fields = fields
+    request.headers = headers
+    request.model = model
+    request.recv = recv_ns
+    request.body_ns = body_ns
     request.target = _TARGETS[endpoint]
     request.model_id = model.model_id
     if endpoint is not _EMBEDDINGS:

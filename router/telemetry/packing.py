@@ -31,7 +31,7 @@ class Packer(Protocol):
 class PlainPacker:
     """The packer in plain Python."""
 
-    def __init__(self, size: int, fields: Sequence[Field]) -> None:
+    def __init__(self, size: int, fields: Sequence[Field], probe: object = None) -> None:  # noqa: ARG002 - all alike here
         self._size = size
         self._fields = [(name, struct.Struct("<" + code), code, offset) for name, code, offset in fields]
 
@@ -49,5 +49,8 @@ class PlainPacker:
 
 
 _LARGEST: Final = {"B": 0xFF, "H": 0xFFFF, "I": 0xFFFFFFFF, "Q": 0xFFFFFFFFFFFFFFFF}
-packer: Final[Callable[[int, Sequence[Field]], Packer]] = PlainPacker if native.steps is None else native.steps.Packer
-"""Makes a packer of ``size`` bytes, the native one where there is native code; ``ValueError`` for a field outside."""
+packer: Final[Callable[..., Packer]] = PlainPacker if native.steps is None else native.steps.Packer
+"""``packer(size, fields[, probe])`` makes a packer of ``size`` bytes, the native one where there is native code;
+``ValueError`` for a field outside. ``probe`` is an object of a class with slots, nobody else's: others of its class are
+then packed from where its slots lie, without a look at their names.
+"""

@@ -21,7 +21,8 @@ from ringbuffer import (
 )
 from router.config import Config
 from router.config.caches import own_requests_max
-from router.request import NO_TERMS
+from router.picking import pack_verdicts
+from router.request import NO_TERMS, new_request
 from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
@@ -124,7 +125,8 @@ class Telemetry:
             self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors,
             self.host_rows.table,
         )  # fmt: skip
-        self._free_rows = list(range(in_flight_max - 1, -1, -1))
+        self.free_rows = list(range(in_flight_max - 1, -1, -1))
+        """Those of the in-flight table that no request has; :meth:`done` gives a request's back."""
         for position, own in enumerate(config.tags.own):
             self.names.intern(rec.NAME_OWN_TAG, own)
             assert position < rec.OWN_TAG_COUNT
@@ -189,14 +191,6 @@ class Telemetry:
         identity = request.identity or self.identify(request)
         return identity[_USER_START : _USER_START + rec.TEXT_BYTES].rstrip(b"\0").decode("utf-8", "replace")
 
-    def has_row(self) -> bool:
-        """Whether a row of the in-flight table is free."""
-        return bool(self._free_rows)
-
-    def take_row(self) -> int:
-        """Return a free row of the in-flight table; the caller has checked that there is one."""
-        return self._free_rows.pop()
-
     def show_phase(self, request: Request) -> None:
         """Show where a request is in the in-flight table, if it is not shown yet."""
         if request.shown_phase == request.phase:
@@ -218,7 +212,7 @@ class Telemetry:
         finally:
             if request.row >= 0:
                 self.inflight.clear(request.row)
-                self._free_rows.append(request.row)
+                self.free_rows.append(request.row)
                 request.row = -1
 
     def _complete(self, request: Request) -> None:
@@ -281,33 +275,21 @@ _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index
 _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
-_VERDICTS_MAX: Final = rec.CANDIDATE_COUNT
-_ZEROS: Final = [0] * (3 * _VERDICTS_MAX)
 _UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
-_inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE)
-_done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE)
+_inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE, new_request())
+_done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE, new_request())
 
 
 def pack_candidates(request: Request) -> None:
     """Pack the candidates of a request's routing, the chosen one first, and let them go: there may be many hosts."""
     if not request.candidates or request.chosen < 0:
         return
-    values: list[float] = []
     ask = request.ask
     verdicts = explain(request.candidates, request.chosen) if ask is None else ask.verdicts
-    for verdict in verdicts[:_VERDICTS_MAX]:
-        values += verdict
-    if _UNHEALTHY in values:  # seldom, and never too seldom: a score may look like it
-        _tell_bars(request, values)
+    bars = {}
+    if any(reason == _UNHEALTHY for _, reason, _ in verdicts):
+        bars = {host.host_id: host.bar for host in request.model.hosts}
     if request.terms.pin:
-        values[1] = _PINNED
-    request.packed_candidates = rec.CANDIDATES.pack(*values, *_ZEROS[len(values) :])
+        verdicts = [(verdicts[0][0], _PINNED, verdicts[0][2]), *verdicts[1:]]
+    request.packed_candidates = pack_verdicts(verdicts, bars)
     request.candidates = ()
-
-
-def _tell_bars(request: Request, values: list[float]) -> None:
-    """Say of hosts of a request's model that could not be used why that was, as far as it still is so."""
-    bars = {host.host_id: host.bar for host in request.model.hosts}
-    for at in range(0, len(values), 3):
-        if values[at + 1] == _UNHEALTHY:
-            values[at + 1] = bars.get(int(values[at]), 0) or _UNHEALTHY

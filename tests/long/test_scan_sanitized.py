@@ -24,28 +24,36 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+from router.hosts.scanner import StreamScanner
+from router.http1 import ChunkedDecoder
 module, steps = load("_scan"), load("_steps")
+probe = StreamScanner(ChunkedDecoder())
+feed = module.Scan(probe).feed
+def scan(data, *switches):
+    return feed(StreamScanner(ChunkedDecoder(), *switches), data)
 rng = random.Random(int(sys.argv[3]))
 until = time.monotonic() + float(sys.argv[2])
 taken = rounds = 0
 while time.monotonic() < until:
     rounds += 1
+    piece = b""
     data = capture(rng.choice(stream_names())).framed
     if rounds % 8:
         data = damage(data, rng)
     begin = rng.randrange(len(data) + 1) if rounds % 3 == 0 else 0
     switches = [rng.random() < 0.5 for _ in range(3)]
-    found = module.scan(data[begin : begin + rng.choice((50, 300, 5000, 1 << 20))], *switches)
+    found = scan(data[begin : begin + rng.choice((50, 300, 5000, 1 << 20))], *switches)
     while found is None and b"\\r\\n" in data:  # and chunk by chunk, which is taken more often
         at = data.find(b"\\n\\n\\r\\n")
         piece, data = (data[: at + 4], data[at + 4 :]) if at >= 0 else (data, b"")
-        taken += module.scan(piece, True, True, True) is not None
+        taken += scan(piece, True, True, True) is not None
         prefix, suffix = sorted(rng.randrange(len(piece) + 1) for _ in range(2))
         module.same_token(piece, piece[:prefix], piece[suffix:])
+    body = b'{"model":"m","messages":[%b],"x":0}' % piece[6:-4]
+    module.split_body(damage(body, rng) if rounds % 2 else body)
     head = capture(rng.choice(stream_names())).head
     head = damage(head, rng) if rounds % 2 else head
     steps.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
-    steps.stage_times(*(rng.choice((-1, 0, 1, 10**9, (1 << 63) - 1, rng.getrandbits(62))) for _ in range(5)))
     steps.first_byte(head[: rng.randrange(2)])
     steps.tcp_info(rng.choice((-1, 0, 1 << 20)))
     number, text = rng.choice("QIHBf"), f"{rng.randrange(1, 90)}s"
@@ -67,10 +75,13 @@ def load(package, name):
     module = sys.modules[f"{package}.{name}"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 load("ringbuffer", "_words")
+load("router", "_steps")
 load("router", "_relay")
 import router.native
 assert router.native.relay.__file__.startswith(sys.argv[1])
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/unit/test_relay.py"]))
+assert router.native.steps.__file__.startswith(sys.argv[1])
+names = ("relay", "packing", "mould", "picking", "server_timing")
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
 """
 
 
@@ -100,7 +111,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return directory, environment
 
 
-def test_the_relay_touches_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
+def test_relay_records_and_moulds_touch_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
     directory, environment = sanitized
     done = subprocess.run(
         [sys.executable, "-c", RELAY_PROGRAM, str(directory)],

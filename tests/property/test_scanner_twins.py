@@ -27,6 +27,7 @@ STATE = (
     "content_count", "finish_count", "choice_count", "first_choices", "usage", "timings", "metrics",
     "error", "sentinel", "ended", "surplus", "succeeded", "_finished",
 )  # fmt: skip
+FEW_MISSES = 16
 SWITCHES = {"raw": st.booleans(), "drop_usage": st.booleans(), "drop_progress": st.booleans()}
 
 
@@ -49,6 +50,11 @@ class Twins:
         self.plain.events.clear()
         for name in STATE:
             assert getattr(self.native, name) == getattr(self.plain, name), name
+        self.native.learn()
+        self.plain.learn()
+        if self.native.misses <= FEW_MISSES:  # beyond, each counts its own way whether learning is worth it
+            for name in ("prefix", "suffix", "code"):
+                assert getattr(self.native, name) == getattr(self.plain, name), name
         return not isinstance(outs[0], str)
 
     def _feed(self, scanner: StreamScanner, data: bytes) -> bytes | str:
@@ -93,7 +99,9 @@ def test_real_streams_chunk_by_chunk(name: str) -> None:
     feed_all(Twins(drop_usage=True, drop_progress=True), reads)
     usual = [read for read in reads if b"\r\ndata: " in read and b'"error"' not in read]
     assert len(usual) > 2 or b"\nevent: " in framed, "the other dialects' streams are not for it"
-    assert all(scanner_module._scan(read, True, True, True) is not None for read in usual)
+    scan = scanner_module._scan
+    assert scan is not None
+    assert all(scan(StreamScanner(ChunkedDecoder()), read) is not None for read in usual)
 
 
 texts = st.text(max_size=12)
@@ -236,10 +244,34 @@ def test_odd_frames(data: bytes) -> None:
         feed_all(Twins(), reads)
 
 
-@pytest.mark.parametrize("arguments", [(), (b"",), ("text", True, True, True), (b"", True, True, True, True)])
+SCANNER = StreamScanner(ChunkedDecoder())
+
+
+@pytest.mark.parametrize("arguments", [(), (SCANNER,), (SCANNER, "text"), (object(), b""), (SCANNER, b"", True)])
 def test_wrong_use_is_a_type_error(arguments: tuple[Any, ...]) -> None:
-    with pytest.raises(TypeError, match="scan"):
+    assert scanner_module._scan is not None
+    with pytest.raises(TypeError, match="feed"):
         scanner_module._scan(*arguments)
+
+
+def test_a_scanner_whose_attributes_are_of_other_types_is_refused() -> None:
+    token = b'data: {"choices":[{"index":0,"delta":{"content":"b"}}]}\n\n'
+    last = token.replace(b"}}]", b'},"finish_reason":"stop"}]')
+    for name in ("events", "content_count", "choice_count", "_finished", "misses"):
+        scanner = StreamScanner(ChunkedDecoder())
+        setattr(scanner, name, "text")
+        with pytest.raises((TypeError, AttributeError)):
+            scanner.feed(chunk(token + last))
+
+
+def test_events_that_nobody_has_recorded_yet_stay() -> None:
+    twins = Twins()
+    for _ in range(3):
+        reads = [chunk(b'data: {"choices":[{"index":0,"delta":{"content":"b"}}]}\n\n')]
+        twins.native.feed(reads[0])
+        twins.plain.feed(reads[0])
+    assert len(twins.native.events) == 3
+    assert twins.native.events == twins.plain.events
 
 
 PIECES = st.lists(st.sampled_from([b'"', b"a", b"\\", b"\r\n", b"{", b"0", b" "]), max_size=6).map(b"".join)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.request import new_request
 from router.telemetry import records as rec
 from router.telemetry.packing import Packer, PlainPacker, packer
 
@@ -71,6 +72,64 @@ def test_the_native_packer_takes_no_field_outside_of_the_record(code: str, offse
         pytest.skip("the native code is not compiled here")
     with pytest.raises(ValueError, match="field a"):
         packer(30, [("a", code, offset)])
+
+
+class Source:
+    """Some of it in slots, some not; a subclass has more of both."""
+
+    __slots__ = ("a", "b", "d", "e", "f")
+    c = 5
+
+
+class OtherSource(Source):
+    pass
+
+
+@given(
+    numbers=st.tuples(*[st.integers(0, 1 << 70)] * 3), share=st.floats(0, 2.0**60, width=32), text=st.binary(max_size=9)
+)
+def test_what_lies_in_slots_is_packed_as_what_is_asked_for(
+    numbers: tuple[int, int, int], share: float, text: bytes
+) -> None:
+    probe, sources = Source(), (Source(), OtherSource())
+    for source in (probe, *sources):
+        source.a, source.b, source.d = numbers
+        source.e, source.f = share, text
+    made = packer(30, FIELDS, probe)
+    assert probe.a == numbers[0], "a probe has afterwards what it had before"
+    for source in sources:
+        assert made.pack(source) == PlainPacker(30, FIELDS).pack(source)
+
+
+@both
+def test_a_slot_without_a_value_is_an_error(make: Make) -> None:
+    probe, source = Source(), Source()
+    for each in (probe, source):
+        each.a = each.b = each.d = 1
+        each.e, each.f = 0.5, b""
+    made = make(30, FIELDS, probe)
+    del source.b
+    with pytest.raises(AttributeError, match="b"):
+        made.pack(source)
+    source.b = -1
+    with pytest.raises(OverflowError):
+        made.pack(source)
+
+
+def test_a_probe_must_have_every_attribute() -> None:
+    if packer is PlainPacker:
+        pytest.skip("the native code is not compiled here")
+    with pytest.raises(AttributeError):
+        packer(30, FIELDS, Source())
+
+
+def test_requests_are_packed_alike_by_both() -> None:
+    request = new_request()
+    for number, (name, code, _) in enumerate(rec.DONE_SOURCE):
+        setattr(request, name, b"%d" % number if code.endswith("s") else number + 1)
+    for fields in (rec.DONE_SOURCE, rec.INFLIGHT_SOURCE):
+        made = packer(rec.DONE_PAYLOAD_BYTES, fields, new_request()).pack(request)
+        assert made == PlainPacker(rec.DONE_PAYLOAD_BYTES, fields).pack(request)
 
 
 def test_the_done_record_is_covered_but_for_what_is_reserved() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import router.attempt as attempt_module
 from bench.gate_lockstep import REQUEST, stream_parts
@@ -21,7 +23,7 @@ from router.hosts.connection import HostConnection
 from router.ingress.http import ClientConnection
 from router.request import Request
 from router.telemetry import records as rec
-from router.token_state import PlainTokenState
+from router.token_state import PlainTokenState, plain_record_events, record_events
 from tests.captures import capture, stream_names
 from tests.support.stream_damage import damage
 from tests.support.waiting import shared_memory_directory
@@ -78,6 +80,7 @@ class Streams(TokenPath):
     def __init__(self, directory: Path, *, is_native: bool) -> None:
         super().__init__(directory)
         self._relay = attempt_module._relay if is_native else None
+        self._record_events = record_events if is_native else plain_record_events
         self._daemon.fleet.top_up = lambda *_: None  # type: ignore[method-assign]
         self.loop = self._daemon.loop
         quiet = Health(breaker=BreakerConfig(failures=0, share=0))  # damaged streams are the hosts' faults
@@ -108,7 +111,10 @@ class Streams(TokenPath):
 
     def stream(self, reads: list[bytes], blocks_at: set[int], drains_at: set[int]) -> dict[str, Any]:
         """Feed one answer through; return all that it came to but times."""
-        with patch.object(attempt_module, "_relay", self._relay):
+        with (
+            patch.object(attempt_module, "_relay", self._relay),
+            patch.object(attempt_module, "record_events", self._record_events),
+        ):
             return self._stream(reads, blocks_at, drains_at)
 
     def _stream(self, reads: list[bytes], blocks_at: set[int], drains_at: set[int]) -> dict[str, Any]:
@@ -133,10 +139,11 @@ class Streams(TokenPath):
         (request,) = self.ended
         self.ended.clear()
         events = [rec.decode_token(payload) for _, payload in self._tokens.poll(1 << 16)]
-        written = b"".join(answer.written)
+        head, _, written = b"".join(answer.written).partition(b"\r\n\r\n")
         answer.written.clear()
+        request.bytes_out -= len(head)  # it says how long things took, in as many digits as that needs
         return {
-            "written": written.partition(b"\r\n\r\n")[2],
+            "written": written,
             "pauses": pauses,
             "outcome": (request.outcome, request.error, request.status),
             "counts": [getattr(request, name) for name in FIELDS],
@@ -265,6 +272,75 @@ def test_misuse_is_refused() -> None:
         native.relay.relay(*good[:-1])
     with pytest.raises(AttributeError):  # a scanner without a template
         native.relay.relay(*good)
+
+
+NUMBERS = st.integers(0, (1 << 64) - 1)
+EVENTS = st.lists(st.tuples(st.integers(0, 20) | NUMBERS, st.integers(0, (1 << 32) - 1)), max_size=6)
+
+
+@needs_native
+@pytest.mark.parametrize("has_native_publish", [False, True])
+@given(
+    reads=st.lists(st.tuples(EVENTS, st.integers(0, 1 << 62)), max_size=4),
+    seq=NUMBERS,
+    host=st.integers(0, 0xFFFF),
+    unsent=NUMBERS,
+    taken_ns=st.sampled_from([0, 1, 1 << 20]),
+    early_end_ns=st.integers(0, 1 << 63),
+    visible_end_ns=st.integers(0, 1 << 63),
+)
+def test_native_and_plain_record_events_come_to_the_same(
+    ring: tuple[BroadcastWriter, BroadcastReader],
+    has_native_publish: bool,
+    reads: list[tuple[list[tuple[int, int]], int]],
+    seq: int,
+    host: int,
+    unsent: int,
+    taken_ns: int,
+    early_end_ns: int,
+    visible_end_ns: int,
+) -> None:
+    writer, reader = ring
+    assert native.relay is not None
+    native_publish = writer.native_publish() if has_native_publish else None
+    found = []
+    for record, state in ((record_events, native.relay.TokenState()), (plain_record_events, PlainTokenState())):
+        came, now = [], 1
+        for events, later in reads:
+            now += later
+            given_events = list(events)
+            told = (writer.publish, native_publish, seq, host << 16, now, unsent)
+            came.append(record(state, given_events, *told, taken_ns and now + taken_ns, early_end_ns, visible_end_ns))
+            assert not given_events, "the list is emptied"
+        counts = [getattr(state, name) for name in PlainTokenState.__slots__]
+        found.append((came, counts, [payload for _, payload in reader.poll(1 << 10)]))
+    assert found[0] == found[1]
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BroadcastWriter, BroadcastReader]]:
+    path = tmp_path_factory.mktemp("ring") / "tokens"
+    writer = BroadcastWriter.create(path, slot_count=256, slot_size=64, record_schema=(1, 0), name="tokens")
+    reader = BroadcastReader.attach(path)
+    yield writer, reader
+    reader.close()
+    writer.close()
+
+
+@needs_native
+def test_events_of_another_shape_are_refused() -> None:
+    assert native.relay is not None
+    state = native.relay.TokenState()
+    good: list[Any] = [state, [(1, 2)], lambda *_: 0, None, 1, 2, 3, 4, 5, 6, 7]
+    for position, wrong in (
+        (0, PlainTokenState()), (1, ()), (1, [1]), (1, [(1,)]), (1, [("a", 1)]), (1, [(1, -1)]), (3, 5), (4, -1),
+        (6, "x"), (10, -1),
+    ):  # fmt: skip
+        given_arguments = [*good[:position], wrong, *good[position + 1 :]]
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            native.relay.record_events(*given_arguments)
+    with pytest.raises(ZeroDivisionError):
+        native.relay.record_events(state, [(1, 2)], lambda *_: 1 // 0, None, 1, 2, 3, 4, 5, 6, 7)
 
 
 @pytest.mark.parametrize("make", [PlainTokenState, *([native.relay.TokenState] if native.relay is not None else [])])

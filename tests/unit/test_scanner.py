@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from router.hosts import native_scan
+from router import native
 from router.hosts import scanner as scanner_module
 from router.hosts.scanner import StreamError, StreamScanner, event_code
 from router.http1 import BodyDecoder, ChunkedDecoder, EofDecoder, LengthDecoder, ProtocolError, chunk
@@ -22,7 +22,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each test runs with the native scan and without."""
     if request.param == "plain":
         monkeypatch.setattr(scanner_module, "_scan", None)
-    elif native_scan.scan is None:
+    elif native.scan is None:
         pytest.skip("the native scan is not compiled here")
 
 
