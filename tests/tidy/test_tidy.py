@@ -140,6 +140,7 @@ PURE_MODULES = [
     "router.routing.eligible",
     "router.routing.factory",
     "router.levers",
+    "router.masking",
     "router.retry_budget",
     "router.routing.least_outstanding",
     "router.routing.order",
