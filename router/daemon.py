@@ -312,6 +312,7 @@ class Daemon:
         """Start the program anew and let it take over; when that fails this process goes on."""
         reason = await self._hand_over("upgrade")
         if reason:
+            await asyncio.to_thread(self.telemetry.generation.drop_unborn)
             self.log.error("upgrade failed", reason=reason)
             self.pulse.hold(monotonic_ns())
             self._notifier.status(f"upgrade failed, this process goes on: {reason}")
