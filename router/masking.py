@@ -1,8 +1,8 @@
 """Takes out of a text what looks like a key: people paste keys where they do not belong, and errors are copied around;
 pure.
 
-Found are the forms in which services give keys out, and runs of characters that are as good as random. A name that looks
-so too is left out as well: the error says where it stands.
+Found are the forms in which services give keys out, and runs of characters that are as good as random. A name that
+looks so too is left out as well: the error says where it stands.
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ def test_a_generation_that_was_never_activated_is_deleted_by_the_next(tmp_path: 
     stop(third, writer)
 
 
-def test_what_a_next_writer_has_left_that_never_became_current_is_deleted_and_a_living_one_stays(tmp_path: Path) -> None:
+def test_what_a_next_writer_has_left_that_never_became_current_is_deleted_and_a_living_one_stays(
+    tmp_path: Path,
+) -> None:
     generation, writer = start(tmp_path)
     generation.activate()
     dead = start_next(generation)
