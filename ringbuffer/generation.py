@@ -96,6 +96,18 @@ class Generation:
                 if not segment.is_locked(entry):
                     shutil.rmtree(entry, ignore_errors=True)
 
+    def drop_unborn(self) -> None:
+        """Delete what a newer writer has left that ended before it became the current one. One that lives stays."""
+        own = generation_number(self.path) or 0
+        with contextlib.suppress(OSError):
+            for entry in list(self.instance_dir.iterdir()):
+                number = _number(entry.name.removeprefix(".").removesuffix(".tmp"))
+                if number is None or number <= own or entry.name == _current_name(self.instance_dir):
+                    continue
+                with contextlib.suppress(RingError):  # another has deleted it
+                    if not segment.is_locked(entry):
+                        shutil.rmtree(entry, ignore_errors=True)
+
     def close(self) -> None:
         """Give up the locks; the files stay. Closing twice does nothing."""
         for descriptor in self._lock_descriptors:

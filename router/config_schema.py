@@ -17,6 +17,8 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
+from router.masking import masked
+
 VALUE_CHARS_MAX: Final = 80
 """Longest part of a refused value that an error message repeats."""
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -30,8 +32,8 @@ def number(value: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a value as it would stand in the file, cut to :data:`VALUE_CHARS_MAX` characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """Write a value as it would stand in the file, cut to :data:`VALUE_CHARS_MAX` characters and without keys."""
+    text = masked(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= VALUE_CHARS_MAX else f"{text[:VALUE_CHARS_MAX]}…"
 
 

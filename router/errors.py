@@ -12,12 +12,20 @@ from typing import Final
 
 import msgspec
 
+from router.masking import masked
+
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises: the last two for text that is not UTF-8 and for a thousand nested brackets."""
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; the message names key, value and what is allowed."""
+    """The configuration cannot be used; the message names key, value and what is allowed.
+
+    What looks like a key is taken out of it: somebody may have pasted one where a name belongs.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class ErrorKind(IntEnum):

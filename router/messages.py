@@ -64,6 +64,9 @@ class PassBody(msgspec.Struct):
     max_output_tokens: Any = None
     n_predict: Any = None
     temperature: Any = None
+    tools: Raw = Raw(b"")
+    messages: Raw = Raw(b"")
+    input: Raw = Raw(b"")
 
     def token_limit(self) -> int | float:
         """Return the most tokens that the answer may have, 0 where the body does not say."""

@@ -180,6 +180,8 @@ class Watch:
     def _phase_deadline(request: Request) -> tuple[int, ErrorKind]:
         """Return when the time-out of the request's phase comes, and which one it is."""
         model, attempt = request.model, request.attempt
+        if attempt is None and request.phase == Phase.PREFILL and not request.failed_attempts:
+            return _FAR_NS, ErrorKind.TOTAL_TIMEOUT  # it waits beside the loop for what other requests bring
         if request.phase == Phase.WAITING or attempt is None:
             start = request.failed_attempts[-1][7] if request.failed_attempts else request.deq
             due = start + model.queue_ns

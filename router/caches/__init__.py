@@ -4,6 +4,7 @@
 2.  :mod:`router.caches.entries`      a vector as it is kept (pure)
 3.  :mod:`router.caches.embeddings`   hits answered at once, misses to the hosts
     :mod:`router.caches.calls`        misses of all clients, collected into calls of the hosts
+    :mod:`router.caches.urgency`      how urgent such a call is (pure)
     :mod:`router.caches.memory`       the newest vectors, in the router itself
     :mod:`router.caches.reader`       all others, mapped read-only
     :mod:`router.caches.outbox`       new vectors to the keeper, by a ring
@@ -12,6 +13,7 @@
     :mod:`router.caches.frames`       its messages (pure)
 5.  :mod:`router.caches.intake`       tools filled in, kept answers given: in front of admission
     :mod:`router.caches.tools`        which tools an entry of a request means (pure)
+    :mod:`router.caches.tool_shapes`  tools in the words of other APIs (pure)
     :mod:`router.caches.selecting`    a bounded wait for those nearest to the question, by
     :mod:`router.caches.selection`    their vectors (pure)
     :mod:`router.caches.responses`    whole answers by the hash of what was asked (pure)

@@ -4,6 +4,8 @@ A text waits ``wait_ms`` for others of its space, or until a call is full; whoev
 meantime, or while the call runs, gets its answer too. A call is a request of the router's own (``workload_class``
 ``cache``): it waits for a slot, is retried and recorded like any other.
 
+* A call is as urgent as the most urgent who waits for it (:mod:`router.caches.urgency`), also when they come while it
+  waits for a slot. Who asks for one host gets calls of that host, apart from those of all others.
 * Clients that leave take nothing away from the others; a text nobody waits for any more goes into no call.
 * An error is told to everybody who waits for a text of the call, and is not kept. Where a host refuses a call with
   texts of several clients (4xx), the call is halved and asked again, until only those are refused whose text it is.
@@ -22,7 +24,7 @@ import msgspec
 from router.caches import entries, keys
 from router.caches.entries import EntryError
 from router.caches.silent import SilentEgress
-from router.config.caches import CALLS_AT_ONCE
+from router.caches.urgency import CALLS_MAX, LEAST_URGENT, Urgency, joined, of_all
 from router.errors import UNDECODABLE, ErrorKind, RequestError
 from router.ingress.submission import submit
 from router.messages import RequestBody
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from router.config import EmbeddingsCache
     from router.loop import Loop
     from router.models import Model
+    from router.request import Terms
 
 _TARGET: Final = b"/v1/embeddings"
 _HEADERS: Final = {b"x-ringrouter-tag-workload_class": b"cache"}
@@ -50,6 +53,7 @@ class Failure(NamedTuple):
     content_type: bytes = _JSON
     body: bytes = b""
     extra: bytes = b""
+    retry_after_s: int = 1
 
 
 class Waiter(Protocol):
@@ -59,6 +63,10 @@ class Waiter(Protocol):
     def is_gone(self) -> bool:
         """Whether it waits no more."""
 
+    @property
+    def terms(self) -> Terms:
+        """How urgent it is."""
+
     def arrived(self, position: int, entry: bytes, call: Request) -> None:
         """Take the vector of one of its texts."""
 
@@ -67,23 +75,44 @@ class Waiter(Protocol):
 
 
 class Group(NamedTuple):
-    """What goes into one call: of one model and space, in the form that was asked for first."""
+    """What goes into one call: of one model and space, in the form that was asked for first, at one host or any."""
 
     model: Model
     space: bytes
     form: keys.Form
     dimensions: int
+    pin: int = 0
 
 
 class _Text:
-    """A text that is asked for, and who waits for it."""
+    """A text that is asked for, and who waits for it. ``place`` is the one in :class:`Calls`."""
 
-    __slots__ = ("json", "key", "waiters")
+    __slots__ = ("batch", "json", "key", "place", "waiters")
 
-    def __init__(self, key: bytes, json: bytes) -> None:
-        self.key = key
+    def __init__(self, place: tuple[bytes, int], json: bytes, batch: _Batch) -> None:
+        self.place = place
+        self.key = place[0]
         self.json = json
+        self.batch = batch
         self.waiters: list[tuple[Waiter, int]] = []
+
+
+class _Batch:
+    """Texts that go into one call. ``egress`` is there once it has begun."""
+
+    __slots__ = ("egress", "group", "size", "texts", "timer", "urgency")
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.texts: list[_Text] = []
+        self.size = 0
+        self.urgency: Urgency = LEAST_URGENT
+        self.timer: asyncio.TimerHandle | None = None
+        self.egress: CallEgress | None = None
+
+    def terms(self) -> list[Terms]:
+        """Return those of all who wait for it."""
+        return [waiter.terms for text in self.texts for waiter, _ in text.waiters if not waiter.is_gone]
 
 
 class _Item(msgspec.Struct):
@@ -107,10 +136,11 @@ _decode_answer: Final = msgspec.json.Decoder(_Answer).decode
 class CallEgress(SilentEgress):
     """Where the answer of a call goes."""
 
-    def __init__(self, texts: list[_Text], group: Group, on_end: Callable[[CallEgress], None]) -> None:
+    def __init__(self, batch: _Batch, on_end: Callable[[CallEgress], None]) -> None:
         super().__init__(self._ended)
-        self.texts = texts
-        self.group = group
+        self.batch = batch
+        self.texts = batch.texts
+        self.group = batch.group
         self.failure: Failure | None = None
         self.echo = ""
         """What the host calls the model."""
@@ -124,7 +154,7 @@ class CallEgress(SilentEgress):
 
     def fail(self, request: Request, kind: ErrorKind, message: str, retry_after_s: int) -> None:  # noqa: ARG002
         """Take an error of the router."""
-        self.failure = Failure(kind, message)
+        self.failure = Failure(kind, message, retry_after_s=retry_after_s or 1)
 
     def abort(self) -> None:
         """The request has no proper end."""
@@ -147,58 +177,88 @@ class Calls:
         self._event_loop = asyncio.get_running_loop()
         self._config = config
         self._on_vector = on_vector
-        self._texts: dict[bytes, _Text] = {}
-        """Those that wait and those that are being asked for, by key."""
-        self._waiting: dict[Group, list[_Text]] = {}
-        self._sizes: dict[Group, int] = {}
-        self._timers: dict[Group, asyncio.TimerHandle] = {}
+        self._texts: dict[tuple[bytes, int], _Text] = {}
+        """Those that wait and those that are being asked for, by key and the host that they are asked of (0: any)."""
+        self._gathering: dict[Group, _Batch] = {}
         self._call_count = 0
         self._running = 0
-        """Calls under way, at most :data:`router.config.caches.CALLS_AT_ONCE`."""
-        self._next: deque[tuple[Group, list[_Text]]] = deque()
-        """Those that wait until there are fewer."""
+        """Calls under way."""
+        self._next: list[deque[_Batch]] = [deque() for _ in CALLS_MAX]
+        """Those that wait until there are fewer, by class."""
         loop.has_own_room = self._has_room  # type: ignore[method-assign]
 
     def ask(self, group: Group, key: bytes, item: str | list[int], waiter: Waiter, position: int) -> None:
         """Have a text asked for, or wait for the call that asks for it already."""
-        text = self._texts.get(key)
+        place = key, group.pin
+        text = self._texts.get(place)
         if text is None:
-            text = self._texts[key] = _Text(key, keys.as_json(item))
-            self._enqueue(group, text)
+            json = keys.as_json(item)
+            batch = self._room_for(group, len(json))
+            text = self._texts[place] = _Text(place, json, batch)
+            batch.texts.append(text)
+            batch.size += len(json)
+            if len(batch.texts) >= self._config.batch_texts:
+                self._close(batch)
         text.waiters.append((waiter, position))
+        self._urge(text.batch, waiter)
 
-    def _enqueue(self, group: Group, text: _Text) -> None:
-        size = len(text.json)
-        waiting = self._waiting.get(group)
-        if waiting and self._sizes[group] + size > self._config.batch_bytes:
-            self._go_soon(group)
-            waiting = None
-        if waiting is None:
-            waiting = self._waiting[group] = []
-            self._sizes[group] = 0
-            self._timers[group] = self._event_loop.call_later(self._config.wait_ms / 1000, self._go, group)
-        waiting.append(text)
-        self._sizes[group] += size
-        if len(waiting) >= self._config.batch_texts:
-            self._go_soon(group)
+    def _room_for(self, group: Group, size: int) -> _Batch:
+        """Return the batch that a text goes into, a new one where those that gather leave it no room."""
+        batch = self._gathering.get(group)
+        if batch is not None and batch.size + size > self._config.batch_bytes:
+            self._close(batch)
+            batch = None
+        if batch is None:
+            batch = self._gathering[group] = _Batch(group)
+            batch.timer = self._event_loop.call_later(self._config.wait_ms / 1000, self._go, batch)
+        return batch
 
-    def _take(self, group: Group) -> list[_Text]:
-        self._timers.pop(group).cancel()
-        del self._sizes[group]
-        return self._waiting.pop(group)
+    def _close(self, batch: _Batch) -> None:
+        """Gather no more, and begin in a turn of its own: this one may be within the loop's own batch."""
+        del self._gathering[batch.group]
+        assert batch.timer is not None
+        batch.timer.cancel()
+        self._event_loop.call_soon(self._call, batch)
 
-    def _go_soon(self, group: Group) -> None:
-        """Begin a call in a turn of its own: this one may be within the loop's own batch."""
-        self._event_loop.call_soon(self._call, group, self._take(group))
+    def _go(self, batch: _Batch) -> None:
+        if self._gathering.get(batch.group) is batch:
+            del self._gathering[batch.group]
+            self._call(batch)
 
-    def _go(self, group: Group) -> None:
-        if group in self._waiting:
-            self._call(group, self._take(group))
+    # ------------------------------------------------------------ how urgent
+    def _urge(self, batch: _Batch, waiter: Waiter) -> None:
+        """Let a batch be as urgent as who has come to wait for it, wherever it is."""
+        before = batch.urgency
+        urgency = batch.urgency = joined(before, waiter.terms)
+        if urgency == before:
+            return
+        if batch.egress is not None:
+            self._event_loop.call_soon(self._move_up, batch.egress)
+        elif urgency.workload != before.workload and batch in (waiting := self._next[before.workload - 1]):
+            waiting.remove(batch)
+            self._next[urgency.workload - 1].append(batch)
+
+    def _move_up(self, egress: CallEgress) -> None:
+        """Put a call that waits for a slot where somebody more urgent would stand."""
+        request, urgency = egress.request, egress.batch.urgency
+        if request is None or not self._loop.waits(request) or request.model.waiting.is_full(urgency.workload):
+            return
+        self._loop.leave_waiting(request)
+        urgency.put(request.own_terms())
+        self._loop.place(request, monotonic_ns())
+
+    def waits_for_host(self, key: bytes, pin: int) -> bool:
+        """Whether a text that is asked for is at no host yet."""
+        text = self._texts.get((key, pin))
+        if text is None:
+            return False
+        egress = text.batch.egress
+        return egress is None or egress.request is None or self._loop.waits(egress.request)
 
     def flush(self) -> None:
         """Begin the calls that wait for company: the router is stopping."""
-        for group in list(self._waiting):
-            self._go(group)
+        for batch in list(self._gathering.values()):
+            self._go(batch)
 
     # ------------------------------------------------------------ a call
     def _has_room(self, request: Request) -> bool:
@@ -206,26 +266,29 @@ class Calls:
         loop = self._loop
         return isinstance(request.egress, CallEgress) or len(loop.in_flight) - self._running < loop.limits.in_flight
 
-    def _call(self, group: Group, texts: list[_Text]) -> None:
+    def _call(self, batch: _Batch) -> None:
         """Begin a call, or have it wait for one of those under way to end."""
-        self._next.append((group, texts))
+        self._next[batch.urgency.workload - 1].append(batch)
         self._begin_next()
 
     def _begin_next(self) -> None:
-        while self._next and self._running < CALLS_AT_ONCE:
-            self._begin(*self._next.popleft())
+        for waiting, calls_max in zip(self._next, CALLS_MAX, strict=True):
+            while waiting and self._running < calls_max:
+                self._begin(waiting.popleft())
 
-    def _begin(self, group: Group, texts: list[_Text]) -> None:
-        asked = []
-        for text in texts:
+    def _begin(self, batch: _Batch) -> None:
+        asked, group = [], batch.group
+        for text in batch.texts:
             if all(waiter.is_gone for waiter, _ in text.waiters):
-                self._texts.pop(text.key, None)
+                self._texts.pop(text.place, None)
             else:
                 asked.append(text)
         if not asked:
             return
+        batch.texts = asked
+        batch.urgency = of_all(batch.terms())
         body = keys.call_body(group.model.name, [text.json for text in asked], group.form, group.dimensions)
-        egress = CallEgress(asked, group, self._ended)
+        egress = batch.egress = CallEgress(batch, self._ended)
         now = monotonic_ns()
         self._call_count += 1
         request_id = f"cache-call-{self._call_count}"
@@ -234,6 +297,9 @@ class Calls:
             egress, Endpoint.EMBEDDINGS, request_id, body, fields, _HEADERS, group.model, now, now,
             target=_TARGET, model_id=group.model.model_id,
         )  # fmt: skip
+        terms = request.own_terms()
+        terms.pin = group.pin
+        batch.urgency.put(terms)
         egress.request = request
         self._loop.counters.add(Counter.CACHE_CALLS)
         self._running += 1
@@ -246,7 +312,7 @@ class Calls:
     def _ended(self, egress: CallEgress) -> None:
         """A call is over: give everybody what they wait for, whatever fails on the way."""
         self._running -= 1
-        if self._next:
+        if any(self._next):
             self._event_loop.call_soon(self._begin_next)
         try:
             failure = egress.failure
@@ -298,7 +364,7 @@ class Calls:
         request = egress.request
         assert request is not None
         for text in egress.texts:  # before anybody is told: whoever asks again in this turn is to find it
-            self._texts.pop(text.key, None)
+            self._texts.pop(text.place, None)
         for text, entry in zip(egress.texts, found, strict=True):
             self._on_vector(egress.group, text.key, entry, egress.echo)
         for text, entry in zip(egress.texts, found, strict=True):
@@ -315,12 +381,16 @@ class Calls:
             return False
         middle = len(texts) // 2
         for part in (texts[:middle], texts[middle:]):
-            self._event_loop.call_soon(self._call, egress.group, part)
+            batch = _Batch(egress.group)
+            batch.texts, batch.urgency = part, egress.batch.urgency
+            for text in part:
+                text.batch = batch
+            self._event_loop.call_soon(self._call, batch)
         return True
 
     def _fail(self, egress: CallEgress, failure: Failure) -> None:
         for text in egress.texts:
-            self._texts.pop(text.key, None)
+            self._texts.pop(text.place, None)
         for text in egress.texts:
             for waiter, _ in text.waiters:
                 if not waiter.is_gone:

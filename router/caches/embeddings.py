@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from router.config import EmbeddingsCache
     from router.loop import Loop
     from router.models import Model
-    from router.request import Request
+    from router.request import Request, Terms
 
 _EMBEDDINGS: Final = Endpoint.EMBEDDINGS
 _DONE: Final = Phase.DONE
@@ -46,6 +46,7 @@ _SPACES_MAX: Final = 4096
 _OFFERED_AT_ONCE: Final = 128
 _OFFERED_EVERY_S: Final = 0.05
 _US_NS: Final = 1000
+_NS: Final = 1_000_000_000
 _STATES: Final = {_HIT: b"hit", _PARTIAL: b"partial", _MISS: b"miss"}
 
 
@@ -166,7 +167,7 @@ class Embeddings:
 
     def ask(self, model: Model, texts: keys.Texts, position: int, key: bytes, waiter: Waiter) -> None:
         """Have a text asked of a host."""
-        group = Group(model, key[: keys.SPACE_BYTES], texts.form, texts.dimensions)
+        group = Group(model, key[: keys.SPACE_BYTES], texts.form, texts.dimensions, waiter.terms.pin)
         self.calls.ask(group, key, texts.items[position], waiter, position)
 
     def second(self, now: int) -> None:
@@ -242,12 +243,30 @@ class _Answer:
         self._missing_count = len(missing)
         for position in missing:
             self._cache.ask(self._request.model, self._texts, position, self._keys[position], self)
+        terms = self._request.terms
+        if terms.deadline_ns and not terms.serves_late:
+            left_s = max(terms.deadline_ns - monotonic_ns(), 0) / _NS
+            asyncio.get_running_loop().call_later(left_s, self._deadline_passed)
+
+    def _deadline_passed(self) -> None:
+        """End the request if a text of it is at no host yet; the others who wait for it go on."""
+        calls, pin = self._cache.calls, self._request.terms.pin
+        missing = (self._keys[position] for position in self._missing if self._entries[position] is None)
+        if not self.is_gone and any(calls.waits_for_host(key, pin) for key in missing):
+            self._over = True
+            self._note(monotonic_ns())
+            self._cache.loop.deadline_passed(self._request, monotonic_ns())
 
     # ------------------------------------------------------------ what was missing
     @property
     def is_gone(self) -> bool:
         """Whether nobody waits for it any more."""
         return self._over or self._request.phase is _DONE
+
+    @property
+    def terms(self) -> Terms:
+        """How urgent it is, and which host it asks for."""
+        return self._request.terms
 
     def arrived(self, position: int, entry: bytes, call: Request) -> None:
         """Take the vector of a missing text."""
@@ -267,7 +286,7 @@ class _Answer:
             extra = self._lines() + failure.extra
             loop.end_with_status(request, failure.status, failure.content_type, failure.body, extra, failure.message)
         else:
-            loop.fail(request, failure.kind, failure.message, monotonic_ns())
+            loop.fail(request, failure.kind, failure.message, monotonic_ns(), failure.retry_after_s)
 
     # ------------------------------------------------------------ the answer
     def _write(self) -> None:
@@ -341,7 +360,8 @@ class OneVector:
 
     is_gone = False
 
-    def __init__(self, on_entry: Callable[[bytes], None], on_failure: Callable[[Failure], None]) -> None:
+    def __init__(self, terms: Terms, on_entry: Callable[[bytes], None], on_failure: Callable[[Failure], None]) -> None:
+        self.terms = terms
         self._on_entry = on_entry
         self._on_failure = on_failure
 

@@ -15,8 +15,10 @@ from router.caches.published import PublishedTools, Subscription
 from router.caches.recording import Recording
 from router.caches.replay import replay
 from router.caches.responses import Responses, key_of
+from router.caches.tool_shapes import Reshape, reshape_of
 from router.caches.tools import MARK, Spliced, ToolRegistry, replace_part
 from router.config.caches import published_tools
+from router.dialects import OPENAI, Dialect
 from router.errors import ErrorKind, RequestError
 from router.telemetry.counters import Counter
 from router.telemetry.decision import note
@@ -46,6 +48,9 @@ class Intake:
     def __init__(self, loop: Loop, config: Config, run_dir: Path, log: Any) -> None:
         cache = config.cache
         self.registry: ToolRegistry | None = None
+        """The tools as chats have them, ``None`` while none are published."""
+        self._registries: dict[Reshape, ToolRegistry] = {}
+        """In the shapes of other APIs, once somebody has asked for one."""
         self.responses: Responses | None = None
         self._loop = loop
         self._counters = loop.counters
@@ -102,6 +107,7 @@ class Intake:
         tools = reading.result()
         if tools is not None:
             self.registry = ToolRegistry(tools, self._config.tools.toolsets)
+            self._registries.clear()
             self._log.info("tools", version=self._subscription.version, tools=len(tools.tools))
             self._show_tools()
 
@@ -129,9 +135,9 @@ class Intake:
     # ------------------------------------------------------------ a request
     def take(self, request: Request, now: int) -> None:
         """Take a request off the ring: fill its tools in, answer it from the cache, or let it be admitted."""
-        if self._names_tools and request.endpoint is _CHAT and MARK in (tools := bytes(request.fields.tools)):
+        if self._names_tools and MARK in (tools := bytes(getattr(request.fields, "tools", b""))):
             try:
-                spliced = self._spliced(tools)
+                spliced = self._spliced(tools, request.dialect)
             except RequestError as error:
                 self._refuse(request, error, now)
                 return
@@ -147,16 +153,23 @@ class Intake:
         self._fill(request, spliced)
         self._answer(request, monotonic_ns())
 
-    def _spliced(self, tools: bytes) -> Spliced | None:
+    def _spliced(self, tools: bytes, dialect: Dialect) -> Spliced | None:
         """Return what a request's tools become; raises :class:`RequestError`."""
-        if self.registry is None:
+        registry = self.registry
+        if registry is None:
             text = "the tools are not known yet: the keeper (ringrouter keep) has published none"
             raise RequestError(ErrorKind.NO_HOST, text, "tools")
-        spliced = self.registry.splice(tools)
+        if dialect is not OPENAI and (reshape := reshape_of(dialect)) is not None:
+            registry = self._registries.get(reshape) or self._reshaped(registry, reshape)
+        spliced = registry.splice(tools)
         if spliced is not None and spliced.nearest and self._selecting is None:
             text = "tools: nearest needs cache.tools.select_model in the router's configuration"
             raise RequestError(ErrorKind.BAD_REQUEST, text, "tools")
         return spliced
+
+    def _reshaped(self, registry: ToolRegistry, reshape: Reshape) -> ToolRegistry:
+        made = self._registries[reshape] = ToolRegistry(registry.published, self._config.tools.toolsets, reshape)
+        return made
 
     def _fill(self, request: Request, spliced: Spliced) -> None:
         request.body = replace_part(request.body, request.fields.tools, "tools", spliced.array)

@@ -1,7 +1,7 @@
 """The router's end of the link to the keeper: questions out, answers in, and what the keeper says of itself.
 
-A keeper that is not there is looked for once a second. Questions are bounded in number and time; none waits for a
-connection.
+A keeper that is not there is looked for once a second. One that is there says so once a second; one that does not is
+asked nothing. Questions are bounded in number and time; none waits for a connection.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 QUESTIONS_MAX: Final = 64
 """Under way at once: as many as the keeper works on for one connection."""
+SILENT_S_MAX: Final = 5
+"""After so many seconds without a word the keeper hangs: it speaks every second (``STATUS_EVERY_S`` there)."""
 _UNSENT_BYTES_MAX: Final = 16 << 20
 
 OnAnswer = Callable[[bool, Any], None]
@@ -36,15 +38,18 @@ class KeeperLink:
         self._connecting: asyncio.Task[None] | None = None
         self._asked: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
         self._number = 0
+        self._silent_s = 0
+        """Seconds since it last spoke, counted by :meth:`second`: while this process stands still none pass."""
         self._closed = False
 
     @property
     def is_up(self) -> bool:
-        """Whether a keeper is connected."""
-        return self._protocol is not None
+        """Whether a keeper is connected and at work."""
+        return self._protocol is not None and self._silent_s < SILENT_S_MAX
 
     def second(self, _: int = 0) -> None:
-        """Look for a keeper where none is connected."""
+        """Look for a keeper where none is connected; once a second."""
+        self._silent_s += 1
         if self._protocol is None and self._connecting is None and not self._closed:
             self._connecting = self._event_loop.create_task(self._connect())
 
@@ -61,6 +66,8 @@ class KeeperLink:
         protocol = self._protocol
         if protocol is None:
             return "the keeper (ringrouter keep) is not running"
+        if not self.is_up:
+            return f"the keeper (ringrouter keep) hangs: it has said nothing for {self._silent_s} s"
         if len(self._asked) >= QUESTIONS_MAX:
             return f"{QUESTIONS_MAX} questions to the keeper are under way"
         self._number += 1
@@ -88,9 +95,11 @@ class KeeperLink:
     def opened(self, protocol: _Protocol) -> None:
         """A keeper is there."""
         self._protocol = protocol
+        self._silent_s = 0
 
     def take(self, body: bytes) -> None:
         """Take the body of a frame."""
+        self._silent_s = 0
         number, is_ok, payload = frames.read_answer(body)
         if number:
             self._settle(number, is_ok=is_ok, payload=payload)

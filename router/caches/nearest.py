@@ -20,6 +20,7 @@ from router.caches import entries, keys
 from router.caches.calls import Failure
 from router.caches.embeddings import OneVector
 from router.errors import UNDECODABLE, ErrorKind, RequestError
+from router.ingress.wishes import NO_WISHES, read_wishes, settle, with_metadata
 from router.models import Model
 from router.request import Egress, Request
 from router.telemetry.counters import Counter
@@ -80,10 +81,16 @@ class NearestFront:
         """Return the request that a body asks for; raises :class:`RequestError` that names what is wrong with it."""
         question = self._read(body)
         model = self._model(self._model_name(question))
-        return Request(
+        request = Request(
             egress, Endpoint.OTHER, request_id, body, question, headers, model, recv_ns, body_ns,
             path=PATH, target=PATH.encode(), model_id=model.model_id,
         )  # fmt: skip
+        wishes = read_wishes(headers, has_features=bool(self._loop.config.features))
+        if question.metadata:
+            wishes = with_metadata(wishes, headers, question.metadata)
+        if wishes is not None or model.has_rules:
+            settle(self._loop, request, wishes or NO_WISHES)
+        return request
 
     def _read(self, body: bytes) -> Question:
         try:
@@ -105,7 +112,7 @@ class NearestFront:
         table = tables.get(question.table)
         if isinstance(table, dict):
             return str(table.get("model", ""))
-        if not self._link.is_up:
+        if not self._link.status:
             raise RequestError(ErrorKind.NO_HOST, "the keeper (ringrouter keep) is not running", "table")
         known = ", ".join(sorted(tables)[:_SHOWN]) or "none"
         text = f"no table is called {question.table[:100]!r} (tables: {known})"
@@ -164,7 +171,7 @@ class NearestFront:
             if request.phase is not Phase.DONE:
                 self._fail(request, failure)
 
-        self._embeddings.ask(model, texts, 0, key, OneVector(found, failed))
+        self._embeddings.ask(model, texts, 0, key, OneVector(request.terms, found, failed))
 
     def _fail(self, request: Request, failure: Failure) -> None:
         if failure.status:
@@ -172,7 +179,7 @@ class NearestFront:
                 request, failure.status, failure.content_type, failure.body, failure.extra, failure.message
             )
         else:
-            self._loop.fail(request, failure.kind, failure.message, monotonic_ns())
+            self._loop.fail(request, failure.kind, failure.message, monotonic_ns(), failure.retry_after_s)
 
     def _ask(self, request: Request, question: Question, vector: bytes) -> None:
         asked = [question.table, question.k, vector, question.metadata_of_items]

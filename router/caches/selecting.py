@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -44,10 +44,11 @@ class Selecting:
 
     def begin(self, request: Request, spliced: Spliced) -> None:
         """Hold a request and ask for the vector of its question."""
+        self._loop.park(request)
         held = _Held(self, request, spliced)
         event_loop = asyncio.get_running_loop()
         held.timer = event_loop.call_later(self._wait_s, held.late)
-        event_loop.call_soon(self._ask, held, last_question(request.fields.messages))  # the ring is being drained now
+        event_loop.call_soon(self._ask, held, _question(request.fields))  # the ring is being drained now
 
     def _ask(self, held: _Held, question: str) -> None:
         if not question:
@@ -61,6 +62,7 @@ class Selecting:
                 self._loop, egress, Endpoint.EMBEDDINGS, self._next_id(), body, _HEADERS, now, now,
                 streams_by_default=False,
             )  # fmt: skip
+            asking.own_terms().workload = held.request.workload
             submit(self._loop, asking, 0)
         except RequestError:
             held.late()
@@ -72,14 +74,19 @@ class Selecting:
             self._ready(request, spliced)
 
 
+def _question(fields: Any) -> str:
+    """Return the last question of a request, which stands in ``messages`` or, of the Responses API, in ``input``."""
+    return last_question(fields.messages) or last_question(getattr(fields, "input", b""))
+
+
 class _Held:
     """One request that waits."""
 
-    __slots__ = ("_is_over", "_owner", "_request", "_spliced", "timer")
+    __slots__ = ("_is_over", "_owner", "_spliced", "request", "timer")
 
     def __init__(self, owner: Selecting, request: Request, spliced: Spliced) -> None:
         self._owner = owner
-        self._request = request
+        self.request = request
         self._spliced = spliced
         self._is_over = False
         self.timer: asyncio.TimerHandle | None = None
@@ -106,4 +113,4 @@ class _Held:
         self._is_over = True
         if self.timer is not None:
             self.timer.cancel()
-        self._owner.settle(self._request, spliced, is_selected=is_selected)
+        self._owner.settle(self.request, spliced, is_selected=is_selected)

@@ -19,6 +19,8 @@ from router import native
 from router.caches.published import PublishedTool
 from router.errors import UNDECODABLE
 
+_TEXT_PARTS: Final = ("text", "input_text")
+"""Of chats and messages, and of responses."""
 TEXT_BYTES_MAX: Final = 2048
 """Of the last message, its end: what embedding models take in one go, and where the question stands."""
 _PLAIN_NUMBERS_MAX: Final = 100_000
@@ -43,7 +45,7 @@ class _Answer(msgspec.Struct):
     data: list[_Datum]
 
 
-_decode_messages: Final = msgspec.json.Decoder(list[_Message]).decode
+_decode_messages: Final = msgspec.json.Decoder(str | list[_Message]).decode
 _decode_answer: Final = msgspec.json.Decoder(_Answer).decode
 
 
@@ -61,17 +63,23 @@ dots: Final[Callable[[bytes, list[bytes]], list[float]]] = plain_dots if _native
 
 
 def last_question(messages: Any) -> str:
-    """Return the end of the last user message of an array of messages, empty where there is none with text."""
+    """Return the end of the last user message of an array of messages, or of a text that stands in its place; empty
+    where there is none with text.
+    """
     try:
         decoded = _decode_messages(messages)
     except UNDECODABLE:
         return ""
+    if isinstance(decoded, str):
+        return _end(decoded)
     for message in reversed(decoded):
-        if message.role != "user":
-            continue
-        text = _text(message.content)
-        return text.encode("utf-8", "replace")[-TEXT_BYTES_MAX:].decode("utf-8", "ignore") if text else ""
+        if message.role == "user":
+            return _end(_text(message.content))
     return ""
+
+
+def _end(text: str) -> str:
+    return text.encode("utf-8", "replace")[-TEXT_BYTES_MAX:].decode("utf-8", "ignore")
 
 
 def _text(content: Any) -> str:
@@ -81,7 +89,7 @@ def _text(content: Any) -> str:
         parts = msgspec.convert(content, list[_Part])
     except UNDECODABLE:
         return ""
-    return "\n".join(part.text for part in parts if part.type == "text" and isinstance(part.text, str))
+    return "\n".join(part.text for part in parts if part.type in _TEXT_PARTS and isinstance(part.text, str))
 
 
 def packed(vector: Sequence[float]) -> bytes:

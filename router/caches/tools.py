@@ -1,9 +1,10 @@
 """Tools that requests name and the router fills in; pure.
 
-In ``tools`` of a chat request an entry ``{"type": "ringrouter", "names": ["weather.*", "calendar.create"]}`` or
+In ``tools`` of a request an entry ``{"type": "ringrouter", "names": ["weather.*", "calendar.create"]}`` or
 ``{"type": "ringrouter", "toolset": "NAME"}`` stands for tools that the keeper has published. Their JSON is put in its
-place byte for byte; nothing else of the body is touched or encoded again. Apps send the same entries again and again,
-so what an array of tools becomes is remembered (:data:`_MEMO_BYTES_MAX`), and the usual splice is a look-up and a join.
+place byte for byte, in the shape of the request's API; nothing else of the body is touched or encoded again. Apps send
+the same entries again and again, so what an array of tools becomes is remembered (:data:`_MEMO_BYTES_MAX`), and the
+usual splice is a look-up and a join.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from router import native
 from router.caches.published import PublishedTool, PublishedTools
+from router.caches.tool_shapes import Reshape
 from router.errors import UNDECODABLE, ErrorKind, RequestError
 from router.messages import edit_body
 
@@ -88,12 +90,17 @@ def replace_part(body: bytes, part: Any, field: str, value: bytes) -> bytes:
 
 
 class ToolRegistry:
-    """All published tools by name, and the toolsets of the configuration."""
+    """All published tools by name, and the toolsets of the configuration; ``reshape`` makes an API's tools of them."""
 
-    def __init__(self, published: PublishedTools, toolsets: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, published: PublishedTools, toolsets: Mapping[str, Sequence[str]], reshape: Reshape | None = None
+    ) -> None:
         self.published = published
         self.tools = {tool.name: tool for tool in published.tools}
         self._toolsets = toolsets
+        self._reshape = reshape
+        self._shaped: dict[str, PublishedTool] = {} if reshape is not None else self.tools
+        """Those that were asked for, in the shape of this registry."""
         self._memo: dict[bytes, Spliced | None] = {}
         self._memo_bytes = 0
 
@@ -130,10 +137,16 @@ class ToolRegistry:
             if not names:
                 unknown.append(pattern)
             for name in names:
-                found[name] = self.tools[name]
+                found[name] = self._shaped.get(name) or self._in_shape(name)
         if unknown:
             raise _bad(f"{key}: no tool is called {_shown(unknown)} (tools: {_shown(list(self.tools))})", key)
         return list(found.values())
+
+    def _in_shape(self, name: str) -> PublishedTool:
+        tool = self.tools[name]
+        assert self._reshape is not None, "all are there as they are published"
+        tool = self._shaped[name] = msgspec.structs.replace(tool, body=self._reshape(tool.body))
+        return tool
 
     def _matching(self, pattern: str) -> list[str]:
         return [name for name in self.tools if matches(pattern, name)] if "*" in pattern else []

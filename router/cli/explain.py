@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,6 +32,9 @@ SCHEMA: Final = "ringrouter.explain/1"
 _WHATS: Final = frozenset({"done", "inflight"})
 _STAGES_SHOWN_MAX: Final = 6
 _WIDTH: Final = 10
+_WRITTEN_S: Final = 0.35
+"""A router's tick comes at least four times a second."""
+_LOOK_EVERY_S: Final = 0.05
 _SECOND_NS: Final = 1_000_000_000
 _ROUTED: Final = STAMPS.index("routed")
 _DONE: Final = STAMPS.index("done")
@@ -51,12 +55,11 @@ def run(args: argparse.Namespace) -> int:
     """Print what was decided about a request."""
     try:
         instances = [instance_dir(args)] if args.instance else all_instance_dirs(args) or [instance_dir(args)]
-        copies = list(_copies(instances))
+        copies, found = _look(instances, args.request_id)
     except ConfigError as error:
         return fail(error)
     except RingError as error:
         return fail_to_read(error)
-    found = [f for instance, copy in copies if (f := _find(instance, copy, args.request_id)) is not None]
     if not found:
         fail(f"no record of request {args.request_id!r}: overwritten, or never here")
         for instance, copy in copies:
@@ -71,6 +74,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------- finding it
+def _look(instances: Sequence[Path], request_id: str) -> tuple[list[tuple[str, Snapshot]], list[Found]]:
+    """Return the records of all instances, and where the request was found in them.
+
+    Routers write the record of a request up to a quarter of a second after its end. One that seems to be in flight is
+    looked at again until it would have been written.
+    """
+    until_s = time.monotonic() + _WRITTEN_S
+    while True:
+        copies = list(_copies(instances))
+        found = [f for instance, copy in copies if (f := _find(instance, copy, request_id)) is not None]
+        if all(one.record["outcome"] != "none" for one in found) or time.monotonic() >= until_s:
+            return copies, found
+        time.sleep(_LOOK_EVERY_S)
+
+
 def _copies(instances: Iterable[Path]) -> Iterator[tuple[str, Snapshot]]:
     """Yield the name of each instance with its records, each generation for itself, the current one last.
 

@@ -9,7 +9,8 @@ import argparse
 import sys
 
 from router.cli import EXIT_FAILED, EXIT_OK, fail
-from router.cli.location import observer_address
+from router.cli.location import observer_address, settings_of
+from router.cli.top_hosts import host_states, places
 from router.cli.top_tables import as_text
 from router.errors import ConfigError
 from router.observer import client
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         address = observer_address(args)
         first = client.state(address, window_s=args.window, by=args.by)
+        here = places(settings_of(args))
         body = client.get(address, client.state_path(args.window, args.by)) if args.json else b""
     except (ConfigError, RefusedError) as error:
         return fail(error)
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(body.decode() + "\n")
         return EXIT_OK
     if args.once:
-        sys.stdout.write(as_text(first))
+        sys.stdout.write(as_text(first, host_states(first.sources, here)))
         return EXIT_OK
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return fail("the live page needs a terminal; --once and --json do not")
@@ -39,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
         from router.cli.top_page import Page  # noqa: PLC0415 - heavy, and --once does without
     except ModuleNotFoundError as error:
         return fail(f"the live page needs {error.name}: pip install 'ringrouter[observer]'")
-    Page(address, first, args.window, args.by).run()
+    Page(address, first, args.window, args.by, here).run()
     return EXIT_OK

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import ClassVar, Final
 
 from rich.text import Text
@@ -12,6 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
 from textual.widgets import Footer, Static
 
+from router.cli.top_hosts import host_states
 from router.cli.top_tables import Table, covered, headline, printable, tables, text_rows
 from router.observer import client
 from router.observer.client import ObserverError
@@ -23,7 +26,7 @@ WIDE_COLUMNS: Final = 168
 
 
 class Page(App[None]):
-    """The page; ``first`` is the state that it begins with."""
+    """The page; ``first`` is the state that it begins with, ``places`` where the rings of routers may be."""
 
     CSS = """
     #headline { height: auto; padding: 0 1; }
@@ -41,11 +44,15 @@ class Page(App[None]):
     ]
     ENABLE_COMMAND_PALETTE = False
 
-    def __init__(self, address: str, first: State, window_s: float | None, by: str) -> None:
+    def __init__(
+        self, address: str, first: State, window_s: float | None, by: str, places: Sequence[Path] = ()
+    ) -> None:
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE_COLUMNS, "-wide")]
         self._address = address
         self._state = first
+        self._places = places
+        self._hosts = host_states(first.sources, places)
         self._window_s = window_s or first.window_s
         self._by = by or (first.slices.by if first.slices is not None else "")
         self._trouble = ""
@@ -79,11 +86,12 @@ class Page(App[None]):
                 self._trouble = ""
             except ObserverError as error:
                 self._trouble = str(error)
+            self._hosts = host_states(self._state.sources, self._places)
         self._show()
 
     def _show(self) -> None:
         self.query_one("#headline", Static).update(self._headline())
-        found = tables(self._state)
+        found = tables(self._state, self._hosts)
         for position in range(6):
             content = _table(found[position]) if position < len(found) else Text()
             place = self.query_one(f"#table{position}", Static)
@@ -97,7 +105,7 @@ class Page(App[None]):
         text.append("   paused" if self._paused else "", "reverse")
         if self._trouble:
             text.append(f"\n! {self._trouble}; shown is what it said last", "bold red")
-        for line in headline(self._state):
+        for line in headline(self._state, self._hosts):
             text.append(f"\n{printable(line)}", "yellow" if line.startswith("!") else "")
         return text
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from router.cli.top_hosts import HostState
 from router.observer.state import Host, Quantiles, Slice, SlowRequest, Source, State
 from router.telemetry.units import ABSENT, duration, rate, span
 
 BAR_CHARS: Final = 20
+_NO_HOSTS: Final[Mapping[str, HostState]] = {}
 OVERFLOW: Final = "more values than observer.slices.values_max: the rest is in __other__"
 
 
@@ -21,7 +23,7 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def headline(state: State) -> list[str]:
+def headline(state: State, hosts: Mapping[str, HostState] = _NO_HOSTS) -> list[str]:
     """Return the lines above the tables: what goes through, what it costs, and what is not as it should be."""
     traffic = state.traffic
     lines = [
@@ -36,7 +38,8 @@ def headline(state: State) -> list[str]:
             ]
         )
     ]
-    return [*lines, *_warnings(state)]
+    barred = [f"! host {name}: {host.text}" for name, host in hosts.items() if host.is_barred]
+    return [*lines, *_warnings(state), *barred]
 
 
 def _outcomes(outcomes: dict[str, int]) -> str:
@@ -78,9 +81,9 @@ def _warnings(state: State) -> Iterator[str]:
         yield f"! {observer.fault_count:,} faults inside the observer; its log says where"
 
 
-def tables(state: State) -> list[Table]:
-    """Return every table of the page, in its order."""
-    found = [_metrics(state.metrics), _stages(state.stages), _hosts(state.hosts)]
+def tables(state: State, hosts: Mapping[str, HostState] = _NO_HOSTS) -> list[Table]:
+    """Return every table of the page, in its order; ``hosts`` is how hosts are, by name, as far as that is known."""
+    found = [_metrics(state.metrics), _stages(state.stages), _hosts(state.hosts, hosts)]
     if state.slices is not None:
         title = f"by {state.slices.by}" + (f"   ({OVERFLOW})" if state.slices.is_overflowed else "")
         found.append(Table(title, _SLICE_COLUMNS, [_slice(row) for row in state.slices.rows]))
@@ -142,12 +145,20 @@ def _bar(part: float, total: float) -> str:
     return f"{part / total:>4.0%} {'█' * blocks}"
 
 
-def _hosts(hosts: Sequence[Host]) -> Table:
+def _hosts(hosts: Sequence[Host], states: Mapping[str, HostState]) -> Table:
     columns = (
         *(("host", "<"), ("running", ">"), ("n", ">"), ("failed", ">"), ("left", ">"), ("tokens/s", ">")),
-        *(("TTFT p50", ">"), ("TTFT p95", ">"), ("TPOT p50", ">"), ("cost", ">")),
+        *(("TTFT p50", ">"), ("TTFT p95", ">"), ("TPOT p50", ">"), ("cost", ">"), ("state", "<")),
     )
-    return Table("hosts", columns, [_host(host) for host in hosts])
+    seen = {host.name for host in hosts}
+    rows = [[*_host(host), states[host.name].text if host.name in states else ABSENT] for host in hosts]
+    rows += [_idle(name, state) for name, state in states.items() if name not in seen]
+    return Table("hosts", columns, rows)
+
+
+def _idle(name: str, state: HostState) -> list[str]:
+    """Return the row of a host that had no request in the window."""
+    return [name, f"{state.running_count:,}", "0", *([ABSENT] * 7), state.text]
 
 
 def _host(host: Host) -> list[str]:
@@ -230,10 +241,10 @@ def money(amount: float | None) -> str:
 
 
 # ---------------------------------------------------------------- as plain text
-def as_text(state: State) -> str:
+def as_text(state: State, hosts: Mapping[str, HostState] = _NO_HOSTS) -> str:
     """Return the whole page as text."""
-    lines = [f"ringrouter top: {covered(state)}", "", *headline(state)]
-    for table in tables(state):
+    lines = [f"ringrouter top: {covered(state)}", "", *headline(state, hosts)]
+    for table in tables(state, hosts):
         lines += ["", table.title.upper(), *text_rows(table)]
     return "\n".join(lines) + "\n"
 

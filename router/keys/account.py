@@ -29,6 +29,10 @@ _PERMITTED_MAX: Final = 1024
 """Names of models about which it is remembered whether the key may use them."""
 _KINDS_WITH_MODELS: Final = frozenset({ErrorKind.MODEL_NOT_FOUND, ErrorKind.NOT_FOUND, ErrorKind.BAD_REQUEST})
 _MODELS: Final = re.compile(r" \(models: .*\)\Z| \(models that have it: .*\)\Z|(?<= for several models) \(.*\)(?=: )")
+_PIN: Final = "x-ringrouter-host"
+_PIN_REFUSED: Final = f"{_PIN}: no host of this name can answer the request"
+"""Whether there is such a host, and what it has, is for operators to know."""
+_HOSTS: Final = re.compile(r": no answer from .* so far\Z|, but .* did not answer so far\Z")
 _decode_names: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -146,12 +150,18 @@ class Account:
         shown = (asked or name)[:_SHOWN_CHARS_MAX]
         raise RequestError(ErrorKind.FORBIDDEN, f"key {self.name!r} may not use model {shown!r}", "model")
 
-    @staticmethod
-    def in_its_words(error: RequestError) -> RequestError:
-        """Return an error without the names of the models that there are: the key may not see all of them."""
-        if error.kind not in _KINDS_WITH_MODELS:
+    def in_its_words(self, error: RequestError) -> RequestError:
+        """Return an error without the names of what the key may not see: of models that there are, and, unless it is an
+        operator's, of hosts.
+        """
+        text = error.message
+        if not self.may_operate:
+            text = _PIN_REFUSED if error.param == _PIN else _HOSTS.sub("", text)
+        if error.kind in _KINDS_WITH_MODELS:
+            text = _MODELS.sub("", text)
+        if text == error.message:
             return error
-        return RequestError(error.kind, _MODELS.sub("", error.message), error.param)
+        return RequestError(error.kind, text, error.param, retry_after_s=error.retry_after_s)
 
     def take_back(self, request: Request) -> None:
         """A request that was counted has not begun after all."""

@@ -10,8 +10,9 @@
     accepts no more, ends each connection with
     its next answer, drains, ends
 
-If the next one ends, or takes longer than :data:`READY_TIMEOUT_S`, nothing has changed but a line in the log. What is
-started is the command of this process, found anew: the same path now leads to the new version.
+If the next one ends, or takes longer than :data:`READY_TIMEOUT_S`, nothing has changed but a line in the log, and
+what it has left in shared memory is deleted. What is started is the command of this process, found anew: the same path
+now leads to the new version.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from contextlib import suppress
@@ -73,6 +74,7 @@ class Succession:
         """Start the program anew and let it take over; when that fails this process goes on."""
         reason = await self._hand_over()
         if reason:
+            await asyncio.to_thread(self._telemetry.generation.drop_unborn)
             self._log.error("upgrade failed", reason=reason)
             self._pulse.hold(monotonic_ns())
             self._pulse.notifier.status(f"upgrade failed, this process goes on: {reason}")

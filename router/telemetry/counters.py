@@ -175,7 +175,7 @@ CATALOGUE: Final = [
     _spec(Counter.CACHE_STORE_BYTES, "bytes", "their room on disk"),
     _spec(Counter.CACHE_STORE_EVICTED, "vectors", "vectors that left it for newer ones, since the keeper's start"),
     _spec(Counter.CACHE_STORE_AGE_S_MAX, "s", "how long ago the vector was used that would leave next, about"),
-    _spec(Counter.KEEPER_UP, "keepers", "1 while the keeper is connected"),
+    _spec(Counter.KEEPER_UP, "keepers", "1 while the keeper is connected and at work"),
     _spec(Counter.NEAREST, "requests", "questions for what is nearest"),
     _spec(Counter.LOG_DROPPED, "messages", "log messages dropped because nobody took them"),
     _spec(Counter.SLOTS_LOST, "attempts", "routings taken back: another router had the host's last slot"),

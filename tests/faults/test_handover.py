@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ringbuffer import find_current, find_generations
 from router.client import Client
 from tests.faults.client import Client as BareClient
 from tests.support.processes import Program, RouterProcess, get, host_toml
@@ -169,6 +170,18 @@ def child_of(pid: int) -> int:
     found = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))  # of each thread
     [child] = found.split()
     return int(child)
+
+
+def test_a_next_process_that_ends_late_leaves_no_rings_behind(router: RouterProcess) -> None:
+    instance = router.instance_dir
+    with SilentHost(router) as host:
+        router.signal(signal.SIGUSR2)
+        host.wait_asked()
+        wait_until(lambda: len(find_generations(instance)) == 2, "it has rings of its own")
+        os.kill(child_of(router.pid), signal.SIGKILL)
+        wait_until(lambda: '"upgrade failed"' in router.log_text(), "it says so")
+    assert find_generations(instance) == [find_current(instance)]
+    assert get("127.0.0.1", router.port, "/ready")[0] == 200
 
 
 def test_a_stop_while_the_next_process_begins_ends_both(router: RouterProcess) -> None:

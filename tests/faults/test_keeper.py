@@ -16,6 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from ringbuffer import CountersReader, find_current
 from router.caches import entries, keys, published
 from router.cli.keeper_client import KeeperClient
 from router.keep.store import Store
@@ -62,6 +63,14 @@ class Place:
     def cache(self, *arguments: str) -> Done:
         """Run a command."""
         return command(self.router.config_path, *arguments)
+
+    def counter(self, name: str) -> int:
+        """Return a counter of the router."""
+        reader = CountersReader.attach(find_current(self.router.instance_dir) / "counters")
+        try:
+            return {spec.name: value for spec, value in reader.read()}[name]
+        finally:
+            reader.close()
 
     def restart_router(self) -> None:
         """Kill the router and start it again; it has mapped the store when it answers."""
@@ -511,6 +520,27 @@ def running() -> Iterator[Place]:
             known = {"table": "docs", "input": "x"}
             wait_until(lambda: place.ask(None, NEAREST, **known).status == 200, "the router knows the table")
             yield place
+
+
+def test_a_keeper_that_hangs_is_up_no_more_and_asked_nothing_until_it_goes_on(
+    place: Place, host: EmbeddingHost
+) -> None:
+    with place.keeper, place.router:
+        place.cache("table", "build", "docs", str(table_file(place, 10)), "--model", "m")
+        question = {"table": "docs", "input": "x"}
+        wait_until(lambda: place.ask(None, NEAREST, **question).status == 200, "the router knows the table")
+        assert place.counter("keeper_up") == 1
+        place.keeper.signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: place.counter("keeper_up") == 0, "the router sees that it hangs", 15)
+            answer = place.ask(None, NEAREST, **question)
+            assert answer.status == 503
+            assert "the keeper (ringrouter keep) hangs" in answer.error["message"]
+            assert place.ask("while it hangs").status == 200
+        finally:
+            place.keeper.signal(signal.SIGCONT)
+        wait_until(lambda: place.counter("keeper_up") == 1, "it goes on")
+        assert place.ask(None, NEAREST, **question).status == 200
 
 
 def test_without_a_keeper_questions_are_refused_at_once(place: Place, host: EmbeddingHost) -> None:

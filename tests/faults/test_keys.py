@@ -43,9 +43,10 @@ KEYS = (
 def running_stage(directory: Path) -> Iterator[KeyedStage]:
     with ExitStack() as stack:
         host = stack.enter_context(ScriptedHost("a", models=["m", "tiny-1"]))
+        other = stack.enter_context(ScriptedHost("b", models=["other"]))
         cache = "[cache.responses]\nenabled = true\n"
-        toml = QUIET + SHORT_TICK + cache + host_entry(host, slots=16) + KEYS
-        yield stack.enter_context(KeyedStage(directory, [host], toml, models=["m"]))
+        toml = QUIET + SHORT_TICK + cache + host_entry(host, slots=16) + host_entry(other) + KEYS
+        yield stack.enter_context(KeyedStage(directory, [host, other], toml, models=["m"]))
 
 
 def ask(stage: KeyedStage, token: str, **fields: Any) -> Answer:
@@ -144,7 +145,7 @@ def test_roles(stage: KeyedStage) -> None:
     assert "viewer" in answer.error["message"]
     viewer, plain = stage.client(TOKENS["viewer"]), stage.client(TOKENS["ci"])
     viewer.get("/ready")
-    assert viewer.answer().json()["hosts"] == {"a": "healthy"}
+    assert viewer.answer().json()["hosts"] == {"a": "healthy", "b": "healthy"}
     plain.get("/ready")
     assert "hosts" not in plain.answer().json()
     assert ask(stage, TOKENS["ops"]).status == 200
@@ -348,3 +349,18 @@ def test_what_the_router_has_no_room_for_does_not_count(directory: Path) -> None
             assert ask(stage, TOKENS["ci"]).error["code"] == "rate_limit_exceeded"
             for client in stage._clients:
                 client.close()
+
+
+# ---------------------------------------------------------------- names of hosts
+@pytest.mark.parametrize(("host", "model"), [("nowhere", "m"), ("b", "m")])
+def test_only_an_operator_is_told_which_hosts_there_are(stage: KeyedStage, host: str, model: str) -> None:
+    told = {}
+    for name in ("ci", "ops"):
+        client = stage.client(TOKENS[name])
+        client.chat(model=model, more=f"x-ringrouter-host: {host}\r\n")
+        answer = client.answer()
+        assert (answer.status, answer.error["param"]) == (400, "x-ringrouter-host")
+        told[name] = answer.error["message"]
+    assert told["ci"] == "x-ringrouter-host: no host of this name can answer the request"
+    assert "(hosts" in told["ops"]
+    assert " a" in told["ops"]

@@ -31,6 +31,8 @@ TOOLS = [
     pub.tool("weather.past", [0.6, 0.8]),
 ]
 ALL = {"type": "ringrouter", "toolset": "all"}
+MESSAGES, RESPONSES, OLLAMA = "/v1/messages", "/v1/responses", "/api/chat"
+PATHS = [MESSAGES, "/v1/messages/count_tokens", RESPONSES, OLLAMA]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def embedder() -> Iterator[ScriptedHost]:
 def running_stage(directory: Path, host: ScriptedHost, embedder: ScriptedHost) -> Iterator[Stage]:
     (directory / "run").mkdir()
     pub.publish_tools(directory / "run", pub.tools(*TOOLS))
-    toml = QUIET + SHORT_TICK + SOURCES + host_entry(host) + host_entry(embedder)
+    toml = QUIET + SHORT_TICK + SOURCES + host_entry(host, facts={"paths": PATHS}) + host_entry(embedder)
     with Stage(directory, [host, embedder], toml, models=["m"]) as stage:
         yield stage
 
@@ -92,6 +94,66 @@ def test_a_zeromq_client_names_them_the_same_way(stage: Stage, host: ScriptedHos
     client = stage.zeromq_client()
     client.finish(client.chat(tools=[ALL]))
     assert names_in(host.exchanges[-1].body) == ["weather__now", "weather__soon", "weather__past"]
+
+
+OTHER_APIS = {
+    MESSAGES: lambda function: {
+        "name": function["name"], "description": function["description"], "input_schema": function["parameters"],
+    },
+    "/v1/messages/count_tokens": lambda function: {
+        "name": function["name"], "description": function["description"], "input_schema": function["parameters"],
+    },
+    RESPONSES: lambda function: {"type": "function", "strict": False, **function},
+    OLLAMA: lambda function: {"type": "function", "function": function},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_further_apis_get_them_in_their_own_words(stage: Stage, host: ScriptedHost, path: str) -> None:
+    client = stage.client()
+    body = {"model": "m", "stream": False, "messages": [], "tools": [{"name": "mine"}, ALL], "x": [1]}
+    client.post(body, path)
+    assert client.answer().status == 200
+    sent = host.exchanges[-1].json()
+    functions = [json.loads(tool.body)["function"] for tool in TOOLS]
+    assert sent["tools"] == [{"name": "mine"}, *map(OTHER_APIS[path], functions)]
+    assert {**sent, "tools": 0} == {**body, "tools": 0}
+    assert stage.last_finished()["tool_count"] == 3
+
+
+@pytest.mark.parametrize(("path", "where"), [(MESSAGES, "invalid_request_error"), (RESPONSES, "invalid_request_error")])
+def test_further_apis_are_told_in_their_own_words_what_is_not_known(
+    stage: Stage, host: ScriptedHost, path: str, where: str
+) -> None:
+    count = len(host.exchanges)
+    client = stage.client()
+    client.post({"model": "m", "tools": [{"type": "ringrouter", "names": ["weather.never"]}]}, path)
+    answer = client.answer()
+    assert answer.status == 400
+    error = answer.json()["error"]
+    assert error["type"] == where
+    assert error["message"].startswith("tools[0].names: no tool is called weather.never (tools: ")
+    assert answer.json().get("type") == ("error" if path == MESSAGES else None)
+    assert len(host.exchanges) == count
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "text", "text": "what"}]}]}),
+        (RESPONSES, {"input": "what"}),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "what"}]}]}),
+    ],
+)
+def test_further_apis_may_ask_for_the_nearest(
+    stage: Stage, host: ScriptedHost, embedder: ScriptedHost, path: str, fields: dict[str, Any]
+) -> None:
+    embedder.script(vector(0.2, 4.0))
+    client = stage.client()
+    client.post({"model": "m", "tools": [{**ALL, "nearest": 1}], **fields}, path)
+    assert client.answer().status == 200
+    assert embedder.exchanges[-1].json()["input"] == ["what"]
+    assert [tool["name"] for tool in host.exchanges[-1].json()["tools"]] == ["weather__soon"]
 
 
 def test_each_attempt_has_them(stage: Stage, host: ScriptedHost) -> None:
@@ -189,6 +251,20 @@ def test_without_an_answer_in_time_all_are_sent(
         assert 595e6 <= record["stages_ns"]["queue"] < stage.allowed_ns(800_000_000), (
             "it waited as long as it may, no longer"
         )
+
+
+def test_a_request_that_is_held_stands_among_those_in_flight(
+    stage: Stage, host: ScriptedHost, embedder: ScriptedHost
+) -> None:
+    gate = stage.gate()
+    embedder.script(gate, vector(0.0, 1.0))
+    client = ask_nearest(stage, 1, more="x-ringrouter-class: batch\r\n")
+    assert gate.reached.wait(5)
+    stage.wait(lambda: {row["endpoint"] for row in stage.in_flight()} == {"chat", "embeddings"}, "it and its question")
+    gate.open()
+    assert client.answer().status == 200
+    assert [record["workload"] for record in stage.finished(2)] == [3, 3], "the question is as urgent as its request"
+    assert "internal error" not in stage.router.log_text()
 
 
 def test_a_client_that_leaves_while_it_waits_ends_its_request_and_nothing_is_sent(

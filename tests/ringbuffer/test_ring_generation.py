@@ -97,6 +97,32 @@ def test_a_generation_that_was_never_activated_is_deleted_by_the_next(tmp_path: 
     stop(third, writer)
 
 
+def test_what_a_next_writer_has_left_that_never_became_current_is_deleted_and_a_living_one_stays(
+    tmp_path: Path,
+) -> None:
+    generation, writer = start(tmp_path)
+    generation.activate()
+    dead = start_next(generation)
+    living = start_next(generation)
+    stop(*dead)
+    (tmp_path / f".{generation_number(living[0].path) + 1}.tmp").mkdir()
+    generation.drop_unborn()
+    assert find_generations(tmp_path) == [generation.path, living[0].path]
+    assert not list(tmp_path.glob(".*"))
+    living[0].activate()
+    stop(*living)
+    generation.drop_unborn()
+    assert find_current(tmp_path) == living[0].path, "what is current is never deleted"
+    stop(generation, writer)
+
+
+def start_next(before: Generation) -> tuple[Generation, BroadcastWriter]:
+    """A writer that has taken the lock over."""
+    generation = Generation.create(before.instance_dir, lock=os.dup(before.lock))
+    name = generation.path / "tokens.ring"
+    return generation, BroadcastWriter.create(name, slot_count=4, slot_size=64, record_schema=(1, 0), name="tokens")
+
+
 def test_states_of_a_writer(tmp_path: Path, backend: str) -> None:
     generation, writer = start(tmp_path)
     generation.activate()

@@ -15,6 +15,8 @@ THEMES: Final = (
     "calm", "leaving", "dying", "slow_clients", "overload", "hosts_flap", "pipelines", "stopped", "reloaded", "mixture",
 )  # fmt: skip
 _KINDS: Final = ("openai", "vllm", "sglang", "llama.cpp", "ollama")
+_ALIKE: Final = ("openai", "vllm", "sglang")
+"""Kinds that a host may be taken for without its noticing."""
 _TROUBLES: Final = tuple(kind for kind in get_args(FateKind) if kind != "ok")
 _DEATHS: Final = (*(kind for kind in _TROUBLES if kind.startswith("die_")), "silent", "stall")
 _SLOTS: Final = re.compile(r"^slots = \d+\n", re.MULTILINE)
@@ -78,7 +80,8 @@ class Draw:
             toml = "drain = true\n" + toml
         if random.random() < 0.3:
             toml = _SLOTS.sub(f"slots = {random.randint(1, host.slots)}\n", toml)
-        return replace(host, toml=toml)
+        kind = random.choice(_ALIKE) if host.kind in _ALIKE and random.random() < 0.3 else host.kind
+        return replace(host, toml=toml, kind=kind)
 
     # ------------------------------------------------------------ hosts
     def _host(self, index: int) -> Host:
@@ -87,7 +90,8 @@ class Draw:
         slots = random.choice([1, 1, 2, 4, 8])
         grace_ms = random.choice([0, 0, 20, 150])
         keeps = random.random() < 0.7
-        served = self.model_names if random.random() < 0.8 else self.model_names[:1]
+        of_all = random.random()
+        served = self.model_names if of_all < 0.8 else self.model_names[:1] if of_all < 0.9 else self.model_names[-1:]
         asked = random.random() < 0.3 and kind == "llama.cpp"
         facts = f"[hosts.facts]\ncancel_grace_ms = {grace_ms}\nreuse_after_stream = {str(keeps).lower()}\n"
         if random.random() < 0.2:

@@ -68,6 +68,10 @@ class Inspector:
         """What ``limits.attempts`` was, one configuration after the other."""
         self._busy: dict[Host, int] = {}
         """By host: slots in use after the last callback."""
+        self._at_address: Tally[object] = Tally()
+        """The same by address."""
+        self._at_one_address = False
+        """Hosts have changed: from then on several may stand for one."""
 
     def start(self) -> None:
         """Look again and again."""
@@ -76,6 +80,7 @@ class Inspector:
 
     def reloaded(self) -> None:
         """Another configuration holds."""
+        self._at_one_address = True
         self._attempts.append(self._world.daemon.config.limits.attempts)
         self._reloaded_ns = self._clock.now_ns
 
@@ -117,6 +122,20 @@ class Inspector:
             if used > host.facts.slot_count and used > busy.get(host, 0):
                 self._report(f"{host.name}: {used} of {host.facts.slot_count} slots are in use, draining ones counted")
             busy[host] = used
+        if self._at_one_address:
+            self._check_addresses()
+
+    def _check_addresses(self) -> None:
+        """A host is there once, whatever settings it had: what runs under any of them takes its slots."""
+        used: Tally[object] = Tally()
+        slots: dict[object, int] = {}
+        for host in self._router.hosts:
+            used[host.address] += host.running + len(host.draining)
+            slots[host.address] = max(slots.get(host.address, 0), host.facts.slot_count)
+        for address, count in used.items():
+            if count > slots[address] and count > self._at_address.get(address, 0):
+                self._report(f"{address}: {count} of {slots[address]} slots are in use, of the same host")
+        self._at_address = used
 
     def token(self, now: int, seq: int, kind: int, flags: int) -> None:
         """Note a token record."""
@@ -178,6 +197,8 @@ class Inspector:
         for request in loop.in_flight.values():
             if request.attempt is not None and not request.attempt.over:
                 claimed[request.attempt.host] += 1
+            elif request.phase != Phase.WAITING and not request.ending:
+                self._report(f"{request.request_id} is at no host, and nobody lets it wait")
             if (request.phase == Phase.WAITING) != any(request is other for other in request.model.waiting):
                 self._report(f"{request.request_id} is in phase {request.phase!r}, which its waiting room contradicts")
         for connection in loop.fleet._abandoned:

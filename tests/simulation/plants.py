@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from router.attempt import Attempt
 from router.dialects import Failure
-from router.errors import ErrorKind
+from router.errors import ConfigError, ErrorKind
 from router.hosts import connection
 from router.hosts.connection import HostConnection
 from router.hosts.fleet import Fleet
@@ -24,6 +24,7 @@ from router.ingress.http import ClientConnection
 from router.loop import Loop
 from router.recovery import Recovery
 from router.request import Request
+from router.roster import Roster
 from router.telemetry.records import Outcome
 from router.telemetry.writer import Telemetry
 from router.watch import Watch
@@ -199,6 +200,37 @@ def _broken_callback(end: Any) -> Any:
     return broken
 
 
+def _lost_behind_fallback(run: Any) -> Any:
+    """Take it for started although all free hosts have failed it before, as another model's."""
+
+    def ran(loop: Loop, request: Request, now: int, candidates: Any = None) -> bool:
+        return bool(run(loop, request, now, candidates)) or candidates is not None
+
+    return ran
+
+
+def _checked_too_late(add: Any) -> Any:
+    """Find out that a host cannot be added when others have been changed already."""
+
+    def added(roster: Roster, settings: Any, host_id: int, index: int) -> None:
+        raise ConfigError(f"hosts[{index}]: more names than there is room for")
+
+    return added
+
+
+def _another_host_of_another_kind(change: Any) -> Any:
+    """Let a host drain whose kind has changed, and begin with another one in its place."""
+
+    def changed(roster: Roster, host: Host, settings: Any, index: int, now: int) -> None:
+        if settings.kind == host.config.kind:
+            change(roster, host, settings, index, now)
+        else:
+            roster._remove(host, now)
+            roster._add(settings, host.host_id, index)
+
+    return changed
+
+
 PLANTS: Final[dict[str, Plant]] = {
     "a slot is not released": _plant(Loop, "release_slot", _slot_kept),
     "a slot is released twice": _plant(Loop, "release_slot", _slot_released_twice),
@@ -228,5 +260,9 @@ PLANTS: Final[dict[str, Plant]] = {
     "an attempt waits on for its connection": _plant(Fleet, "withdraw", _nothing),
     "a stamp runs backwards": _plant(Attempt, "start", _backdated),
     "limits.attempts does not hold": _plant(Loop, "__init__", _more_attempts),
+    "a request is lost behind a fallback": _plant(Loop, "_run", _lost_behind_fallback),
+    "a reload stops half-way": _plant(Roster, "_add", _checked_too_late),
+    "a part of a reload is left out": _plant(Roster, "_change_models", _nothing),
+    "a host of another kind has slots of its own": _plant(Roster, "_change_host", _another_host_of_another_kind),
     "a callback raises": _plant(Loop, "end_ok", _broken_callback),
 }

@@ -20,6 +20,10 @@ FIRST_SEED = {
     "idle_s is forgotten": 12,
     "a deadline is forgotten": 23,
     "limits.attempts does not hold": 22,
+    "a request is lost behind a fallback": 841,
+    "a reload stops half-way": 98,
+    "a part of a reload is left out": 8,
+    "a host of another kind has slots of its own": 28,
 }
 """Where to begin with those that few scenarios reach; only to save time."""
 

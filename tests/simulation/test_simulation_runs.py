@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from router.errors import ErrorKind
 from router.routing import PolicyId
 from router.telemetry.counters import Counter
 from router.telemetry.records import Lever, Outcome
 from tests.simulation.drawing import THEMES, draw
+from tests.simulation.plants import PLANTS
 from tests.simulation.replay import command, safely
 from tests.simulation.scenario import Ask, Client, Fate, Host, Reload, Scenario
 from tests.simulation.world import Result
@@ -113,3 +115,48 @@ def test_a_host_that_is_taken_out_and_back_in_counts_what_still_runs_there() -> 
     assert result.violations == []
     assert result.outcomes == {"ok": 4}
     assert {record["host"] for record in result.done} == {1, 2}
+
+
+def test_a_request_that_falls_back_to_a_model_whose_free_host_has_failed_it_waits_for_the_other() -> None:
+    both = Host("h0", "openai", 2, ["small", "large"], toml='models = ["small", "large"]\nslots = 2\n')
+    other = Host("h1", "openai", 1, ["large"], toml='models = ["large"]\nslots = 1\n')
+    busy = Ask("r0", "large", fates=[Fate(tokens=20, gap_ms=50)], headers={"x-ringrouter-host": "h1"})
+    falls_back = Ask("r1", "small", fates=[Fate(kind="status", status=503), Fate()])
+    clients = [Client("c0", 300, [busy]), Client("c1", 400, [falls_back])]
+    scenario = Scenario(-1, "", '[models.small]\nfallback = ["large"]\n', [both, other], clients)
+    with shared_memory_directory() as directory:
+        result = safely(scenario, directory)
+        with PLANTS["a request is lost behind a fallback"]():
+            planted = safely(scenario, directory)
+    assert result.violations == []
+    assert result.outcomes == {"ok": 2}
+    assert "r1 is at no host, and nobody lets it wait" in planted.violations[0]
+
+
+def test_a_reload_with_more_names_than_there_is_room_for_changes_nothing() -> None:
+    hosts = [Host(f"h{i}", "openai", 1, ["small"], toml='models = ["small"]\nslots = 1\n') for i in range(2)]
+    many = [replace(hosts[0], name=f"new{i}") for i in range(300)]
+    clients = [Client(f"c{i}", at_ms, [Ask(f"r{i}", "small")]) for i, at_ms in enumerate((300, 900, 1200))]
+    timeouts = "[timeouts]\ntotal_s = 5\n"
+    reloads = [Reload(500, timeouts, [hosts[1], *many]), Reload(1000, timeouts, hosts[1:])]
+    with shared_memory_directory() as directory:
+        scenario = Scenario(-1, "", "", hosts, clients, reloads=reloads)
+        result = safely(scenario, directory, keeps_events=True)
+    assert result.violations == []
+    assert result.outcomes == {"ok": 3}
+    assert sum("reload refused: hosts: more than" in event for event in result.events) == 1
+    assert result.counters[Counter.CONFIG_RELOADS] == 1
+
+
+def test_a_host_that_is_taken_for_another_kind_has_its_slots_once() -> None:
+    host = Host("h0", "vllm", 1, ["small"], toml='models = ["small"]\nslots = 1\n')
+    long = [Fate(tokens=20, gap_ms=50)]
+    clients = [Client(f"c{i}", at_ms, [Ask(f"r{i}", "small", fates=long)]) for i, at_ms in enumerate((300, 900))]
+    scenario = Scenario(-1, "", "", [host], clients, reloads=[Reload(600, "", [replace(host, kind="openai")])])
+    with shared_memory_directory() as directory:
+        result = safely(scenario, directory)
+        with PLANTS["a host of another kind has slots of its own"]():
+            planted = safely(scenario, directory)
+    assert result.violations == []
+    assert result.outcomes == {"ok": 2}
+    assert "2 of 1 slots are in use, of the same host" in planted.violations[0]

@@ -29,13 +29,14 @@ import router
 import router.attempt as attempt_module
 from router.config import parse, timeout_s_min
 from router.daemon import Daemon
-from router.errors import RequestError
+from router.errors import ConfigError, RequestError
 from router.hosts.health import HealthMonitor
 from router.ingress.http import ClientConnection
 from router.ingress.submission import is_refusal
 from router.telemetry import records
 from router.telemetry.counters import Counter
 from router.watch import Watch
+from tests.simulation import inside
 from tests.simulation.clients import ClientPeer, SimClient
 from tests.simulation.hosts import MS, SimHost
 from tests.simulation.invariants import Inspector
@@ -282,7 +283,16 @@ class World:
         if not self.is_stopped:
             self.trace("reload")
             scenario = msgspec.structs.replace(self.scenario, toml=reload.toml, hosts=reload.hosts)
-            self.daemon.take_over(parse(router_toml(scenario, self.directory)))
+            before = inside.in_force(self.daemon)
+            try:
+                self.daemon.take_over(parse(router_toml(scenario, self.directory)))
+            except ConfigError as error:
+                self.trace(f"reload refused: {error}")
+                if inside.in_force(self.daemon) != before:
+                    self.report(f"a reload was refused ({error}), and something of it holds")
+                return
+            for what in inside.half_taken(self.daemon):
+                self.report(f"a reload was taken over, and {what}")
             self.inspector.reloaded()
 
     def stop(self) -> None:

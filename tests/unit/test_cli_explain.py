@@ -13,7 +13,7 @@ import pytest
 from fake_router import FakeRouter
 
 from router import cli
-from router.cli import explain_words
+from router.cli import explain, explain_words
 from router.errors import ErrorKind
 from router.routing import PolicyId, Reason
 from router.stamps import STAMPS
@@ -201,3 +201,38 @@ def test_scores_have_their_units(policy: str, reason: str, score: float, more: d
 
 def test_every_reason_has_words() -> None:
     assert {reason.name.lower() for reason in Reason} == set(explain_words._REASONS)
+
+
+# ---------------------------------------------------------------- just ended
+def in_flight(fake: FakeRouter, request_id: str) -> None:
+    stamps = dict.fromkeys(STAMPS, 0) | {"recv": START_NS, "body": START_NS, "pub": START_NS, "deq": START_NS}
+    row = done_records.payload(request_id=request_id, request_seq=9, model=1, stamps=tuple(stamps.values()))
+    fake.inflight.write(0, row)
+
+
+def test_a_request_whose_record_is_about_to_be_written_is_told_as_ended(
+    run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_flight(fake, "r-9")
+    looks = []
+
+    def end(_: float) -> None:
+        looks.append(1)
+        if len(looks) == 2:
+            fake.finish("r-9", request_seq=9)
+            fake.inflight.clear(0)
+
+    monkeypatch.setattr(explain.time, "sleep", end)
+    assert "outcome    ok after 302 ms, first token after 101 ms" in explained(run_dir, "r-9", capsys)
+    assert len(looks) == 2
+
+
+def test_one_that_runs_on_is_told_as_it_is(
+    run_dir: Path, fake: FakeRouter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_flight(fake, "r-9")
+    monkeypatch.setattr(explain, "_WRITTEN_S", 0.02)
+    monkeypatch.setattr(explain, "_LOOK_EVERY_S", 0.01)
+    lines = explained(run_dir, "r-9", capsys)
+    assert not [line for line in lines if line.startswith("outcome    ok")]
+    assert "its candidates are recorded when it ends" in "\n".join(lines)

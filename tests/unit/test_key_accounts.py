@@ -383,3 +383,14 @@ def test_curve_keys_are_written_once_and_for_their_owner(tmp_path: Path, capsys:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert cli.main(["keys", "curve", str(file)]) == 2
     assert "not written over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("role", ["client", "operator"])
+def test_hosts_are_named_to_operators_alone(role: str) -> None:
+    own = account(role=role)
+    error = RequestError(ErrorKind.NO_HOST, "model 'm' is not known yet: no answer from gpu-1, gpu-2 so far", "model")
+    told = own.in_its_words(error)
+    assert told.message == (error.message if role == "operator" else "model 'm' is not known yet")
+    assert (told.kind, told.param) == (error.kind, error.param)
+    refused = RequestError(ErrorKind.RATE_LIMITED, "later", retry_after_s=7)
+    assert own.in_its_words(refused) is refused

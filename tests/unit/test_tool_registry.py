@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from router.caches import tools as tools_module
+from router.caches.tool_shapes import for_messages, for_responses
 from router.caches.tools import ToolRegistry, matches, plain_offset_of, replace_part, select
 from router.errors import RequestError
 from tests.support import published as pub
@@ -173,3 +174,37 @@ def test_any_body_keeps_all_but_its_tools() -> None:
         assert {k: v for k, v in before.items() if k != "tools"} == {k: v for k, v in after.items() if k != "tools"}
         assert len(after["tools"]) == 1
         assert after["tools"][0]["type"] == "function"
+
+
+# ---------------------------------------------------------------- other APIs
+def test_a_tool_in_the_words_of_other_apis_has_the_same_schema_byte_for_byte() -> None:
+    schema = b'{"type":"object",  "properties":{"n":{"const":1e2}}}'
+    body = b'{"type":"function","function":{"name":"a__b","description":"Does.","parameters":%b}}' % schema
+    response = for_responses(body)
+    assert schema in response
+    assert json.loads(response) == {
+        "type": "function", "strict": False, "name": "a__b", "description": "Does.", "parameters": json.loads(schema),
+    }  # fmt: skip
+    message = for_messages(body)
+    assert schema in message
+    assert json.loads(message) == {"name": "a__b", "description": "Does.", "input_schema": json.loads(schema)}
+    short = b'{"type":"function","function":{"name":"a","strict":true,"parameters":{}}}'
+    assert json.loads(for_responses(short)) == {"type": "function", "strict": True, "name": "a", "parameters": {}}
+    assert json.loads(for_messages(short)) == {"name": "a", "input_schema": {}}
+
+
+def test_a_registry_of_another_api_has_every_tool_in_its_shape_and_leaves_the_published_ones_alone() -> None:
+    published = pub.tools(*(pub.tool(name, [1.0, 0.0]) for name in NAMES))
+    plain = ToolRegistry(published, TOOLSETS)
+    shaped = ToolRegistry(published, TOOLSETS, for_messages)
+    array = array_of({"name": "mine"}, entry(toolset="office"), entry(names=["weather.now"], nearest=1))
+    for known in (plain, shaped):
+        spliced = known.splice(array)
+        assert spliced is not None
+        assert [each.get("function", each)["name"] for each in json.loads(spliced.array)] == [
+            "mine", "calendar__create", "calendar__delete", "mail__send", "weather__now",
+        ]  # fmt: skip
+    two = shaped.splice(array_of(entry(names=["weather.*"], nearest=1)))
+    assert two is not None
+    assert json.loads(select(two, two.candidates[1:]).array) == [json.loads(for_messages(published.tools[1].body))]
+    assert two.candidates[1].vector == published.tools[1].vector
