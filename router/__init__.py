@@ -19,20 +19,20 @@ The path of a request, in order:
 
 Beside the path: :mod:`router.recovery` (what comes after a failed attempt), :mod:`router.hosts.standing` (which hosts
 may get requests), :mod:`router.hosts.health` (probes), :mod:`router.roster` (hosts and models of a configuration),
-:mod:`router.asking` (what routing policies are asked), :mod:`router.caches` (what is answered without a host),
-:mod:`router.sharing` (hosts whose slots several routers use), :mod:`router.watch` (the one timer, and with it
-:mod:`router.memory`), :mod:`router.wait_strategy` (how the loop waits).
+:mod:`router.asking` (what routing policies are asked), :mod:`router.picking` (the default policy in one step),
+:mod:`router.caches` (what is answered without a host), :mod:`router.sharing` (hosts whose slots several routers use),
+:mod:`router.watch` (the one timer, and with it :mod:`router.memory`), :mod:`router.wait_strategy` (how the loop waits).
 
 What these pass on and agree about: :mod:`router.request` and its :mod:`router.token_state` (what changes with each
 token), :mod:`router.models` with their :mod:`router.retry_budget`, :mod:`router.messages` (bodies of requests),
 :mod:`router.levers` (what rules change in them), :mod:`router.dialects` (APIs of hosts beyond OpenAI's),
 :mod:`router.http1` (framing), :mod:`router.stamps`, :mod:`router.errors` and :mod:`router.verdicts` (what an error
-means), :mod:`router.native` (code in C, or what stands in for it).
+means), :mod:`router.native` (code in C, or what stands in for it), :mod:`router.mould` (objects that begin alike).
 
 One process: :mod:`router.daemon` builds and runs it all, of :mod:`router.config` (checked by
-:mod:`router.config_schema`, described by :mod:`router.config_reference`); :mod:`router.listeners`,
-:mod:`router.descriptors`, :mod:`router.ingress.surfaces` (what clients and operators connect to), :mod:`router.service`
-(systemd, reloads, upgrades), :mod:`router.log`.
+:mod:`router.config_schema`, described by :mod:`router.config_reference`; :mod:`router.masking` takes keys out of its
+errors); :mod:`router.listeners`, :mod:`router.descriptors`, :mod:`router.ingress.surfaces` (what clients and operators
+connect to), :mod:`router.service` (systemd, reloads, upgrades), :mod:`router.log`.
 
 In processes of their own: :mod:`router.cli` (commands), :mod:`router.doctor` (what is wrong with a machine),
 :mod:`router.observer` (makes metrics, costs and a journal of the records), :mod:`router.keep` (fills the caches),

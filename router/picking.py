@@ -7,19 +7,13 @@ are what judges the native code here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from router import native
 from router.config import HostConfig
 from router.hosts.host import Host
-from router.routing import NO_HOST, Candidate, Reason, choose, explain
-from router.telemetry.records import CANDIDATE_COUNT, CANDIDATES
-
-if TYPE_CHECKING:
-    from router.routing import Verdict
-
-_UNHEALTHY: Final = int(Reason.UNHEALTHY)
-_ZEROS: Final = (0,) * (3 * CANDIDATE_COUNT)
+from router.routing import NO_HOST, Candidate, choose, explain
+from router.telemetry.decision import pack_verdicts
 
 
 def plain_pick(hosts: Sequence[Host], turn: int) -> tuple[int, bytes]:
@@ -33,17 +27,6 @@ def plain_pick(hosts: Sequence[Host], turn: int) -> tuple[int, bytes]:
         return NO_HOST, b""
     bars = {h.host_id: h.bar for h in hosts}
     return chosen, pack_verdicts(explain(candidates, chosen), bars)
-
-
-def pack_verdicts(verdicts: Sequence[Verdict], bars: dict[int, int]) -> bytes:
-    """Return the first verdicts as a record has them.
-
-    ``bars`` says by host why it could not be used, as far as that is known better than by the verdict.
-    """
-    values: list[float] = []
-    for host_id, reason, score in verdicts[:CANDIDATE_COUNT]:
-        values += (host_id, bars.get(host_id, 0) or reason if reason == _UNHEALTHY else reason, score)
-    return CANDIDATES.pack(*values, *_ZEROS[len(values) :])
 
 
 def _probe() -> Host:

@@ -1,18 +1,26 @@
-"""The decision part of a done record, written field by field by whoever decided something; pure."""
+"""What a done record says of decisions: its decision part, written field by field by whoever decided something, and the
+hosts that routing looked at; pure.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from router.telemetry.records import DECISION, DECISION_FIELDS
+from router.routing import Reason
+from router.telemetry.records import CANDIDATE_COUNT, CANDIDATES, DECISION, DECISION_FIELDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from router.request import Request
+    from router.routing import Verdict
 
 _POSITIONS: Final = {name: position for position, (name, _, _) in enumerate(DECISION_FIELDS)}
 _MOST: Final = {name: (1 << 8 * {"B": 1, "H": 2, "I": 4, "Q": 8}[code[0]]) - 1 for name, code, _ in DECISION_FIELDS
                 if code[0] != "f"}  # fmt: skip
 _NOTHING: Final = bytes(DECISION.size)
+_UNHEALTHY: Final = int(Reason.UNHEALTHY)
+_NO_CANDIDATES: Final = (0,) * (3 * CANDIDATE_COUNT)
 
 
 def note(request: Request, **values: Any) -> None:
@@ -22,3 +30,14 @@ def note(request: Request, **values: Any) -> None:
         most = _MOST.get(name)
         all_values[_POSITIONS[name]] = value if most is None else min(max(int(value), 0), most)
     request.packed_decision = DECISION.pack(*all_values)
+
+
+def pack_verdicts(verdicts: Sequence[Verdict], bars: dict[int, int]) -> bytes:
+    """Return the first verdicts as a record has them.
+
+    ``bars`` says by host why it could not be used, as far as that is known better than by the verdict.
+    """
+    values: list[float] = []
+    for host_id, reason, score in verdicts[:CANDIDATE_COUNT]:
+        values += (host_id, bars.get(host_id, 0) or reason if reason == _UNHEALTHY else reason, score)
+    return CANDIDATES.pack(*values, *_NO_CANDIDATES[len(values) :])

@@ -21,11 +21,11 @@ from ringbuffer import (
 )
 from router.config import Config
 from router.config.caches import own_requests_max
-from router.picking import pack_verdicts
 from router.request import NO_TERMS, new_request
 from router.routing import Reason, explain
 from router.telemetry import records as rec
 from router.telemetry.counters import CATALOGUE, Counter
+from router.telemetry.decision import pack_verdicts
 from router.telemetry.host_report import read_report
 from router.telemetry.host_rows import HostRows
 from router.telemetry.packing import packer
