@@ -23,12 +23,12 @@ class MachineDelays:
     def restart(self) -> None:
         """Count from now on."""
         self._stolen_ns = _stolen_ns()
-        self._waited_ns = _waited_ns()
+        self._waited_ns = waited_ns()
 
     def ns(self) -> int:
         """Return the sum since then, in nanoseconds; that of threads which have ended since is not in it."""
         began = self._waited_ns
-        waited = sum(max(0, ns - began.get(thread, 0)) for thread, ns in _waited_ns().items())
+        waited = sum(max(0, ns - began.get(thread, 0)) for thread, ns in waited_ns().items())
         return waited + _stolen_ns() - self._stolen_ns
 
     def allowed_ns(self, limit_ns: int) -> int:
@@ -36,7 +36,7 @@ class MachineDelays:
         return limit_ns + self.ns()
 
 
-def _waited_ns() -> dict[int, int]:
+def waited_ns() -> dict[int, int]:
     """Return for each thread of the process tree how long it has been ready to run while others ran.
 
     It is the second number of /proc/PID/task/TID/schedstat (Linux, Documentation/scheduler/sched-stats.rst). Empty on a

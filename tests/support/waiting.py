@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +20,23 @@ WAIT_S = 20.0
 T = TypeVar("T")
 
 
+_PORTS = range(10_000, 32_000)
+"""Below those that the kernel gives to connections (net.ipv4.ip_local_port_range): none takes a port that was found
+free, nor one whose router is being started again."""
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+_steps = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
+
+
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 on which nothing listens, another one each time.
+
+    Two processes that run tests side by side are given odd and even ones.
+    """
+    while True:
+        port = _PORTS[(2 * next(_steps) + _WORKER) % len(_PORTS)]
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from time import monotonic_ns, sleep, thread_time_ns
 
 import pytest
 
+from tests.support import machine_delays
 from tests.support.machine_delays import MachineDelays
 
 BUSY_NS = 100_000_000
@@ -40,13 +42,14 @@ def test_waiting_for_a_core_is_counted() -> None:
     assert delays.allowed_ns(BUSY_NS) > BUSY_NS + waited_ns / 2
 
 
-def test_a_process_that_sleeps_is_its_own_fault() -> None:
-    """A stopped or sleeping router must not widen the bounds: only who could run and may not waits for the machine."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as asleep:
-        found = []
-        for _ in range(5):  # the machine's own delays come and go
-            delays = MachineDelays()
+def test_a_process_that_is_stopped_waits_for_nobody() -> None:
+    """Who could run and may not waits for the machine; a router that stands still must not widen the bounds."""
+    with subprocess.Popen([sys.executable, "-c", BURN]) as stopped:
+        try:
+            stopped.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+            before_ns = machine_delays.waited_ns()[stopped.pid]
             sleep(0.05)
-            found.append(delays.ns())
-        asleep.kill()
-    assert min(found) < 25_000_000
+            assert machine_delays.waited_ns()[stopped.pid] == before_ns
+        finally:
+            stopped.kill()

@@ -154,9 +154,9 @@ def test_a_pattern_matches_as_its_regular_expression_would(name: str, pattern: s
 
 
 def test_a_pattern_of_many_stars_takes_no_time() -> None:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     assert not matches("*a" * 60 + "b", "a" * 128)
-    assert time.perf_counter() - begin < 0.1, "a regular expression would go on for years"
+    assert time.thread_time() - begin < 0.1, "a regular expression would go on for years"
 
 
 def test_any_body_keeps_all_but_its_tools() -> None:
