@@ -1,5 +1,5 @@
-// One read of a host's stream → its events, in one call; and what else needs to understand JSON (split_body, for bodies of
-// requests). The twins are router/hosts/scanner.py for Scan and
+// One read of a host's stream → its events, in one call; and what else needs to understand JSON (split_body for
+// bodies of requests, pack_usage). The twins are router/hosts/scanner.py for Scan and
 // plain_same_token() in router/hosts/native_scan.py; they are the fallback, and the judges of what is right.
 //
 // Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
@@ -952,6 +952,101 @@ static PyObject *split_body(PyObject *module, PyObject *body)
     return tuple_of((PyObject *[]){rest, PyLong_FromSsize_t(before), PyLong_FromSsize_t(messages.end - begin)}, 3);
 }
 
+// ---------------------------------------------------------------- usage
+
+enum { USAGE_NUMBERS = 5, COUNT_DIGITS_MAX = 10 };  // the layout is that of TOKENS in records.py
+
+static bool take_count(cursor *c, uint32_t *count)
+{
+    skip_blanks(c);
+    text begin = c->at;
+    if (!take_digits(c) || c->at - begin > COUNT_DIGITS_MAX || (*begin == '0' && c->at - begin > 1))
+        return false;
+    uint64_t value = 0;
+    for (text at = begin; at < c->at; at++)
+        value = value * 10 + (*at - '0');
+    if (value > UINT32_MAX || (c->at < c->end && memchr(".eE", *c->at, 3) != NULL))
+        return false;
+    *count = (uint32_t)value;
+    return true;
+}
+
+// Take an object with a count in it, or null.
+static bool take_details(cursor *c, const char *field, uint32_t *count)
+{
+    bool is_twice = false;
+    if (next_is(c, 'n'))
+        return take_word(c, "null", 4);
+    if (!take(c, '{'))
+        return false;
+    if (take(c, '}'))
+        return true;
+    do {
+        span name;
+        if (!take_name(c, &name))
+            return false;
+        if (!is(name, field)) {
+            if (!take_value(c, name))
+                return false;
+        } else if (is_twice || !take_count(c, count)) {
+            return false;
+        } else {
+            is_twice = true;
+        }
+    } while (take(c, ','));
+    return take(c, '}');
+}
+
+static bool take_usage(cursor *c, uint32_t numbers[USAGE_NUMBERS])
+{
+    enum { IN = 1, OUT = 2, IN_DETAILS = 4, OUT_DETAILS = 8 };
+    unsigned keys = 0;
+    if (!take(c, '{'))
+        return false;
+    do {
+        span name;
+        bool ok;
+        if (!take_name(c, &name))
+            return false;
+        if (is(name, "prompt_tokens"))
+            ok = !seen(&keys, IN) && take_count(c, numbers);
+        else if (is(name, "completion_tokens"))
+            ok = !seen(&keys, OUT) && take_count(c, numbers + 1);
+        else if (is(name, "prompt_tokens_details"))
+            ok = !seen(&keys, IN_DETAILS) && take_details(c, "cached_tokens", numbers + 2);
+        else if (is(name, "completion_tokens_details"))
+            ok = !seen(&keys, OUT_DETAILS) && take_details(c, "reasoning_tokens", numbers + 3);
+        else
+            ok = take_value(c, name);
+        if (!ok)
+            return false;
+    } while (take(c, ','));
+    numbers[4] = numbers[1] != 0;
+    bool ends = take(c, '}');
+    skip_blanks(c);
+    return ends && c->at == c->end && (keys & IN) != 0;
+}
+
+PyDoc_STRVAR(pack_usage_doc,
+    "pack_usage(usage)\n--\n\nReturn the counts of tokens in usage of OpenAI's shape as a record has them, None for any other.");
+
+// The twin is read_report() in router/telemetry/host_report.py, packed as Telemetry does.
+static PyObject *pack_usage(PyObject *module, PyObject *usage)
+{
+    (void)module;
+    if (!PyBytes_Check(usage)) {
+        PyErr_SetString(PyExc_TypeError, "pack_usage(usage: bytes)");
+        return NULL;
+    }
+    event_facts nothing = {0};
+    cursor c = {(text)PyBytes_AsString(usage), NULL, 0, &nothing};
+    c.end = c.at + PyBytes_Size(usage);
+    uint32_t numbers[USAGE_NUMBERS] = {0};
+    if (!take_usage(&c, numbers))
+        Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize((const char *)numbers, sizeof numbers);
+}
+
 PyDoc_STRVAR(same_token_doc,
     "same_token(data, prefix, suffix)\n--\n\n"
     "Return the payload's size if a read is one chunk with one event that differs from the template in its text only, else 0.");
@@ -980,6 +1075,7 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
 }
 
 static PyMethodDef methods[] = {
+    {"pack_usage", pack_usage, METH_O, pack_usage_doc},
     {"split_body", split_body, METH_O, split_body_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
     {NULL, NULL, 0, NULL},

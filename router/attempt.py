@@ -177,7 +177,8 @@ class Attempt:
         if request.fold:
             scanner.payloads = []
         self.scanner = scanner
-        return self._take_stream
+        # What is not relayed natively is relayed by _take_stream; the first read of either is none that it would relay.
+        return self._take_stream if _relay is None or self._counting is not None else self._take_read
 
     def _begin_foreign(self, head: Head, decoder: BodyDecoder) -> Callable[[bytes, int], None]:
         """Begin to relay an answer that passes through: what comes decides how, whatever was asked for."""
@@ -280,7 +281,8 @@ class Attempt:
                 request.ttfo = now
             if taken_ns and not request.out1:
                 request.out1 = taken_ns
-        scanner.learn()
+        if scanner.lesson is not None:
+            scanner.learn()
         self._token_bits = scanner.code | self._host_bits
 
     def _first_content(self, now: int) -> None:
@@ -292,7 +294,8 @@ class Attempt:
             request.model.forecast.note_first(now - (request.sent_ns or request.conn_ns), now, whole=False)
         self._early_end_ns = now + EARLY_WINDOW_NS
         if self._live:  # there will be no further attempt
-            pack_candidates(request)
+            if request.candidates:
+                pack_candidates(request)
             request.let_go()
         request.phase = _DECODE
         request.check_ns = 0  # another time-out holds from here on

@@ -97,6 +97,7 @@ class EventScanner:
         "events",
         "finish_count",
         "first_choices",
+        "lesson",
         "metrics",
         "misses",
         "payloads",
@@ -120,6 +121,9 @@ class EventScanner:
         """What stands before and behind the text of the last usual token, in a read of its own; empty: none was yet."""
         self.misses = 0
         """Consecutive events that the template did not fit."""
+        self.lesson: tuple[int, bytes | None, bytes | None] | None = None
+        """Code of the last event that a template can be made of, and what stands before and behind its text: set while
+        there is something for :meth:`learn` to do."""
         self.events: list[tuple[int, int]] = []
         self.payloads: list[bytes] | None = None
         self.content_count = 0

@@ -104,7 +104,6 @@ class StreamScanner(EventScanner):
         "_drop_progress",
         "_drop_usage",
         "_finished",
-        "_lesson",
     )
 
     def __init__(
@@ -119,8 +118,6 @@ class StreamScanner(EventScanner):
         EventScanner.__init__(self, decoder, raw, event_bytes_max)  # super() takes three times as long
         self._drop_usage = drop_usage
         self._drop_progress = drop_progress
-        self._lesson: tuple[int, bytes | None, bytes | None] | None = None
-        """Code of the last event that a template can be made of, and what stands before and behind its text."""
         self._finished: frozenset[int] = frozenset()
         self.payloads = [] if keep_payloads else None
         """With ``keep_payloads`` the data of each event is kept, for folding; the caller clears it."""
@@ -147,7 +144,7 @@ class StreamScanner(EventScanner):
 
     def feed(self, data: bytes) -> bytes:
         """Take one read; return what the client gets of it. Raises :class:`StreamError` or ``ProtocolError``."""
-        if self._lesson is not None:
+        if self.lesson is not None:
             self.learn()
         if not self.aligned or self.payloads is not None:
             return self._feed_slowly(data, b"")
@@ -265,7 +262,7 @@ class StreamScanner(EventScanner):
             self.content_count += 1
             code = event_code(kind, flags, choice)
             if len(choices) == 1 and not flags and kind != _TOOL_CALL:
-                self._lesson = (code, *_around_text(event))
+                self.lesson = (code, *_around_text(event))
             return code, True
         progress = self._drop_progress and not finished and given(decoded.prompt_progress) is not None
         return event_code(_FINISH if finished else _HEAD, flags, choice), not progress
@@ -302,9 +299,9 @@ class StreamScanner(EventScanner):
 
         :meth:`feed` does so by itself before the next read; who calls it after the write keeps it off the token's time.
         """
-        if self._lesson is None:
+        if self.lesson is None:
             return
-        (code, prefix, suffix), self._lesson = self._lesson, None
+        (code, prefix, suffix), self.lesson = self.lesson, None
         self.misses += 1
         if self.misses > _MISSES_MAX or prefix is None or suffix is None:
             return

@@ -494,7 +494,9 @@ class ClientConnection(asyncio.Protocol):
         """The request is over: close, or take the next one."""
         self.request = None
         self._stream_head = b""
-        self.end()
+        self.request_id = ""
+        if self._close_after and self._transport is not None:
+            self._transport.close()
         self._server.answered(self)
         if (self._buffer or self._flooded) and not self._close_after:
             self._advance()

@@ -6,6 +6,7 @@ The router is the only writer of all of them. Layouts: :mod:`router.telemetry.re
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from ringbuffer import (
     Generation,
     TableWriter,
 )
+from router import native
 from router.config import Config
 from router.config.caches import own_requests_max
 from router.request import NO_TERMS, new_request
@@ -217,20 +219,20 @@ class Telemetry:
 
     def _complete(self, request: Request) -> None:
         """Make the parts of the done record that are not as they stand in the request."""
-        report = read_report(request.usage, request.timings, request.metrics)
-        n_out = report.n_out
-        if not report.has_usage:
-            n_out = request.content_count
-            request.flags |= _ESTIMATED
-        request.packed_tokens = rec.TOKENS.pack(
-            report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0
-        )
-        if report.source:
-            request.packed_times = rec.HOST_TIMES.pack(
-                report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
-                report.cache_n, report.prompt_n, report.predicted_n, report.source,
-            )  # fmt: skip
-        pack_candidates(request)
+        packed = None
+        if (
+            _pack_usage is not None
+            and request.usage is not None
+            and request.timings is None
+            and request.metrics is None
+        ):
+            packed = _pack_usage(request.usage)
+        if packed is None:
+            _pack_report(request)
+        else:
+            request.packed_tokens = packed
+        if request.candidates:
+            pack_candidates(request)
         if request.failed_attempts:
             last = request.failed_attempts[-rec.FAILED_ATTEMPT_COUNT :]
             request.packed_attempts = b"".join([rec.FAILED_ATTEMPT.pack(*attempt) for attempt in last])
@@ -240,6 +242,21 @@ class Telemetry:
             self.identify(request)
         if request.terms is not NO_TERMS or request.ask is not None or request.detour is not None:
             request.packed_decision = _decision(request)
+
+
+def _pack_report(request: Request) -> None:
+    """Pack what the host has said of a request, whatever it has said."""
+    report = read_report(request.usage, request.timings, request.metrics)
+    n_out = report.n_out
+    if not report.has_usage:
+        n_out = request.content_count
+        request.flags |= _ESTIMATED
+    request.packed_tokens = rec.TOKENS.pack(report.n_in, n_out, report.n_cached, report.n_reasoning, 1 if n_out else 0)
+    if report.source:
+        request.packed_times = rec.HOST_TIMES.pack(
+            report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
+            report.cache_n, report.prompt_n, report.predicted_n, report.source,
+        )  # fmt: skip
 
 
 def _decision(request: Request) -> bytes:
@@ -274,6 +291,8 @@ _USER_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.ind
 _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index("request_id")
 _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
+_pack_usage: Final[Callable[[bytes], bytes | None] | None] = native.scan and native.scan.pack_usage
+"""Packs usage of the usual shape as :func:`_pack_report` does, any other is ``None``; there is none without native code."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
 _inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE, new_request())

@@ -51,6 +51,8 @@ while time.monotonic() < until:
         module.same_token(piece, piece[:prefix], piece[suffix:])
     body = b'{"model":"m","messages":[%b],"x":0}' % piece[6:-4]
     module.split_body(damage(body, rng) if rounds % 2 else body)
+    usage = b'{"prompt_tokens":20,"completion_tokens":4294967295,"prompt_tokens_details":{"cached_tokens":%d}}' % rounds
+    module.pack_usage(damage(usage, rng) if rounds % 4 else usage)
     head = capture(rng.choice(stream_names())).head
     head = damage(head, rng) if rounds % 2 else head
     steps.split_head(head, rng.randrange(-1, len(head) + 9), rng.choice((0, 7, 100, 1 << 16)))
