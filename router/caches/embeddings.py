@@ -66,6 +66,8 @@ class Embeddings:
         self._models = frozenset(config.models)
         self._space_ids: dict[tuple[str, int], bytes] = {}
         self._spaces: dict[bytes, keys.Space] = {}
+        self._without_echo: set[bytes] = set()
+        """Spaces whose echo the store was asked for in this second."""
         self._touched: set[bytes] = set()
         self._offered: deque[bytes] = deque()
         """Keys of what is still to be offered to a keeper that came late."""
@@ -107,10 +109,13 @@ class Embeddings:
     def echo_of(self, space_id: bytes, model: str) -> str:
         """Return what hosts call a model in answers with vectors of a space."""
         space = self._spaces.get(space_id)
-        if space is not None and not space.echo and self._reader is not None:
+        if space is None:
+            return model
+        if not space.echo and self._reader is not None and space_id not in self._without_echo:
+            self._without_echo.add(space_id)
             self._learn_echo(space_id, self._reader.echo_of(space_id))
             space = self._spaces[space_id]
-        return space.echo or model if space is not None else model
+        return space.echo or model
 
     def _learn_echo(self, space_id: bytes, echo: str) -> None:
         space = self._spaces.get(space_id)
@@ -173,6 +178,7 @@ class Embeddings:
     def second(self, now: int) -> None:
         """Show how the cache does; once a second."""
         self._touched.clear()
+        self._without_echo.clear()
         put = self._counters.set
         put(Counter.CACHE_MEMORY_BYTES, self.memory.used_bytes)
         put(Counter.CACHE_MEMORY_EVICTED, self.memory.evicted_count)
@@ -306,7 +312,7 @@ class _Answer:
 
     def _end(self) -> None:
         request, loop = self._request, self._cache.loop
-        usage = usage_json(sum(entries.tokens(entry) for entry in self._entries if entry is not None))
+        usage = usage_json(sum(map(entries.tokens, self._entries)))  # type: ignore[arg-type]  # each is there
         body = b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (
             b",".join(self._parts),
             _encode_json(self._cache.echo_of(self._space, request.model.name)),
@@ -327,7 +333,7 @@ class _Answer:
         use = self._use()
         saved_us = 0
         if use is _HIT:
-            slowest_us = max(entries.host_us(entry) for entry in self._entries if entry is not None)
+            slowest_us = max(map(entries.host_us, self._entries))  # type: ignore[arg-type]  # each is there
             saved_us = max(0, slowest_us - (now - request.deq) // _US_NS)
             request.admitted = request.deq
             request.routed1 = now  # the look-up stands where else the routing does; there is no attempt

@@ -324,7 +324,8 @@ class Store:
             return True
         if known is None and transaction.stat(self._spaces)["entries"] >= SPACES_MAX:
             return False
-        transaction.put(space, put.space, db=self._spaces)
+        if known is None or _decode_space(put.space).echo:  # commands do not know what hosts call the model
+            transaction.put(space, put.space, db=self._spaces)
         return True
 
     def _insert(self, transaction: Any, key: bytes, entry: bytes) -> None:

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 _POSITIONS: Final = {name: position for position, (name, _, _) in enumerate(DECISION_FIELDS)}
 _MOST: Final = {name: (1 << 8 * {"B": 1, "H": 2, "I": 4, "Q": 8}[code[0]]) - 1 for name, code, _ in DECISION_FIELDS
                 if code[0] != "f"}  # fmt: skip
-_NOTHING: Final = bytes(DECISION.size)
+_ZEROS: Final[list[Any]] = list(DECISION.unpack(bytes(DECISION.size)))
 _UNHEALTHY: Final = int(Reason.UNHEALTHY)
 _NO_CANDIDATES: Final = (0,) * (3 * CANDIDATE_COUNT)
 
 
 def note(request: Request, **values: Any) -> None:
     """Set fields of a request's decision by name; what is set stays. A count is cut to the most its field can hold."""
-    all_values = list(DECISION.unpack(request.packed_decision or _NOTHING))
+    packed = request.packed_decision
+    all_values = list(DECISION.unpack(packed)) if packed else _ZEROS.copy()
     for name, value in values.items():
         most = _MOST.get(name)
-        all_values[_POSITIONS[name]] = value if most is None else min(max(int(value), 0), most)
+        if most is not None and not 0 <= value <= most:
+            value = min(max(int(value), 0), most)  # noqa: PLW2901
+        all_values[_POSITIONS[name]] = value
     request.packed_decision = DECISION.pack(*all_values)
 
 

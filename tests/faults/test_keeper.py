@@ -246,6 +246,7 @@ def test_warm_computes_what_is_missing_and_accounts_for_every_text(place: Place,
     with file.open("a", encoding="utf-8") as out:
         out.write('{"text": ""}\n{"text": "text number 7"}\n{"text": "bad"}\n')
     host.poison.add("bad")
+    host.echo = "org/model-v1"
     with place.keeper, place.router:
         first = json_of(place.cache("warm", str(file), "--model", "m", "--json"), 1)
         assert {k: first[k] for k in ("texts", "present", "durable", "repeated", "empty", "refused", "dropped")} == {
@@ -261,6 +262,7 @@ def test_warm_computes_what_is_missing_and_accounts_for_every_text(place: Place,
         answer = place.ask(texts)
         assert answer.headers["x-ringrouter-cache"] == "hit"
         assert vectors(answer) == [vector_of(text, 64) for text in texts]
+        wait_until(lambda: place.ask(texts[:2]).json()["model"] == "org/model-v1", "as the host says it")
         assert not host.calls
 
 

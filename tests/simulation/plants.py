@@ -151,7 +151,7 @@ def _lost_record(done: Any) -> Any:
     def lost(telemetry: Telemetry, request: Request) -> None:
         if request.outcome == Outcome.CLIENT_GONE:
             telemetry.inflight.clear(request.row)
-            telemetry._free_rows.append(request.row)
+            telemetry.free_rows.append(request.row)
         else:
             done(telemetry, request)
 
@@ -162,7 +162,7 @@ def _lost_row(done: Any) -> Any:
     def lost(telemetry: Telemetry, request: Request) -> None:
         done(telemetry, request)
         if request.outcome == Outcome.TIMEOUT:
-            telemetry._free_rows.pop()
+            telemetry.free_rows.pop()
 
     return lost
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -229,3 +231,39 @@ def test_a_damaged_ring_is_left_and_the_others_are_read_on(tmp_path: Path) -> No
     for generation, outbox in found:
         outbox.close()
         generation.close()
+
+
+# ---------------------------------------------------------------- texts of vectors
+def entry_of(numbers: list[float]) -> bytes:
+    kind, packed = entries.from_floats(numbers)
+    return entries.pack(b"k" * keys.KEY_BYTES, kind, packed, tokens=1, host_us=1, made_s=1, exact=True)
+
+
+def test_the_text_of_a_vector_is_that_of_its_numbers_however_often_it_is_asked_for() -> None:
+    dice = random.Random(7)
+    vectors = [[dice.gauss(0, 1) for _ in range(dice.randrange(1, 50))] for _ in range(600)]
+    for _ in range(2):
+        for vector in vectors:
+            assert msgspec.json.decode(entries.float_text(entry_of(vector))) == vector
+    assert entries._remembered_text.cache_info().currsize == entries._REMEMBERED_MAX, "no more are remembered"
+
+
+def test_the_texts_of_large_vectors_are_not_remembered() -> None:
+    before = entries._remembered_text.cache_info()
+    large = entry_of([float(n) + 0.5 for n in range(3000)])
+    assert len(large) > entries._REMEMBERED_BYTES_MAX
+    assert msgspec.json.decode(entries.float_text(large))[2999] == 2999.5
+    assert entries._remembered_text.cache_info() == before
+
+
+def test_what_hosts_call_a_model_outlives_a_writer_that_does_not_know_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", STORE_BYTES)
+    try:
+        space_id = SPACE.space_id()
+        store.write([a_put(1)])
+        assert store.spaces()[space_id].echo == ""
+        for n, echo in enumerate(("org/m-v1", "", "org/m-v2", ""), 2):
+            store.write([a_put(n, space=keys.Space("m", echo=echo))])
+        assert store.spaces()[space_id].echo == "org/m-v2"
+    finally:
+        store.close()
