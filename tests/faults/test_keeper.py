@@ -388,6 +388,7 @@ def test_the_store_stays_in_its_bounds_and_routers_go_on(place: Place, host: Emb
         assert account["durable"] == 900
         status = place.keeper.status()["embeddings"]
         assert status["evicted"] > 0
+        assert account["evicted"] <= status["evicted"], "what the router's ring brought first is not warm's"
         assert status["used_bytes"] <= STORE_BYTES
         assert (place.store / "data.mdb").stat().st_size <= STORE_BYTES
         assert json_of(place.cache("verify", "--json"))["problems"] == []
