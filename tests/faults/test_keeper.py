@@ -397,8 +397,9 @@ def test_the_store_stays_in_its_bounds_and_routers_go_on(place: Place, host: Emb
     with place.keeper, place.router:
         account = json_of(place.cache("warm", str(file), "--model", "m", "--json"))
         assert account["durable"] == 900
-        assert account["evicted"] > 0
         status = place.keeper.status()["embeddings"]
+        assert status["evicted"] > 0
+        assert account["evicted"] <= status["evicted"], "what the router's ring brought first is not warm's"
         assert status["used_bytes"] <= STORE_BYTES
         assert (place.store / "data.mdb").stat().st_size <= STORE_BYTES
         assert json_of(place.cache("verify", "--json"))["problems"] == []
@@ -412,8 +413,9 @@ def test_a_keeper_killed_while_it_evicts_leaves_a_whole_store(place: Place, host
     texts_file(file, 600)
     with place.router:
         place.keeper.start()
-        filled = place.cache("warm", str(file), "--model", "m", "--json")
-        assert json_of(filled)["evicted"] > 0, "the store is full"
+        assert json_of(place.cache("warm", str(file), "--model", "m", "--json"))["durable"] == 600
+        # Not what warm tells: the keeper may have had them from the router's ring first, and made room for those.
+        assert place.keeper.status()["embeddings"]["evicted"] > 0, "the store is full"
         texts = [f"other text {n}" for n in range(600)]
         file.write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
         before = place.keeper.status()["embeddings"]["written"]

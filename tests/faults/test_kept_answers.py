@@ -54,7 +54,7 @@ def test_the_second_time_the_same_answer_comes_without_a_host(stage: Stage, host
     assert second.body == first.body
     assert second.ended
     assert second.headers["content-type"] == first.headers["content-type"]
-    assert second.headers["age"] == "0"
+    assert int(second.headers["age"]) <= both_us // 1_000_000
     assert second.headers["x-request-id"] == "again"
     assert "x-ringrouter-host" not in second.headers
     assert len(host.exchanges) == count + 1
@@ -106,7 +106,9 @@ def test_a_zeromq_client_gets_it_in_its_own_form(stage: Stage, host: ScriptedHos
     client = stage.zeromq_client()
     answer = client.finish(client.chat("1", keys={"cache": "on"}, temperature=0, seed=77 + stream, stream=stream))
     assert answer.end is not None
-    assert answer.end.facts["headers"] == {"x-ringrouter-cache": "hit", "age": "0"}
+    headers = dict(answer.end.facts["headers"])
+    assert int(headers.pop("age")) <= sh.WAIT_S, "in seconds"
+    assert headers == {"x-ringrouter-cache": "hit"}
     if stream:
         events = [event for event in over_http.events if event != sh.DONE]
         assert [event.data for event in answer.events] == events

@@ -307,8 +307,10 @@ def test_a_client_process_that_falls_silent_is_gone_after_three_heartbeats(stage
         stage.wait_phase("decode")
         stopped_ns = monotonic_ns()
         program.signal(signal.SIGSTOP)
-        silent_s = (host.exchanges[-1].wait_gone(timeout_s=8) - stopped_ns) / 1e9
-    assert 2 < silent_s < 4.5, "3 s behind the last heartbeat that was answered, and those are 1 s apart"
+        silent_s = (host.exchanges[-1].wait_gone() - stopped_ns) / 1e9
+    assert 2 < silent_s < 4.5 + stage.allowed_ns(0) / 1e9, (
+        "3 s behind the last heartbeat that was answered, and those are 1 s apart"
+    )
     assert stage.last_finished()["outcome"] == "client_gone"
 
 
@@ -326,7 +328,8 @@ def test_alive_is_sent_while_a_request_runs_and_nothing_else_is_sent(stage: Stag
     silent.read_until(lambda: len(silent.alive_ns) >= 2, "alive twice")
     assert answer.request_seq >= 0
     gaps_ns = [b - a for a, b in pairwise(silent.alive_ns)]
-    assert all(ALIVE_NS * 0.9 < gap_ns < ALIVE_NS_MAX for gap_ns in gaps_ns), gaps_ns
+    late_ns = stage.allowed_ns(0)
+    assert all(ALIVE_NS * 0.9 - late_ns < gap_ns < ALIVE_NS_MAX + late_ns for gap_ns in gaps_ns), gaps_ns
     assert not answer.events
     gate.open()
     silent.finish(answer)

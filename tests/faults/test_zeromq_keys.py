@@ -155,7 +155,7 @@ def test_without_encryption_nobody_comes_in_over_tcp(stage: KeyedStage, port: in
     stage.wait(lambda: stage.counter("curve_refused") > before, "it is counted")
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        raw.settimeout(5)
+        raw.settimeout(20)
         with suppress(ConnectionResetError):
             while raw.recv(1000):
                 pass
@@ -215,7 +215,7 @@ def test_a_plain_client_cannot_say_that_it_has_a_curve_key(stage: KeyedStage, ke
     """libzmq takes any property of a client's handshake into what it says of its messages, ``User-Id`` included."""
     message = msgspec.msgpack.encode({"v": 1, "verb": "models", "id": "1"})
     with socket.socket(socket.AF_UNIX) as raw:
-        raw.settimeout(5)
+        raw.settimeout(20)
         raw.connect(stage.zeromq_endpoint.removeprefix("ipc://"))
         raw.sendall(zmtp_ready(Socket_Type="DEALER", User_Id=keys.public["known"]))
         receive_until(raw, b"READY")  # a message that comes before it ends the connection

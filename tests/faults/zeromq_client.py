@@ -157,8 +157,9 @@ class ZeromqClient:
     def close(self) -> int:
         """Close and return when."""
         now_ns = monotonic_ns()
-        self._socket.disable_monitor()
-        self._socket.close(0)
+        if not self._socket.closed:  # it may be closed twice
+            self._socket.disable_monitor()
+            self._socket.close(0)
         return now_ns
 
     # ------------------------------------------------------------ out
