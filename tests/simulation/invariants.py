@@ -271,7 +271,7 @@ class Inspector:
     def _check_accounts(self) -> None:
         """Every request that was published has one end, one record, and one count."""
         telemetry = self._world.daemon.telemetry
-        missing = self._rows - len(telemetry._free_rows)
+        missing = self._rows - len(telemetry.free_rows)
         if missing:
             self._report(f"{missing} rows of the in-flight table are not given back")
         counters = telemetry.counters

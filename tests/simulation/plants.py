@@ -47,6 +47,17 @@ def _plant(owner: Any, name: str, make: Callable[[Any], Any]) -> Plant:
     return lambda: planted(owner, name, make)
 
 
+def _plant_candidates(make: Callable[[Any], Any]) -> Plant:
+    """Plant into what is seen of hosts, with every request decided about by that."""
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with planted(Loop, "_candidates", make), planted(Loop, "place", lambda _: vars(Loop)["_admit"]):
+            yield
+
+    return both
+
+
 def _nothing(_: Any) -> Any:
     return lambda *_args, **_named: None
 
@@ -150,7 +161,7 @@ def _lost_record(done: Any) -> Any:
     def lost(telemetry: Telemetry, request: Request) -> None:
         if request.outcome == Outcome.CLIENT_GONE:
             telemetry.inflight.clear(request.row)
-            telemetry._free_rows.append(request.row)
+            telemetry.free_rows.append(request.row)
         else:
             done(telemetry, request)
 
@@ -161,7 +172,7 @@ def _lost_row(done: Any) -> Any:
     def lost(telemetry: Telemetry, request: Request) -> None:
         done(telemetry, request)
         if request.outcome == Outcome.TIMEOUT:
-            telemetry._free_rows.pop()
+            telemetry.free_rows.pop()
 
     return lost
 
@@ -202,9 +213,9 @@ def _broken_callback(end: Any) -> Any:
 PLANTS: Final[dict[str, Plant]] = {
     "a slot is not released": _plant(Loop, "release_slot", _slot_kept),
     "a slot is released twice": _plant(Loop, "release_slot", _slot_released_twice),
-    "a host gets one request too many": _plant(Loop, "_candidates", _one_slot_more),
+    "a host gets one request too many": _plant_candidates(_one_slot_more),
     "draining slots are not counted": _plant(Host, "drain_slot", _nothing),
-    "a barred host gets requests": _plant(Loop, "_candidates", _every_host_usable),
+    "a barred host gets requests": _plant_candidates(_every_host_usable),
     "nobody wakes those who wait": _plant(Loop, "pump", _nothing),
     "who waits for a host that is barred is forgotten": _plant(Recovery, "_release", _nothing),
     "hosts are not cancelled": _plant(HostConnection, "kill", _no_cancel),
