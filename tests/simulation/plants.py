@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from router import loop as loop_module
 from router.attempt import Attempt
 from router.dialects import Failure
 from router.errors import ErrorKind
@@ -24,6 +25,7 @@ from router.ingress.http import ClientConnection
 from router.loop import Loop
 from router.recovery import Recovery
 from router.request import Request
+from router.telemetry.counters import Counter
 from router.telemetry.records import Outcome
 from router.telemetry.writer import Telemetry
 from router.watch import Watch
@@ -177,12 +179,9 @@ def _lost_row(done: Any) -> Any:
     return lost
 
 
-def _uncounted(count: Any) -> Any:
-    def some(loop: Loop, request: Request) -> None:
-        if request.outcome != Outcome.CLIENT_GONE:
-            count(loop, request)
-
-    return some
+def _uncounted(counters: Any) -> Any:
+    """Those whose clients left are counted as something else."""
+    return [Counter.HEARTBEATS if counter == Counter.CLIENTS_GONE else counter for counter in counters]
 
 
 def _backdated(start: Any) -> Any:
@@ -235,7 +234,7 @@ PLANTS: Final[dict[str, Plant]] = {
     "who waits is miscounted": _plant(Loop, "leave_waiting", _miscount),
     "a record is lost": _plant(Telemetry, "done", _lost_record),
     "a row is not given back": _plant(Telemetry, "done", _lost_row),
-    "an outcome is not counted": _plant(Loop, "_count", _uncounted),
+    "an outcome is not counted": _plant(loop_module, "_OUTCOME_COUNTERS", _uncounted),
     "an attempt waits on for its connection": _plant(Fleet, "withdraw", _nothing),
     "a stamp runs backwards": _plant(Attempt, "start", _backdated),
     "limits.attempts does not hold": _plant(Loop, "__init__", _more_attempts),
