@@ -8,7 +8,7 @@ The path of a request, in order:
 2.  :mod:`router.ingress.server`      which path → :mod:`router.ingress.submission`: which model, a request
 3.  :mod:`router.loop`                published into the request ring, drained in the same turn
 4.  :mod:`router.admission`           run, wait, or refuse (pure)
-5.  :mod:`router.routing`             which host (pure)
+5.  :mod:`router.routing`             which host (pure); :mod:`router.picking`, the default policy in one step
 6.  :mod:`router.outbound`            the request as that host gets it
 7.  :mod:`router.hosts.fleet`         a warm connection
 8.  :mod:`router.hosts.connection`    bytes out, response head in

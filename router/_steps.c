@@ -287,6 +287,13 @@ static void store_unsigned(const field *to, uint64_t number, unsigned char *reco
     uint64_t largest = to->width == 8 ? UINT64_MAX : (UINT64_C(1) << 8 * to->width) - 1;
     if (number > largest)
         number = largest;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    switch (to->width) { // of known length each copy is one instruction
+    case 8: memcpy(record + to->offset, &number, 8); return;
+    case 4: memcpy(record + to->offset, &number, 4); return;
+    case 2: memcpy(record + to->offset, &number, 2); return;
+    }
+#endif
     for (Py_ssize_t i = 0; i < to->width; i++)
         record[to->offset + i] = (unsigned char)(number >> 8 * i);
 }

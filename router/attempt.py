@@ -240,7 +240,7 @@ class Attempt:
             self._record(now, now)  # the events before the fault did come
             self.protocol_failed(str(error), now)
             return
-        if scanner.sentinel is not None or scanner.ended:
+        if scanner.sentinel is not None or (not scanner.aligned and scanner.ended):  # one that has ended is not aligned
             self._take_last(out, now)
             return
         if self._counting is not None:
@@ -396,7 +396,8 @@ class Attempt:
             self._held += out
             out = b""
             self._commit()
-        self._note_report()
+        request.usage, request.timings, request.metrics = scanner.usage, scanner.timings, scanner.metrics
+        request.choice_count = scanner.choice_count
         if request.timing_asked or self._counting is not None:
             self._record(now, now)  # what is said of the timing goes out with the last write
         request.egress.end_stream(request, out, scanner.sentinel or b"")
@@ -428,19 +429,14 @@ class Attempt:
         if not scanner.succeeded:
             self._fail(ErrorKind.NO_FINISH, "the host ended its stream without a finish_reason", now)
             return
-        self._note_report()
+        request.usage, request.timings, request.metrics = scanner.usage, scanner.timings, scanner.metrics
+        request.choice_count = scanner.choice_count
         request.folded = True
         body = self._fold.answer()
         request.status = 200
         request.egress.whole(request, 200, b"application/json", body)
         self.complete(now)
         self._loop.end_ok(request, now)
-
-    def _note_report(self) -> None:
-        scanner, request = self.scanner, self.request
-        assert scanner is not None
-        request.usage, request.timings, request.metrics = scanner.usage, scanner.timings, scanner.metrics
-        request.choice_count = scanner.choice_count
 
     # ------------------------------------------------------------ whole answers
     def _take_whole(self, data: bytes, now: int) -> None:

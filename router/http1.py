@@ -387,7 +387,7 @@ class EofDecoder:
         return data
 
 
-_new_chunked_decoder: Final = mould(ChunkedDecoder)
+new_chunked_decoder: Final = mould(ChunkedDecoder)
 BodyDecoder = ChunkedDecoder | LengthDecoder | EofDecoder
 
 
@@ -399,7 +399,7 @@ def declared_length(head: Head) -> int:
 def response_decoder(head: Head, length: int) -> BodyDecoder:
     """Return the decoder of a response's body, as RFC 9112 §6.3 settles it. ``length``: the declared one, -1 = none."""
     if head.chunked and head.status not in _BODILESS:
-        return _new_chunked_decoder()
+        return new_chunked_decoder()
     if head.status in _BODILESS:
         return LengthDecoder(0)
     return EofDecoder() if length < 0 else LengthDecoder(length)

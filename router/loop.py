@@ -127,29 +127,30 @@ class Loop:
             reader.release(end)  # whatever happened to one request, the next ones follow it
 
     def place(self, request: Request, now: int) -> None:
-        """Have a request run, wait or be refused, by its model's hosts and who waits for them."""
-        if not self._place_at_once(request, now):
-            self._admit(request, now)
+        """Have a request run, wait or be refused, by its model's hosts and who waits for them.
 
-    def _place_at_once(self, request: Request, now: int) -> bool:
-        """Have a request run of which nothing special is known; false where :meth:`_admit` must look closer.
-
-        It comes to the same: nobody waits, so the request runs where the default policy finds a host for it.
+        One of which nothing special is known runs at once, where nobody waits and the default policy finds a host for
+        it: so :meth:`_admit` would decide too, which looks closer.
         """
         model = request.model
-        if model.policy is not None or model.waiting.size or request.terms is not NO_TERMS:
-            return False
-        if request.path or request.tried:
-            return False
+        if (
+            model.policy is not None
+            or model.waiting.size
+            or request.terms is not NO_TERMS
+            or request.path
+            or request.tried
+        ):
+            self._admit(request, now)
+            return
         chosen, verdicts = pick(model.hosts, model.turn)
         if chosen == NO_HOST:
-            return False
+            self._admit(request, now)
+            return
         model.turn = chosen + 1
         request.packed_candidates = verdicts
         self._go(request, now, model.hosts[chosen])
         if request.row < 0:  # it waits for a connection
             self._book(request)
-        return True
 
     def _admit(self, request: Request, now: int) -> None:
         """Decide about a request by its model's hosts, who waits for them, and its own terms."""
@@ -583,7 +584,10 @@ class Loop:
             host.served_count += 1
             if host.on_trial:
                 self.recovery.standing.served(host, request.routed, now)
-        self.end(request, _OK, now)
+        if request.stream and not request.folded and not request.egress.blocked:
+            self._finish(request, _OK, request.error, now)
+        else:
+            self.end(request, _OK, now)
 
     def end_with_host_error(self, request: Request, text: str, now: int) -> None:
         """The host ended its stream with an error event, which the client has got."""

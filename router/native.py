@@ -1,8 +1,8 @@
 """The router's native code, or what stands in for it where it could not be compiled.
 
-Three modules: ``router._scan`` for reads of a stream, ``router._relay`` for those that are one more token like the
-last, ``router._steps`` for steps of a request. Each of their functions has a twin in plain Python that comes to the
-same; which of the two this process has is decided here, once.
+Three modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more
+token like the last and for records of events, ``router._steps`` for steps of a request. Each of their functions has a
+twin in plain Python that comes to the same; which of the two this process has is decided here, once.
 """
 
 from __future__ import annotations

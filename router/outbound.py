@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from router.messages import RequestBody
 
 _USAGE_FIELD: Final = b'"stream_options":%b' % USAGE_OPTIONS
+_USAGE_FIELD_BEFORE: Final = _USAGE_FIELD + b","
 _USAGE_ADDED: Final = int(DoneFlag.USAGE_ADDED)
 
 
@@ -25,7 +26,7 @@ def build(attempt: Attempt) -> bytes:
     """Return the request as this attempt's host gets it, and note in the attempt what to take out of its answer."""
     request, host = attempt.request, attempt.host
     facts = host.facts
-    head = host.request_head(request.target)
+    head = host.heads.get(request.target) or host.request_head(request.target)
     body = request.body
     if request.path:
         body = _passed_body(attempt)
@@ -49,7 +50,24 @@ def _model_field(attempt: Attempt) -> dict[str, bytes]:
 
 
 def _stream_body(attempt: Attempt) -> bytes:
-    """Return the client's body, edited only where it must be.
+    """Return the client's body, edited only where it must be: mostly to ask for usage, which the client did not."""
+    request, host = attempt.request, attempt.host
+    fields: RequestBody = request.fields
+    facts = host.facts
+    is_renamed = host.models.get(request.model.name) != fields.model
+    if is_renamed or facts.progress or fields.stream is not True or fields.stream_options is not UNSET:
+        return _edited_stream_body(attempt)
+    body = request.body
+    if not facts.include_usage:
+        return body
+    attempt.drop_usage = not request.fold
+    request.flags |= _USAGE_ADDED
+    brace = body.index(b"{") + 1  # as add_field() does
+    return body[:brace] + _USAGE_FIELD_BEFORE + body[brace:]
+
+
+def _edited_stream_body(attempt: Attempt) -> bytes:
+    """Return the client's body, edited where it must be.
 
     The model gets the host's name for it; a stream is asked for where the answer is folded or streamed by default;
     usage and prefill progress are asked for where the client did not, and then taken out of its answer.
@@ -58,12 +76,6 @@ def _stream_body(attempt: Attempt) -> bytes:
     fields: RequestBody = request.fields
     facts, options = host.facts, fields.stream_options
     same_model = host.models.get(request.model.name) == fields.model
-    if fields.stream is True and options is UNSET and same_model and not facts.progress:  # as nearly all
-        if not facts.include_usage:
-            return request.body
-        attempt.drop_usage = not request.fold
-        request.flags |= _USAGE_ADDED
-        return add_field(request.body, _USAGE_FIELD)
     own_options = options is not UNSET and options is not None
     wants_usage = facts.include_usage and not (own_options and options.include_usage)  # type: ignore[union-attr]
     wants_progress = facts.progress and not fields.return_progress

@@ -102,9 +102,11 @@ class SharingLoop(Loop):
         """Columns of which the others know that requests wait here."""
         self._retry_timer: asyncio.TimerHandle | None = None
 
-    def _place_at_once(self, request: Request, now: int) -> bool:  # noqa: ARG002
-        """Never: a host alone does not tell what other routers take of it."""
-        return False
+    def place(self, request: Request, now: int) -> None:
+        """Have a request run, wait or be refused; never without a closer look: a host alone does not tell what other
+        routers take of it.
+        """
+        self._admit(request, now)
 
     def _candidates(self, request: Request) -> list[Candidate]:
         found = super()._candidates(request)

@@ -14,6 +14,7 @@ from router.http1 import (
     HeadMemo,
     ProtocolError,
     declared_length,
+    new_chunked_decoder,
     parse_response_head,
     response_decoder,
 )
@@ -226,7 +227,7 @@ class HostConnection(asyncio.Protocol):
             if head.status >= 200:  # behind an interim response the real one follows
                 break
         self._head = b""
-        decoder = response_decoder(head, length)
+        decoder = new_chunked_decoder() if head.chunked and head.status == 200 else response_decoder(head, length)
         self.take = attempt.begin(head, decoder)
         if position < len(data) or decoder.ended:
             self.take(data[position:], now)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -152,7 +152,7 @@ class StreamScanner(EventScanner):
             out = _scan(self, data)
             if out is not None:
                 if not self.aligned:
-                    cast("ChunkedDecoder", self._decoder).end()  # no other is ever aligned
+                    self._decoder.end()  # no other than a ChunkedDecoder was aligned
                 return out
         return self._feed_plainly(data)
 

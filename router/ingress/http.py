@@ -426,7 +426,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if not self.raw:
             self._close_after = True  # HTTP/1.0 has no chunks: the end of the connection ends the answer
-        host = heads.host_header(self._server.host_name(request))
+        host_id = request.host
+        host = heads.host_header(self._server.loop.host_of[host_id].name) if host_id else b""
         start = _STREAM_START if self.raw else _STREAM_START_1_0
         request_id = request.request_id.encode("latin-1")
         close = b"" if self.raw and not self._close_after else self._connection_header()

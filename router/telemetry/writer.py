@@ -292,7 +292,7 @@ _ID_START: Final = 2 * rec.TAG_SLOT_COUNT + rec.TEXT_BYTES * rec.TEXT_TAGS.index
 _ID_END: Final = _ID_START + rec.TEXT_BYTES
 """Where the request's id stands in the identity."""
 _pack_usage: Final[Callable[[bytes], bytes | None] | None] = native.scan and native.scan.pack_usage
-"""Packs usage of the usual shape as :func:`_pack_report` does and returns ``None`` for any other; native code alone."""
+"""Packs usage of the usual shape as :func:`_pack_report` does, of any other returns ``None``."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
 _inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE, new_request())

@@ -37,7 +37,7 @@ def in_force(daemon: Daemon) -> tuple[Any, ...]:
     """Return what the router goes by, of all that a configuration decides."""
     loop = daemon.loop
     return (
-        daemon.config, daemon.roster.config, loop.config, loop.limits, daemon.server.limits,
+        daemon.config, daemon.roster.config, loop.config, loop.limits, daemon.surfaces.http.limits,
         [(host.name, host.host_id, host.config, host.kind, host.drains, host.removed) for host in loop.hosts],
         [(name, model.config, model.total_ns, model.fallback, len(model.hosts)) for name, model in loop.models.items()],
         sorted(loop.by_name), dict(loop.host_settings), daemon.fleet.connect_timeout_s,
@@ -51,7 +51,7 @@ def half_taken(daemon: Daemon) -> Iterator[str]:
         ("the roster's configuration", daemon.roster.config, config),
         ("the loop's configuration", loop.config, config),
         ("the loop's limits", loop.limits, config.limits),
-        ("the server's limits", daemon.server.limits, config.limits),
+        ("the server's limits", daemon.surfaces.http.limits, config.limits),
     ):
         if found != wanted:
             yield f"{what} is another one"

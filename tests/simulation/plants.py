@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from router import loop as loop_module
 from router.attempt import Attempt
 from router.dialects import Failure
 from router.errors import ConfigError, ErrorKind
@@ -25,6 +26,7 @@ from router.loop import Loop
 from router.recovery import Recovery
 from router.request import Request
 from router.roster import Roster
+from router.telemetry.counters import Counter
 from router.telemetry.records import Outcome
 from router.telemetry.writer import Telemetry
 from router.watch import Watch
@@ -46,6 +48,17 @@ def planted(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]
 
 def _plant(owner: Any, name: str, make: Callable[[Any], Any]) -> Plant:
     return lambda: planted(owner, name, make)
+
+
+def _plant_candidates(make: Callable[[Any], Any]) -> Plant:
+    """Plant into what is seen of hosts, with every request decided about by that."""
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with planted(Loop, "_candidates", make), planted(Loop, "place", lambda _: vars(Loop)["_admit"]):
+            yield
+
+    return both
 
 
 def _nothing(_: Any) -> Any:
@@ -167,12 +180,9 @@ def _lost_row(done: Any) -> Any:
     return lost
 
 
-def _uncounted(count: Any) -> Any:
-    def some(loop: Loop, request: Request) -> None:
-        if request.outcome != Outcome.CLIENT_GONE:
-            count(loop, request)
-
-    return some
+def _uncounted(counters: Any) -> Any:
+    """Those whose clients left are counted as something else."""
+    return [Counter.HEARTBEATS if counter == Counter.CLIENTS_GONE else counter for counter in counters]
 
 
 def _backdated(start: Any) -> Any:
@@ -234,9 +244,9 @@ def _another_host_of_another_kind(change: Any) -> Any:
 PLANTS: Final[dict[str, Plant]] = {
     "a slot is not released": _plant(Loop, "release_slot", _slot_kept),
     "a slot is released twice": _plant(Loop, "release_slot", _slot_released_twice),
-    "a host gets one request too many": _plant(Loop, "_candidates", _one_slot_more),
+    "a host gets one request too many": _plant_candidates(_one_slot_more),
     "draining slots are not counted": _plant(Host, "drain_slot", _nothing),
-    "a barred host gets requests": _plant(Loop, "_candidates", _every_host_usable),
+    "a barred host gets requests": _plant_candidates(_every_host_usable),
     "nobody wakes those who wait": _plant(Loop, "pump", _nothing),
     "who waits for a host that is barred is forgotten": _plant(Recovery, "_release", _nothing),
     "hosts are not cancelled": _plant(HostConnection, "kill", _no_cancel),
@@ -256,7 +266,7 @@ PLANTS: Final[dict[str, Plant]] = {
     "who waits is miscounted": _plant(Loop, "leave_waiting", _miscount),
     "a record is lost": _plant(Telemetry, "done", _lost_record),
     "a row is not given back": _plant(Telemetry, "done", _lost_row),
-    "an outcome is not counted": _plant(Loop, "_count", _uncounted),
+    "an outcome is not counted": _plant(loop_module, "_OUTCOME_COUNTERS", _uncounted),
     "an attempt waits on for its connection": _plant(Fleet, "withdraw", _nothing),
     "a stamp runs backwards": _plant(Attempt, "start", _backdated),
     "limits.attempts does not hold": _plant(Loop, "__init__", _more_attempts),

@@ -223,6 +223,7 @@ class World:
 
         telemetry.close = closing  # type: ignore[method-assign]
         telemetry.publish_token = token  # type: ignore[assignment]
+        telemetry.native_publish = None  # or native code would publish unheard
         telemetry.done_ring = _Ring(telemetry.done_ring, done)  # type: ignore[assignment]
 
     def _count_refusals(self) -> None:
