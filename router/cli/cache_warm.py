@@ -92,13 +92,16 @@ class Warmer:
         self._batch = batch
         self._parallel = parallel
         self._bar = Bar(total, sys.stderr)
+        self._evicted_before = 0
 
     def run(self, texts: Iterator[str]) -> None:
         """Warm all texts; raises what asking the router and the keeper raises, with the account as it is then."""
+        self._evicted_before = self._evicted_in_all()
         with ThreadPoolExecutor(self._parallel) as pool:
             try:
                 while chunk := list(islice(texts, CHUNK)):
                     self._chunk(pool, self._missing(chunk))
+                self._note_evicted()
                 self._bar.show(self.account.texts, last=True)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -140,8 +143,15 @@ class Warmer:
             answer = self._keeper.ask("cache.put", [head + key + entry for key, entry in asked.found.items()])
             account.durable += answer["durable"]
             account.dropped += len(asked.found) - answer["durable"]
-            account.evicted += answer["evicted"]
+            self._note_evicted()
         self._bar.show(account.texts - self._left())
+
+    def _note_evicted(self) -> None:
+        """Note what has left the store since the beginning: a vector may get there by the router's ring as well."""
+        self.account.evicted = self._evicted_in_all() - self._evicted_before
+
+    def _evicted_in_all(self) -> int:
+        return int(self._keeper.ask("status")["embeddings"]["evicted"])
 
     def _left(self) -> int:
         """Return the texts of which it is not known yet what becomes of them."""

@@ -20,6 +20,7 @@ from ringbuffer import CountersReader, find_current
 from router.caches import entries, keys, published
 from router.cli.keeper_client import KeeperClient
 from router.keep.store import Store
+from router.telemetry.reader import DoneReader
 from tests.faults.client import Answer, Client
 from tests.faults.stage import QUIET, host_entry
 from tests.support.embedding_host import EmbeddingHost, vector_of
@@ -512,6 +513,27 @@ def test_bad_questions_are_told_what_is_wrong(running: Place, question: dict[str
     answer = running.ask(None, NEAREST, **question)
     assert answer.status == status, answer.body
     assert said in answer.error["message"]
+
+
+def test_a_question_says_its_class_as_any_request(running: Place) -> None:
+    question = {"table": "docs", "input": "of a class", "k": 1}
+    with Client(running.router.port) as client:
+        client.post(question, NEAREST, more="x-ringrouter-class: urgent\r\n")
+        refused = client.answer()
+        assert (refused.status, refused.error["param"]) == (400, "x-ringrouter-class")
+        client.post(question, NEAREST, more="x-ringrouter-class: batch\r\n")
+        assert client.answer().status == 200
+    reader = DoneReader(find_current(running.router.instance_dir), "oldest")
+    try:
+        records: list[dict[str, Any]] = []
+
+        def has_both() -> bool:
+            records.extend(record for record in reader.poll() if record["workload"] == 3)
+            return len(records) == 2
+
+        wait_until(has_both, "the question and the call for its vector are of the class")
+    finally:
+        reader.close()
 
 
 @pytest.fixture(scope="module")
