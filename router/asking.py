@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from router.messages import messages_of
+from router.messages import PassBody, messages_of
 from router.routing.policy import BYTES_PER_TOKEN, Ask
 from router.routing.prompt import chain
 from router.telemetry import records as rec
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.config import RoutingConfig
-    from router.messages import messages_of
     from router.request import Request
 from router.routing.policy import Policy
 
@@ -57,6 +56,8 @@ class Asker:
 def _prompt(request: Request) -> memoryview:
     """Return the canonical prompt; of a body that passes through, where it stands is not known, the whole body."""
     fields: Any = request.fields
+    if isinstance(fields, PassBody):
+        return memoryview(request.body)
     for name in _PROMPT_FIELDS:
         prompt = getattr(fields, name, None)
         if prompt is not None:

@@ -122,9 +122,19 @@ class Loop:
                 request = self._published.pop(sequence)
                 now = request.deq = monotonic_ns()
                 self.in_flight[sequence] = request
-                self.take(request, now)
+                try:
+                    self.take(request, now)
+                except Exception as error:
+                    self._give_up(request, error)
         finally:
             reader.release(end)  # whatever happened to one request, the next ones follow it
+
+    def _give_up(self, request: Request, error: Exception) -> None:
+        """End a request that could not be placed, because of a fault of the router's own, where it is nowhere yet."""
+        text = "a request could not be placed"
+        asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+        if request.attempt is None and request.phase not in {Phase.WAITING, _DONE}:
+            self.fail(request, ErrorKind.INTERNAL, "the router failed; its log says how", monotonic_ns())
 
     def place(self, request: Request, now: int) -> None:
         """Have a request run, wait or be refused, by its model's hosts and who waits for them.

@@ -38,6 +38,19 @@ def planted(self, request):
 
 
 writer.Telemetry._complete = planted
+
+import router.loop as loop
+
+place = loop.Loop.place
+
+
+def misplaced(self, request, now):
+    if request.request_id == "misplaced":
+        raise ZeroDivisionError("planted")
+    place(self, request, now)
+
+
+loop.Loop.place = misplaced
 """
 
 
@@ -97,3 +110,17 @@ def test_a_record_that_cannot_be_written_costs_no_other(stage: Stage) -> None:
     stage.unrecorded_count = 1
     assert [record["request_id"] for record in stage.finished(2)] == ["before", "after"]
     wait_until(lambda: "a done record could not be written" in stage.router.log_text(), "a line in the log")
+
+
+def test_a_request_that_cannot_be_placed_is_answered_and_forgotten(stage: Stage) -> None:
+    client = stage.client()
+    client.chat(more="x-request-id: misplaced")
+    answer = client.answer()
+    assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+    (record,) = stage.finished(1)
+    assert (record["outcome"], record["error"]) == ("aborted", "internal")
+    assert stage.in_flight() == []
+    client.chat()
+    assert client.answer().text == "one two three", "the connection and the router go on"
+    wait_until(lambda: "a request could not be placed" in stage.router.log_text(), "a line in the log")
+    stage.finished(2)
