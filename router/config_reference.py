@@ -35,6 +35,8 @@ from router.config import (
     Price,
     RoutingConfig,
     Slices,
+    SloConfig,
+    SloWindow,
 )
 from router.config.tools import ToolsCache, ToolSource
 from router.config.warm import ResponseCache, WarmPrompt
@@ -127,6 +129,8 @@ _HEADINGS: Final = {
     JournalConfig: "[observer.journal]",
     Price: "[[observer.prices]]",
     Goodput: "[[observer.goodput]]",
+    SloConfig: "[[slo]]",
+    SloWindow: "[[slo.windows]]",
     EmbeddingsCache: "[cache.embeddings]",
     NearestTables: "[cache.nearest]",
     ToolsCache: "[cache.tools]",

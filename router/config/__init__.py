@@ -61,6 +61,7 @@ from router.config.places import (
 )
 from router.config.routing import RoutingConfig, routing_contradiction
 from router.config.serving import Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
+from router.config.slo import SloConfig, SloWindow, check_slos
 from router.config_schema import explain, shown, shown_key
 from router.errors import ConfigError
 from router.telemetry.records import TAGS, TEXT_TAGS
@@ -98,6 +99,8 @@ __all__ = [
     "Rings",
     "RoutingConfig",
     "Slices",
+    "SloConfig",
+    "SloWindow",
     "TagsConfig",
     "Timeouts",
     "aliases",
@@ -144,6 +147,9 @@ class Config(Section, frozen=True):
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
     features: dict[str, FeatureConfig] = msgspec.field(default_factory=dict)
+    slo: Annotated[list[SloConfig], Meta(max_length=100, description="Service level objectives.")] = msgspec.field(
+        default_factory=list
+    )
     access: AccessConfig = msgspec.field(default_factory=AccessConfig)
     keys: list[KeyConfig] = msgspec.field(default_factory=list)
 
@@ -230,6 +236,7 @@ def _check(config: Config) -> None:
     _check_routing(config)
     check_admission(config)
     _check_observer(config)
+    check_slos(config.slo, config.tags.own, has_goodput=bool(config.observer.goodput))
     check_caches(config.cache)
 
 

@@ -65,6 +65,7 @@ def _as_table(config: Config) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(config)
     table["hosts"] = {host["name"]: host for host in table["hosts"]}
     table["keys"] = {key["name"]: key for key in table["keys"]}
+    table["slo"] = {slo["name"]: slo for slo in table["slo"]}
     return table
 
 
@@ -75,7 +76,7 @@ def _differing(key: str, old: Any, new: Any) -> Iterator[Change]:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         yield Change(key, _shown(key, old), _shown(key, new), _needs(key))
         return
-    has_names = key in {"hosts", "models", "features", "keys"}
+    has_names = key in {"hosts", "models", "features", "keys", "slo"}
     for name in [*old, *(name for name in new if name not in old)]:
         below = f"{key}.{shown_key(name)}"
         was, now = old.get(name, _ABSENT), new.get(name, _ABSENT)

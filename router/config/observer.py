@@ -99,6 +99,13 @@ class ObserverConfig(Section, frozen=True):
     currency: Annotated[
         str, Meta(pattern=r"\A[A-Z]{3}\Z", extra={"allowed": "three letters `A-Z`"}, description="Of every cost.")
     ] = "USD"
+    time_scale: Annotated[
+        float,
+        between(
+            1, 10_000, "For tests and demonstrations: windows and periods of objectives and alerts pass so many times "
+            "faster. With 360 an hour is ten seconds.",
+        ),
+    ] = 1.0  # fmt: skip
     slices: Slices = msgspec.field(default_factory=Slices)
     journal: JournalConfig = msgspec.field(default_factory=JournalConfig)
     prices: list[Price] = msgspec.field(default_factory=list)
