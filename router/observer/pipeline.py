@@ -22,6 +22,7 @@ from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow, RowKey
 from router.observer.segments import JOURNAL
 from router.observer.slowest import Slowest
+from router.observer.traces.tool_turns import ToolTurns
 
 BEHIND_RECORDS: Final = 4096
 """With more records than this unread the next turn comes at once."""
@@ -52,6 +53,7 @@ class Pipeline:
         self.journal = Journal(self.data_dir / JOURNAL, observer.journal) if observer.journal.enabled else None
         if self.journal is not None:
             durable.update(self.journal.durable())
+        self._tool_turns = ToolTurns()
         self._in_flight = InFlight(run_dir, observer.instances)
         self._position_problem = ""
         self._ticked_ns = 0
@@ -68,12 +70,14 @@ class Pipeline:
         """
         sightings = self._in_flight.look(now_ns)  # before the rows, so that what is in neither has a row to come
         batch = self.follower.poll(now_ns)
+        known = self.follower.take_known()
         with Steps() as steps:
             steps.take(self.follower.raise_fault)
+            steps.take(self._tool_turns.pair, batch.rows, known)
             rows, pace = of_users(batch.rows, batch.pace)
             steps.take(self.aggregate.add, rows, pace, wall_ns)
             steps.take(self.slowest.add, rows, now_ns)
-            steps.take(self.cost.add, batch.rows, sightings, now_ns, self.follower.take_known())
+            steps.take(self.cost.add, batch.rows, sightings, now_ns, known)
             steps.take(self._settle, now_ns, wall_ns)
             if now_ns - self._ticked_ns >= _TICK_NS:
                 self._ticked_ns = now_ns

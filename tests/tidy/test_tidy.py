@@ -130,6 +130,7 @@ PURE_MODULES = [
     "router.observer.sharing",
     "router.observer.slices",
     "router.observer.totals",
+    "router.observer.traces.tool_turns",
     "router.observer.view",
     "router.observer.windows",
     "router.routing.candidates",
@@ -152,6 +153,7 @@ PURE_MODULES = [
     "router.telemetry.decision",
     "router.telemetry.records",
     "router.telemetry.tags",
+    "router.telemetry.trace_ids",
     "router.verdicts",
 ]
 # The third-party packages the router process may load, and nothing else but the standard library.
