@@ -23,6 +23,7 @@ from router.config.admission import (
     LeverRules,
     check_admission,
 )
+from router.config.alerts import AlertsConfig, AlertSink, check_alerts
 from router.config.base import NAME, NAME_ALLOWED, Section
 from router.config.caches import (
     CacheConfig,
@@ -73,6 +74,8 @@ __all__ = [
     "SLICE_TAG_COUNT_MAX",
     "AccessConfig",
     "AdmissionConfig",
+    "AlertSink",
+    "AlertsConfig",
     "BreakerConfig",
     "CacheConfig",
     "ClassAdmission",
@@ -287,6 +290,7 @@ def _check_observer(config: Config) -> None:
     observer = config.observer
     split_address(observer.http, "observer.http")
     tags = {*TAGS, *TEXT_TAGS, *config.tags.own}
+    check_alerts(observer.alerts)
     _check_differ(observer.slices.tags, "observer.slices.tags")
     _check_differ(observer.slices.top, "observer.slices.top")
     for index, entry in enumerate(observer.slices.tags):

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from router.config.alerts import AlertsConfig
 from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
 
 SLICE_ALLOWED: Final = "a tag, `model`, `host`, `endpoint` or `instance`, or two of them with a comma between"
@@ -110,3 +111,4 @@ class ObserverConfig(Section, frozen=True):
     journal: JournalConfig = msgspec.field(default_factory=JournalConfig)
     prices: list[Price] = msgspec.field(default_factory=list)
     goodput: list[Goodput] = msgspec.field(default_factory=list)
+    alerts: AlertsConfig = msgspec.field(default_factory=AlertsConfig)
