@@ -39,6 +39,7 @@ from router.config import (
     Slices,
     SloConfig,
     SloWindow,
+    TracesConfig,
 )
 from router.config.tools import ToolsCache, ToolSource
 from router.config.warm import ResponseCache, WarmPrompt
@@ -133,6 +134,7 @@ _HEADINGS: Final = {
     Goodput: "[[observer.goodput]]",
     AlertsConfig: "[observer.alerts]",
     AlertSink: "[[observer.alerts.sinks]]",
+    TracesConfig: "[observer.traces]",
     SloConfig: "[[slo]]",
     SloWindow: "[[slo.windows]]",
     EmbeddingsCache: "[cache.embeddings]",

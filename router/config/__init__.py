@@ -63,6 +63,7 @@ from router.config.places import (
 from router.config.routing import RoutingConfig, routing_contradiction
 from router.config.serving import Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
 from router.config.slo import SloConfig, SloWindow, check_slos
+from router.config.traces import TracesConfig, check_traces
 from router.config_schema import explain, shown, shown_key
 from router.errors import ConfigError
 from router.telemetry.records import TAGS, TEXT_TAGS
@@ -106,6 +107,7 @@ __all__ = [
     "SloWindow",
     "TagsConfig",
     "Timeouts",
+    "TracesConfig",
     "aliases",
     "cache_dir",
     "check_exposure",
@@ -291,6 +293,7 @@ def _check_observer(config: Config) -> None:
     split_address(observer.http, "observer.http")
     tags = {*TAGS, *TEXT_TAGS, *config.tags.own}
     check_alerts(observer.alerts)
+    check_traces(observer.traces)
     _check_differ(observer.slices.tags, "observer.slices.tags")
     _check_differ(observer.slices.top, "observer.slices.top")
     for index, entry in enumerate(observer.slices.tags):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
@@ -98,7 +99,7 @@ class AlertsConfig(Section, frozen=True):
 
 def check_alerts(alerts: AlertsConfig) -> None:
     """Check what one value alone cannot show; raises :class:`ConfigError`, never with a URL or a header's value."""
-    if alerts.external_url and not _is_http(alerts.external_url):
+    if alerts.external_url and not is_http(alerts.external_url):
         raise ConfigError("observer.alerts.external_url (not shown): expected http:// or https:// with a host")
     seen: dict[str, int] = {}
     for index, sink in enumerate(alerts.sinks):
@@ -118,13 +119,20 @@ def _check_sink(sink: AlertSink, key: str) -> None:
         if given:
             raise ConfigError(f"{key}.{given[0]} (not shown): a sink of kind log has none")
         return
-    if not _is_http(sink.url):
+    if not is_http(sink.url):
         raise ConfigError(f"{key}.url (not shown): expected http:// or https:// with a host, for kind {sink.kind}")
     if sink.ca_file and urlsplit(sink.url).scheme != "https":
         raise ConfigError(f"{key}.ca_file = {shown(sink.ca_file)}: expected a url with https:// beside it")
+    check_headers({table: getattr(sink, table) for table in ("headers", "headers_env", "headers_file")}, key)
+
+
+def check_headers(tables: Mapping[str, Mapping[str, str]], key: str) -> None:
+    """Check the headers of a section, by the key that they stand under; raises :class:`ConfigError`, never with a
+    value.
+    """
     named: set[str] = set()
-    for table in ("headers", "headers_env", "headers_file"):
-        for name, value in getattr(sink, table).items():
+    for table, headers in tables.items():
+        for name, value in headers.items():
             if not _TOKEN.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
                 raise ConfigError(f"{key}.{table}: expected names of headers, {shown(name)} cannot be one")
             if name.lower() in named:
@@ -143,7 +151,8 @@ def _check_value(value: str, key: str, table: str) -> None:
         raise ConfigError(f"{key} (not shown): expected printable ASCII")
 
 
-def _is_http(url: str) -> bool:
+def is_http(url: str) -> bool:
+    """Return whether a URL can be asked over HTTP."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises for one that is no number

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from router.config.alerts import AlertsConfig
 from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.traces import TracesConfig
 
 SLICE_ALLOWED: Final = "a tag, `model`, `host`, `endpoint` or `instance`, or two of them with a comma between"
 SLICE_FIELDS: Final = ("model", "host", "endpoint", "instance")
@@ -111,4 +112,5 @@ class ObserverConfig(Section, frozen=True):
     journal: JournalConfig = msgspec.field(default_factory=JournalConfig)
     prices: list[Price] = msgspec.field(default_factory=list)
     goodput: list[Goodput] = msgspec.field(default_factory=list)
+    traces: TracesConfig = msgspec.field(default_factory=TracesConfig)
     alerts: AlertsConfig = msgspec.field(default_factory=AlertsConfig)

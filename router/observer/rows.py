@@ -363,9 +363,7 @@ def row_of(record: Mapping[str, Any], origin: Origin, done_seq: int, icl: IclSum
         end_wall_ns=origin.wall_ns(done_mono_ns),
         recv_mono_ns=at["recv"],
         done_mono_ns=done_mono_ns,
-        trace_id=_trace_id(record, origin),
-        span_id=record["span_id"].strip("0") and record["span_id"],
-        trace_flags=record["trace_flags"],
+        **_trace(record, origin),
         tags=_tags(record, names),
         endpoint=_word(rec.Endpoint, record["endpoint"]),
         model=names.model(record["model"]),
@@ -410,12 +408,13 @@ def row_of(record: Mapping[str, Any], origin: Origin, done_seq: int, icl: IclSum
     )
 
 
-def _trace_id(record: Mapping[str, Any], origin: Origin) -> str:
-    """Return the caller's trace, or the request's own."""
-    given: str = record["trace_id"]
-    if given.strip("0"):
-        return given
-    return trace_ids.trace_id(trace_ids.life_of(origin.instance, origin.generation), record["request_seq"]).hex()
+def _trace(record: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """Return the caller's trace, or the request's own where it sent none that is valid."""
+    if record["trace_id"].strip("0") and record["span_id"].strip("0"):
+        return {name: record[name] for name in ("trace_id", "span_id", "trace_flags")}
+    life = trace_ids.life_of(origin.instance, origin.generation)
+    own = trace_ids.trace_id(life, record["request_seq"]).hex()
+    return {"trace_id": own, "span_id": "", "trace_flags": 0}
 
 
 def _decision(record: Mapping[str, Any], at: Mapping[str, int], names: Names) -> RowDecision | None:

@@ -49,8 +49,3 @@ def attempt_span_id(life: bytes, request_seq: int, routed_ns: int) -> bytes:
 def is_within(trace: bytes, ratio: float) -> bool:
     """Return whether a trace is among the share ``ratio`` (0 to 1) of all: the same answer wherever it is asked."""
     return int.from_bytes(trace[8:]) < round(ratio * _SPREAD)
-
-
-def traceparent(trace: bytes, span: bytes, flags: int) -> bytes:
-    """Return the value of the header ``traceparent`` (W3C Trace Context, version 00)."""
-    return b"00-%b-%b-%02x" % (trace.hex().encode(), span.hex().encode(), flags & 0xFF)

@@ -131,9 +131,6 @@ class TestIds:
         assert abs(kept / 4000 - ratio) <= 0.03
         assert ratio not in {0.0, 1.0} or kept == 4000 * ratio
 
-    def test_the_header_is_w3cs(self) -> None:
-        assert trace_ids.traceparent(b"\xab" * 16, b"\xcd" * 8, 1) == b"00-%b-%b-01" % (b"ab" * 16, b"cd" * 8)
-
 
 class TestWhatTheRingTells:
     def words(self, *events: tuple[int, Kind, int]) -> Words:

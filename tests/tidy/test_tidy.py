@@ -47,6 +47,7 @@ PATH_MODULES = [
         "outbound.py",
         "recovery.py",
         "request.py",
+        "tracing.py",
         "asking.py",
         "routing/candidates.py",
         "routing/eligible.py",
@@ -154,6 +155,7 @@ PURE_MODULES = [
     "router.telemetry.records",
     "router.telemetry.tags",
     "router.telemetry.trace_ids",
+    "router.tracing",
     "router.verdicts",
 ]
 # The third-party packages the router process may load, and nothing else but the standard library.
@@ -222,6 +224,7 @@ def layer(module: str) -> int:
         ("router.attempt", 4),
         ("router.asking", 2),
         ("router.outbound", 3),
+        ("router.tracing", 3),
         ("router.verdicts", 3),
         ("router.hosts", 3),
         ("router.dialects", 2),
