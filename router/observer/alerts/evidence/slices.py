@@ -1,0 +1,189 @@
+"""Which slices contribute to what is wrong, and which one it comes from; pure.
+
+Every value of every dimension, and every pair of values of two dimensions, is a candidate. *Contributing* slices are
+ranked by their excess: bad requests more than there would have been at the share of before. The *cause* is the slice
+that, told apart from all other requests, leaves the least unexplained: the one split that reduces the squared
+deviations most. A slice that is too wide dilutes the difference, one that is too narrow leaves half of it among the
+others; of two that explain the same the simpler one is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from router.observer.alerts.evidence.table import Bools, Doubles, Ints, Table, Values
+from router.observer.alerts.model import SliceShare
+
+SHOWN: Final = 8
+SAME: Final = 0.9
+"""A pair of values must explain more than a single one by more than this factor allows."""
+PRIOR_COUNT: Final = 20.0
+"""A slice's share of before is that of all, until it had some more requests than these."""
+TOTAL_MIN: Final = 5.0
+SINGLES_PAIRED: Final = 12
+"""Pairs are made of the dimensions; of these only the values that explain something by themselves are paired."""
+MOSTLY: Final = 0.95
+
+Where = dict[str, str]
+
+
+class Candidate(NamedTuple):
+    """A slice by the codes of its values: ``((dimension, code), ...)``."""
+
+    codes: tuple[tuple[int, int], ...]
+    bad: float
+    total: float
+    baseline_ratio: float
+    excess: float
+    gain: float
+    """What telling it apart explains, in squared deviations; negative where its requests are better than others."""
+
+
+class Case(NamedTuple):
+    """What slices are compared on. ``deviation``: of each request now from what it would have taken before."""
+
+    now: Table
+    now_bad: Bools
+    deviation: Doubles
+    before: Table
+    before_bad: Bools
+    prior_ratio: float
+    """Share of bad requests of before, of all together."""
+
+
+def candidates(case: Case, values: Values) -> list[Candidate]:
+    """Return every slice with enough requests, in no order."""
+    singles = [found for at in range(len(values.dimensions)) for found in _of(case, (at,), values)]
+    telling = sorted(singles, key=lambda each: (each.gain, each.excess), reverse=True)[:SINGLES_PAIRED]
+    dimensions = sorted({each.codes[0][0] for each in telling})
+    pairs = [found for chosen in combinations(dimensions, 2) for found in _of(case, chosen, values)]
+    return singles + pairs
+
+
+def _of(case: Case, dimensions: tuple[int, ...], values: Values) -> Iterator[Candidate]:
+    """Yield the slices of one choice of dimensions."""
+    widths = [values.count(at) for at in dimensions]
+    now_keys, before_keys = (_keys(table, dimensions, widths) for table in (case.now, case.before))
+    found, now_places = np.unique(now_keys, return_inverse=True)
+    if found.size < 2 and len(dimensions) > 1:
+        return
+    places = np.minimum(np.searchsorted(found, before_keys), found.size - 1)
+    is_there = found[places] == before_keys
+    weight, before_weight = case.now.weight, case.before.weight
+    total: Doubles = np.bincount(now_places, weight, found.size).astype(np.float64)
+    bad = np.bincount(now_places[case.now_bad], weight[case.now_bad], found.size)
+    deviation: Doubles = np.bincount(now_places, weight * case.deviation, found.size).astype(np.float64)
+    before_total = np.bincount(places[is_there], before_weight[is_there], found.size)
+    is_bad = is_there & case.before_bad
+    before_bad = np.bincount(places[is_bad], before_weight[is_bad], found.size)
+    ratio = (before_bad + PRIOR_COUNT * case.prior_ratio) / (before_total + PRIOR_COUNT)
+    gain = _gain(total, deviation)
+    for place in np.flatnonzero(total >= TOTAL_MIN).tolist():
+        codes = _codes(int(found[place]), dimensions, widths)
+        if any(code == 0 for _, code in codes):
+            continue  # what was not given names nothing
+        yield Candidate(
+            codes=codes,
+            bad=float(bad[place]),
+            total=float(total[place]),
+            baseline_ratio=float(ratio[place]),
+            excess=float(bad[place] - total[place] * ratio[place]),
+            gain=float(gain[place]),
+        )
+
+
+def _keys(table: Table, dimensions: tuple[int, ...], widths: list[int]) -> Ints:
+    keys = np.zeros(len(table), dtype=np.int64)
+    for at, width in zip(dimensions, widths, strict=True):
+        keys = keys * width + table.codes[:, at]
+    return keys
+
+
+def _codes(key: int, dimensions: tuple[int, ...], widths: list[int]) -> tuple[tuple[int, int], ...]:
+    codes = []
+    for at, width in zip(reversed(dimensions), reversed(widths), strict=True):
+        key, code = divmod(key, width)
+        codes.append((at, code))
+    return tuple(reversed(codes))
+
+
+def _gain(total: Doubles, deviation: Doubles) -> Doubles:
+    """Return what each split explains: the squared difference of the two means, by the sizes of both parts."""
+    all_total, all_deviation = total.sum(), deviation.sum()
+    rest = all_total - total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = deviation / total - (all_deviation - deviation) / rest
+        gain: Doubles = np.nan_to_num(np.sign(apart) * total * rest / all_total * apart**2)
+    return gain
+
+
+def cause(found: list[Candidate]) -> Candidate | None:
+    """Return the slice that what is wrong comes from; ``None`` when none differs from the others."""
+    good = [each for each in found if each.gain > 0 and each.excess > 0]
+    if not good:
+        return None
+    best = max(each.gain for each in good)
+    same = [each for each in good if each.gain >= SAME * best]
+    return min(same, key=lambda each: (len(each.codes), -each.gain))
+
+
+def ranked(found: list[Candidate], first: Candidate | None, excess: float, values: Values) -> tuple[SliceShare, ...]:
+    """Return the slices to show: the cause, then those with the largest excess. ``excess``: of all requests.
+
+    A slice within the cause, and one around it, says the same again: at most the cause's own values are left out.
+    """
+    rest = sorted((each for each in found if each is not first), key=_excess, reverse=True)
+    chosen = [first] if first is not None else []
+    for each in rest:
+        if len(chosen) >= SHOWN or each.excess <= 0:
+            break
+        if not any(set(each.codes) > set(shown.codes) for shown in chosen):
+            chosen.append(each)
+    return tuple(_share(each, excess, values) for each in chosen)
+
+
+def _excess(found: Candidate) -> tuple[float, int]:
+    return found.excess, -len(found.codes)
+
+
+def _share(found: Candidate, excess: float, values: Values) -> SliceShare:
+    return SliceShare(
+        where=where_of(found, values),
+        bad=round(found.bad),
+        total=round(found.total),
+        baseline_ratio=found.baseline_ratio,
+        excess=found.excess,
+        share=found.excess / excess if excess > 0 else 0.0,
+    )
+
+
+def where_of(found: Candidate, values: Values) -> Where:
+    """Return the values of a slice by the names of its dimensions."""
+    return {values.dimensions[at]: values.text(at, code) for at, code in found.codes}
+
+
+def mask_of(table: Table, where: Mapping[str, str], values: Values) -> Bools:
+    """Return which requests are in a slice. What is no dimension here does not tell requests apart."""
+    mask = np.ones(len(table), dtype=np.bool_)
+    for name, text in where.items():
+        if name in values.dimensions:
+            at = values.dimensions.index(name)
+            code = values.known(at, text)
+            mask &= table.codes[:, at] == (-1 if code is None else code)
+    return mask
+
+
+def with_feature(where: Where, rows: Table, values: Values) -> Where:
+    """Return the slice with the feature that a prompt version belongs to, if it is one: ``v8`` of which prompt?"""
+    if "prompt_version" not in where or "feature_name" in where or not len(rows):
+        return where
+    at = values.dimensions.index("feature_name")
+    counts = np.bincount(rows.codes[:, at], rows.weight)
+    top = int(counts.argmax())
+    if not top or counts[top] < MOSTLY * counts.sum():
+        return where
+    return {"feature_name": values.text(at, top), **where}
