@@ -273,6 +273,7 @@ class Daemon:
             self.log.error("configuration not reloaded", reason=str(error))
             self.telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
             self.telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
+            self.telemetry.changes.note("refused", [status], monotonic_ns())
         if not self._stop.is_set():
             self.pulse.hold(monotonic_ns())
             self._notifier.ready(status)
@@ -305,6 +306,8 @@ class Daemon:
                 self.log.info("configuration change", change=each.text)
         self.log.info("configuration reloaded", changes=len(found))
         self.telemetry.counters.add(Counter.CONFIG_RELOADS)
+        self.telemetry.changes.note("reload", [each.text for each in found], monotonic_ns())
+        self.telemetry.changes.keep(config)
         waiting = sum(1 for each in found if each.needs == "router")
         return f"reloaded; {waiting} changes need an upgrade (SIGUSR2) or a restart" if waiting else "reloaded"
 
@@ -373,6 +376,7 @@ class Daemon:
         await self.fleet.close()
         self._watch.stop()
         self.loop.flush()
+        self.telemetry.changes.note("stop", ["router stopped"], monotonic_ns())
         self.telemetry.close()
         if self._slots is not None:
             self._slots.close()

@@ -38,7 +38,7 @@ _NAMES: Final = {
 }
 
 
-def labels(alert: Alert, severity: Severity | None = None) -> dict[str, str]:
+def labels_of(alert: Alert, severity: Severity | None = None) -> dict[str, str]:
     """Return what identifies an alert; labels without a value are left out, for Alertmanager does so too."""
     own = {_label(name): value for name, value in sorted(alert.finding.labels.items()) if value}
     return {"alertname": _NAMES[alert.finding.cause], "severity": str(severity or alert.finding.severity)} | own
@@ -50,7 +50,7 @@ def _label(name: str) -> str:
     return f"tag_{cleaned}" if cleaned[:1].isdigit() or cleaned in {"alertname", "severity", ""} else cleaned
 
 
-def annotations(alert: Alert) -> dict[str, str]:
+def annotations_of(alert: Alert) -> dict[str, str]:
     """Return the sentence and what it stands on."""
     below = "\n".join(text.lines(alert))
     finding = alert.finding
@@ -85,8 +85,8 @@ def alertmanager(alerts: Iterable[Alert], base_url: str, until_wall_ns: int) -> 
 def _postable(alert: Alert, base_url: str, until_wall_ns: int) -> dict[str, Any]:
     ends_ns = until_wall_ns if alert.ends_wall_ns is None else alert.ends_wall_ns
     body: dict[str, Any] = {
-        "labels": labels(alert),
-        "annotations": annotations(alert),
+        "labels": labels_of(alert),
+        "annotations": annotations_of(alert),
         "startsAt": text.rfc3339(alert.starts_wall_ns),
         "endsAt": text.rfc3339(ends_ns),
     }
@@ -98,7 +98,7 @@ def _postable(alert: Alert, base_url: str, until_wall_ns: int) -> dict[str, Any]
 def webhook(alert: Alert, receiver: str, base_url: str) -> bytes:
     """Return the body for a webhook."""
     status = "firing" if alert.ends_wall_ns is None else "resolved"
-    own_labels, own_annotations = labels(alert), annotations(alert)
+    own_labels, own_annotations = labels_of(alert), annotations_of(alert)
     group = {"alertname": own_labels["alertname"]}
     return msgspec.json.encode(
         {

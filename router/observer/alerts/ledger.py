@@ -68,12 +68,12 @@ def fingerprint(finding: Finding) -> str:
 class Ledger:
     """All alerts that fire, the last :data:`RECENT_MAX` that ended, and what may become one.
 
-    ``time_scale`` shortens the time in which an alert counts as flapping, as it does all other times of alerts.
+    ``time_scale`` divides the time in which an alert counts as flapping, as it does all other times of alerts.
     """
 
     def __init__(self, resolve_after: int, time_scale: float = 1.0) -> None:
         self._resolve_after = resolve_after
-        self._flap_ns = round(FLAP_NS * time_scale)
+        self._flap_ns = round(FLAP_NS / time_scale)
         self._entries: dict[str, _Entry] = {}
         self._flaps: dict[str, int] = {}
         """How often an alert that has ended had come back, by fingerprint; only of those in ``recent``."""

@@ -133,7 +133,7 @@ class LogSink:
     async def send(self, event: Event, alerts: Sequence[Alert]) -> Reply:
         """Write alerts to the log; that always succeeds."""
         for alert in alerts:
-            labels = bodies.labels(alert)
+            labels = bodies.labels_of(alert)
             say = {Severity.PAGE: self._log.error, Severity.TICKET: self._log.warning, Severity.INFO: self._log.info}
             say_it = self._log.info if event == "resolved" else say[alert.finding.severity]
             say_it(
