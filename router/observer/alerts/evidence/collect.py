@@ -17,12 +17,13 @@ from router.observer.alerts.evidence.expected import Expectation
 from router.observer.alerts.evidence.judge import AT_LEAST, judge, values_of
 from router.observer.alerts.evidence.onset import onset_ns
 from router.observer.alerts.evidence.recent import KEEP_NS, Recent
-from router.observer.alerts.evidence.sentence import Facts, mostly, sentence
+from router.observer.alerts.evidence.sentence import Facts, Hit, mostly, sentence
 from router.observer.alerts.evidence.slices import (
     Case,
     Where,
     candidates,
     cause,
+    is_new,
     mask_of,
     ranked,
     where_of,
@@ -37,8 +38,6 @@ CHANGE_SLACK_NS: Final = 60 * 1_000_000_000
 """A change this long after the onset may still be its cause: an onset is an estimate."""
 COMPARED_MAX: Final = 20_000
 """Requests of each side that are looked at; of more, every so-manieth: shares are known well enough from these."""
-MOSTLY_MIN: Final = 0.5
-"""A single value with this much of the excess is named beside the slice that it comes from."""
 DEVIATION_MAX: Final = 2.0
 """A request that took more than e² times as long tells no more than that; one that failed as much."""
 BAD_QUANTILE: Final = 0.9
@@ -56,7 +55,11 @@ class _Sides(NamedTuple):
     def of(self, where: Where, values: Values) -> _Sides:
         """Return the requests of a slice; those of before without the values that nobody had then."""
         now = mask_of(self.now, where, values)
-        known = {name: text for name, text in where.items() if mask_of(self.before, {name: text}, values).any()}
+        known = {
+            name: text
+            for name, text in where.items()
+            if not is_new(int(mask_of(self.before, {name: text}, values).sum()), int(now.sum()))
+        }
         before = mask_of(self.before, known, values)
         return _Sides(self.now.take(now), self.now_bad[now], self.before.take(before), self.before_bad[before])
 
@@ -78,8 +81,7 @@ def evidence(
     if not len(sides.now):
         return Evidence(sentence=finding.summary, changes=changes)
     where, shares = _slices(finding, sides, recent.values)
-    mask = mask_of(table, where, recent.values)
-    onset = onset_ns(table.end_wall_ns[mask], is_bad[mask], table.weight[mask]) or onset
+    onset = _onset_of(table.take(mask := mask_of(table, where, recent.values)), is_bad[mask], onset)
     sides = _split(table, is_bad, onset)
     return _told(finding, sides, where, shares, threshold, onset, changes, currency, recent.values)
 
@@ -94,6 +96,14 @@ def _judged(finding: Finding, recent: Recent, wall_ns: int) -> tuple[Table, Bool
         threshold = _usual_limit(table, finding, recent.values)
     counts, is_bad = judge(table, finding.metric, threshold)
     return table.take(counts), is_bad[counts], threshold
+
+
+def _onset_of(own: Table, is_bad: Bools, onset: int) -> int:
+    """Return since when it is so in the slice that it comes from; of one that was not there before, since it is."""
+    now_count = int((own.end_wall_ns >= onset).sum())
+    if is_new(len(own) - now_count, now_count):
+        return int(own.end_wall_ns[0])
+    return onset_ns(own.end_wall_ns, is_bad, own.weight) or onset
 
 
 def _usual_limit(table: Table, finding: Finding, values: Values) -> float | None:
@@ -130,7 +140,7 @@ def _slices(finding: Finding, sides: _Sides, values: Values) -> tuple[Where, tup
     found = candidates(case, values)
     excess = float(sides.now.weight[sides.now_bad].sum() - prior * sides.now.weight.sum())
     first = cause(found)
-    shares = ranked(found, first, excess, values)
+    shares = ranked(found, first, excess, float(sides.now.weight.sum()), values)
     if first is None:
         return {}, shares
     where = where_of(first, values)
@@ -158,9 +168,10 @@ def _scaled(table: Table, metric: str) -> Doubles:
     return -logs if metric in AT_LEAST else logs
 
 
-def _is_new(where: Where, before: Table, values: Values) -> bool:
+def _is_new_prompt(where: Where, sides: _Sides, values: Values) -> bool:
     """Say whether it is a prompt version that nobody used before: then its length is part of what changed."""
-    return "prompt_version" in where and not mask_of(before, where, values).any()
+    before, now = (int(mask_of(side, where, values).sum()) for side in (sides.before, sides.now))
+    return "prompt_version" in where and is_new(before, now)
 
 
 # ---------------------------------------------------------------- what is told of them
@@ -177,7 +188,7 @@ def _told(
 ) -> Evidence:
     own = sides.of(where, values)
     metric = finding.metric
-    stages = stage_deltas(own.now, own.before, metric, by_length=not _is_new(where, sides.before, values))
+    stages = stage_deltas(own.now, own.before, metric, by_length=not _is_new_prompt(where, sides, values))
     named = {**finding.where, **where}
     cost_now, cost_before = _cost(own.now), _cost(own.before)
     facts = Facts(
@@ -190,7 +201,7 @@ def _told(
         median_before=_median(own.before, metric),
         onset_wall_ns=onset,
         stages=stages,
-        mostly=mostly(_singles(own, values), named, MOSTLY_MIN),
+        mostly=mostly(_singles(own, values), named),
         length_ratio=_length_ratio(own),
         cost_now=cost_now,
         cost_before=cost_before,
@@ -210,10 +221,11 @@ def _told(
     )
 
 
-def _singles(own: _Sides, values: Values) -> list[SliceShare]:
-    """Return the share that each single value has of the excess within the slice."""
+def _singles(own: _Sides, values: Values) -> list[Hit]:
+    """Return of each dimension the value that has most of the slice's excess."""
     prior = _ratio(own.before_bad, own.before) or 0.0
-    excess = float(own.now.weight[own.now_bad].sum() - prior * own.now.weight.sum())
+    all_total = float(own.now.weight.sum())
+    excess = float(own.now.weight[own.now_bad].sum()) - prior * all_total
     found = []
     for at, name in enumerate(values.dimensions):
         codes = own.now.codes[:, at]
@@ -221,18 +233,9 @@ def _singles(own: _Sides, values: Values) -> list[SliceShare]:
         total = np.bincount(codes, own.now.weight, values.count(at))
         over = bad - prior * total
         top = int(over.argmax())
-        if top and over[top] > 0:
-            share = float(over[top]) / excess if excess > 0 else 0.0
-            found.append(
-                SliceShare(
-                    where={name: values.text(at, top)},
-                    bad=round(float(bad[top])),
-                    total=round(float(total[top])),
-                    baseline_ratio=prior,
-                    excess=float(over[top]),
-                    share=share,
-                )
-            )
+        if top and over[top] > 0 and excess > 0:
+            share = min(1.0, float(over[top]) / excess)
+            found.append(Hit(name, values.text(at, top), share, float(total[top]) / all_total))
     return found
 
 

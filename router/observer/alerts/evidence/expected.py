@@ -14,13 +14,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from router.observer.alerts.evidence.table import Bools, Doubles, Floats, Ints, Table, Values
+from router.observer.alerts.evidence.table import Bools, Codes, Doubles, Floats, Ints, Table, Values
 
 RIDGE: Final = 3.0
 """As if each value of a dimension had been seen so many times more, without effect."""
 LENGTH_CLASSES: Final = 22
 """Of input lengths: unknown, up to 32 tokens, then half octaves up to 32,768, and above."""
 _LENGTH_FIRST: Final = 32.0
+SEEN_MIN: Final = 10
+"""A value that fewer requests of before had is one that was not there: an onset is not known to the request."""
 _COLUMNS_PER_DIMENSION_MAX: Final = 64
 """Further values have no coefficient."""
 
@@ -46,7 +48,7 @@ class Expectation:
         self._names = names
         usable = ~np.isnan(values)
         before, values = before.take(usable), values[usable]
-        self._seen = [np.unique(before.codes[:, at]) for at in range(before.codes.shape[1])]
+        self._seen = [_frequent(before.codes[:, at]) for at in range(before.codes.shape[1])]
         self._seen_before = before
         self.mean: float | None = None
         self._coefficients: Doubles = np.zeros(0)
@@ -84,7 +86,8 @@ class Expectation:
     def _has_new_prompt(self, now: Table) -> Bools:
         at = self._names.dimensions.index("prompt_version")
         feature = self._names.dimensions.index("feature_name")
-        seen = set(zip(*(self._seen_before.codes[:, each].tolist() for each in (feature, at)), strict=True))
+        before, counts = np.unique(self._seen_before.codes[:, (feature, at)], axis=0, return_counts=True)
+        seen = {tuple(pair) for pair in before[counts >= SEEN_MIN].tolist()}
         pairs, inverse = np.unique(now.codes[:, (feature, at)], axis=0, return_inverse=True)
         is_new = np.array([tuple(pair) not in seen and pair[1] != 0 for pair in pairs.tolist()], dtype=np.bool_)
         return is_new[inverse] if is_new.size else np.zeros(len(now), dtype=np.bool_)
@@ -101,6 +104,11 @@ class Expectation:
         means = np.divide(sums, counts, out=np.full(width, overall), where=counts > 0)
         effect: Doubles = means[now.codes[:, feature]]
         return effect
+
+
+def _frequent(codes: Codes) -> Codes:
+    found, counts = np.unique(codes, return_counts=True)
+    return found[counts >= SEEN_MIN]
 
 
 def _fit(design: _Design, values: Doubles, weight: Doubles) -> Doubles:

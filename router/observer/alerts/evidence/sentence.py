@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from router.observer.alerts.evidence.judge import AT_LEAST
 from router.observer.alerts.evidence.stages import stages_of
-from router.observer.alerts.model import Cause, Change, Finding, SliceShare, StageDelta
+from router.observer.alerts.model import Cause, Change, Finding, StageDelta
 
 _WORDS: Final = {
     "feature_name": "feature",
@@ -29,6 +29,10 @@ _METRICS: Final = {
     "cost": "The cost",
     "early_tps": "The early pace",
 }
+_ALWAYS_NAMED: Final = frozenset({"feature_name", "device_type"})
+_HIT_MIN: Final = 0.5
+_HIT_HARDER: Final = 1.2
+"""A value is hit harder when its share of the excess is this much more than its share of the requests."""
 _STAGE_SHARE_MIN: Final = 0.15
 """A stage is named when it changed by at least so much of what the largest one did."""
 _STAGES_NAMED: Final = 2
@@ -36,6 +40,17 @@ _LENGTH_RATIO_NAMED: Final = 1.15
 """Inputs this much longer, or shorter, are told."""
 _COST_RATIO_NAMED: Final = 1.02
 _NS_PER_S: Final = 1e9
+
+
+class Hit(NamedTuple):
+    """The value of a dimension that has most of a slice's excess of bad requests."""
+
+    name: str
+    value: str
+    share: float
+    """Of the excess."""
+    traffic: float
+    """Of the slice's requests."""
 
 
 class Facts(NamedTuple):
@@ -50,8 +65,7 @@ class Facts(NamedTuple):
     median_before: float | None
     onset_wall_ns: int
     stages: Sequence[StageDelta]
-    mostly: Sequence[tuple[str, str, float]]
-    """Tags and values beside ``where`` that most of the excess has, each with its share."""
+    mostly: Sequence[Hit]
     length_ratio: float | None
     """Mean input length now over that of before."""
     cost_now: float | None
@@ -117,9 +131,7 @@ def _stage_parts(facts: Facts) -> Iterable[str]:
 
 def _mostly_part(facts: Facts) -> Iterable[str]:
     if facts.mostly:
-        yield "most of it in " + ", ".join(
-            f"{_WORDS.get(name, name)} {value} ({percent(share)})" for name, value, share in facts.mostly
-        )
+        yield "hit most: " + ", ".join(f"{_WORDS[hit.name]} {hit.value} ({percent(hit.share)})" for hit in facts.mostly)
 
 
 def _length_part(facts: Facts) -> Iterable[str]:
@@ -141,17 +153,17 @@ def place(where: Mapping[str, str]) -> str:
     return ", ".join(f"{_WORDS.get(name, name)} {where[name]}" for name in order if name in where)
 
 
-def mostly(slices: Iterable[SliceShare], where: Mapping[str, str], share_min: float) -> list[tuple[str, str, float]]:
-    """Return the single values beside ``where`` that have ``share_min`` of the excess, in a sentence's order."""
+def mostly(hits: Iterable[Hit], where: Mapping[str, str]) -> list[Hit]:
+    """Return the values to name beside a slice: feature and device always, others when they are hit harder."""
     order = list(_WORDS)
-    found = [
-        (name, value, min(1.0, each.share))
-        for each in slices
-        if len(each.where) == 1 and each.share >= share_min
-        for name, value in each.where.items()
-        if name not in where and name in _WORDS
+    named = [
+        hit
+        for hit in hits
+        if hit.name in _WORDS
+        and hit.name not in where
+        and (hit.name in _ALWAYS_NAMED or (hit.share >= _HIT_MIN and hit.share >= _HIT_HARDER * hit.traffic))
     ]
-    return sorted(found, key=lambda each: order.index(each[0]))
+    return sorted(named, key=lambda hit: order.index(hit.name))
 
 
 def clock(wall_ns: int) -> str:

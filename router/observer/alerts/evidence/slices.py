@@ -27,6 +27,10 @@ TOTAL_MIN: Final = 5.0
 SINGLES_PAIRED: Final = 12
 """Pairs are made of the dimensions; of these only the values that explain something by themselves are paired."""
 MOSTLY: Final = 0.95
+HIT_HARDER: Final = 1.1
+"""A slice is shown when its share of the excess is so much larger than that of the requests."""
+NEW_MAX: Final = 0.05
+"""Of a slice that is new there were at most so many requests before, for each one now."""
 
 Where = dict[str, str]
 
@@ -41,6 +45,8 @@ class Candidate(NamedTuple):
     excess: float
     gain: float
     """What telling it apart explains, in squared deviations; negative where its requests are better than others."""
+    is_new: bool
+    """Nobody had these values before, but for a few requests around the onset."""
 
 
 class Case(NamedTuple):
@@ -93,7 +99,13 @@ def _of(case: Case, dimensions: tuple[int, ...], values: Values) -> Iterator[Can
             baseline_ratio=float(ratio[place]),
             excess=float(bad[place] - total[place] * ratio[place]),
             gain=float(gain[place]),
+            is_new=bool(is_new(before_total[place], total[place])),
         )
+
+
+def is_new(before_total: float, total: float) -> bool:
+    """Say whether a slice with ``total`` requests now was not there before: an onset is not known to the request."""
+    return before_total <= NEW_MAX * total
 
 
 def _keys(table: Table, dimensions: tuple[int, ...], widths: list[int]) -> Ints:
@@ -122,26 +134,33 @@ def _gain(total: Doubles, deviation: Doubles) -> Doubles:
 
 
 def cause(found: list[Candidate]) -> Candidate | None:
-    """Return the slice that what is wrong comes from; ``None`` when none differs from the others."""
+    """Return the slice that what is wrong comes from; ``None`` when none differs from the others.
+
+    Of those that explain the same it is one that was not there before, then the simplest, then the first by dimension.
+    """
     good = [each for each in found if each.gain > 0 and each.excess > 0]
     if not good:
         return None
     best = max(each.gain for each in good)
     same = [each for each in good if each.gain >= SAME * best]
-    return min(same, key=lambda each: (len(each.codes), -each.gain))
+    return min(same, key=lambda each: (not each.is_new, len(each.codes), each.codes))
 
 
-def ranked(found: list[Candidate], first: Candidate | None, excess: float, values: Values) -> tuple[SliceShare, ...]:
-    """Return the slices to show: the cause, then those with the largest excess. ``excess``: of all requests.
+def ranked(
+    found: list[Candidate], first: Candidate | None, excess: float, total: float, values: Values
+) -> tuple[SliceShare, ...]:
+    """Return the slices to show: the cause, then those with the largest excess. ``excess`` and ``total``: of all.
 
-    A slice within the cause, and one around it, says the same again: at most the cause's own values are left out.
+    Left out are slices that are within one that is shown, and those that have no more of the excess than of the
+    requests.
     """
     rest = sorted((each for each in found if each is not first), key=_excess, reverse=True)
     chosen = [first] if first is not None else []
     for each in rest:
         if len(chosen) >= SHOWN or each.excess <= 0:
             break
-        if not any(set(each.codes) > set(shown.codes) for shown in chosen):
+        is_hit_harder = each.excess / excess >= HIT_HARDER * each.total / total if excess > 0 else True
+        if is_hit_harder and not any(set(each.codes) > set(shown.codes) for shown in chosen):
             chosen.append(each)
     return tuple(_share(each, excess, values) for each in chosen)
 
