@@ -12,7 +12,12 @@ from typing import Any, Final, Self
 
 from router.config import Config, data_dir
 from router.observer.aggregate import Aggregate
+from router.observer.alerts.desk import Desk
+from router.observer.alerts.evidence import Recent, evidence
+from router.observer.alerts.model import Change, Evidence, Finding
+from router.observer.alerts.watch import ObserverSight
 from router.observer.batch import of_users
+from router.observer.catalogue import limits_of
 from router.observer.cost import CostMeter
 from router.observer.follow import Follower
 from router.observer.in_flight import InFlight
@@ -21,6 +26,8 @@ from router.observer.prices import prices_of
 from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow, RowKey
 from router.observer.segments import JOURNAL
+from router.observer.slo.accounts import SloAccounts
+from router.observer.slo.readings import readings_of
 from router.observer.slowest import Slowest
 from router.observer.traces.tool_turns import ToolTurns
 
@@ -54,6 +61,11 @@ class Pipeline:
         if self.journal is not None:
             durable.update(self.journal.durable())
         self._tool_turns = ToolTurns()
+        self.slo: SloAccounts | None = None
+        if config.slo:
+            self.slo = SloAccounts(config, self.data_dir, self.journal.directory if self.journal else None, wall_ns)
+        self.recent = Recent(observer.slices.tags, limits_of(observer.goodput))
+        self.desk = self._desk(config) if observer.alerts.enabled else None
         self._in_flight = InFlight(run_dir, observer.instances)
         self._position_problem = ""
         self._ticked_ns = 0
@@ -76,12 +88,39 @@ class Pipeline:
             steps.take(self._tool_turns.pair, batch.rows, known)
             rows, pace = of_users(batch.rows, batch.pace)
             steps.take(self.aggregate.add, rows, pace, wall_ns)
+            if self.slo is not None:
+                steps.take(self.slo.add, rows, wall_ns)
             steps.take(self.slowest.add, rows, now_ns)
             steps.take(self.cost.add, batch.rows, sightings, now_ns, known)
             steps.take(self._settle, now_ns, wall_ns)
+            if self.desk is not None:
+                steps.take(self.desk.add, batch.rows, wall_ns)
+                if self.desk.is_due(now_ns):
+                    steps.take(self._evaluate, self.desk, now_ns, wall_ns)
             if now_ns - self._ticked_ns >= _TICK_NS:
                 self._ticked_ns = now_ns
                 steps.take(self.aggregate.tick, wall_ns)
+                if self.slo is not None:
+                    steps.take(self.slo.tick, wall_ns)
+
+    def _desk(self, config: Config) -> Desk:
+        """Put together where alerts come from and what explains them."""
+        currency = config.observer.currency
+
+        def explain(finding: Finding, wall_ns: int, changes: Sequence[Change]) -> Evidence:
+            return evidence(finding, self.recent, wall_ns, changes, currency)
+
+        desk = Desk(config, self.run_dir, self.data_dir)
+        if self.slo is not None:
+            desk.sources["slo"] = self.slo.findings
+        desk.explain = explain
+        return desk
+
+    def _evaluate(self, desk: Desk, now_ns: int, wall_ns: int) -> None:
+        follower = self.follower
+        dropped_count = 0 if self.journal is None else self.journal.dropped_count
+        sight = ObserverSight(follower.lost_request_count, follower.lost_event_count, dropped_count, self.journal_state)
+        desk.evaluate(follower.routers(), sight, now_ns, wall_ns)
 
     def settle(self, now_ns: int, wall_ns: int) -> None:
         """Take on what has been read, and read no more rows."""
@@ -92,12 +131,16 @@ class Pipeline:
         settled = self.cost.settled(now_ns)
         with Steps() as steps:
             steps.take(self.aggregate.add_costs, of_users(settled)[0], wall_ns)
+            if self.desk is not None:
+                steps.take(self.recent.add, of_users(settled)[0], wall_ns)
             steps.take(self._write, settled, now_ns, wall_ns)
 
     def _write(self, settled: Sequence[RequestRow], now_ns: int, wall_ns: int) -> None:
         if self.journal is not None:
             self.journal.append(settled, now_ns)
             settled = self.journal.tick(now_ns, wall_ns)
+        if self.slo is not None:
+            settled = self.slo.settle(settled, now_ns, wall_ns)
         self._commit(settled)
 
     def _commit(self, rows: Sequence[RequestRow]) -> None:
@@ -109,10 +152,13 @@ class Pipeline:
 
     def close(self, wall_ns: int) -> None:
         """Write what there is, with what is known of its cost, and let another observer go on."""
-        rows = durable = self.cost.flush()
+        rows = self.cost.flush()
+        durable: Sequence[RequestRow] = rows
         if self.journal is not None:
             self.journal.append(rows)
             durable = self.journal.close()
+        if self.slo is not None:
+            durable = self.slo.close(durable, wall_ns)
         self._commit(durable)
         self.follower.close()
         self._in_flight.close()
@@ -138,10 +184,14 @@ class Pipeline:
             found.append(f"journal: {self.journal_state}")
         if self.journal is not None and self.journal.dropped_count:
             found.append(f"journal: {self.journal.dropped_count:,} rows were given up since the start")
+        if self.slo is not None and self.slo.problem:
+            found.append(f"objectives: {self.slo.problem}")
         if self.follower.lost_request_count:
             found.append(f"{self.follower.lost_request_count:,} requests were overwritten before they were read")
         if self.follower.lost_event_count:
             found.append(f"{self.follower.lost_event_count:,} token events were overwritten before they were read")
+        if self.desk is not None and self.desk.problem:
+            found.append(f"alerts: {self.desk.problem}")
         return found
 
     def readings(self) -> Iterator[Reading]:
@@ -158,6 +208,10 @@ class Pipeline:
             yield _counter("journal_rows", "Rows written to the journal", self.journal.row_count)
             yield _counter("journal_dropped_rows", "Rows that the disk did not take", self.journal.dropped_count)
         yield from self._host_readings()
+        if self.slo is not None:
+            yield from readings_of(self.slo.latest, self.slo.book.folded_count)
+        if self.desk is not None:
+            yield from self.desk.readings()
 
     def _host_readings(self) -> Iterator[Reading]:
         meaning = (

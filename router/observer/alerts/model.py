@@ -61,6 +61,10 @@ class Burn(_Part, frozen=True):
     short_bad: int
     short_total: int
     is_firing: bool
+    is_judged: bool = True
+    """Whether there were enough requests, and enough bad ones, to say anything."""
+    is_told: bool = False
+    """It would fire, but only for what a page has told that is over."""
 
 
 class Finding(_Part, frozen=True):
