@@ -152,20 +152,30 @@ class SloAccounts:
         """Return what is wrong with the objectives now."""
         return list(findings_of(self.statuses(wall_ns), wall_ns))
 
-    def page(self, wall_ns: int) -> SloPage:
-        """Return the answer of ``/slo.json``."""
+    def page(self, wall_ns: int, name: str = "") -> SloPage:
+        """Return the answer of ``/slo.json``, with ``name`` of one objective; raises ValueError for an unknown one."""
+        names = [objective.name for objective in self.book.objectives]
+        if name and name not in names:
+            raise ValueError(f"name={name[:80]}: expected one of {', '.join(names)}")
         return SloPage(
             schema=PAGE_SCHEMA,
             wall_ns=wall_ns,
             time_scale=self.book.time_scale,
             problem=self.problem,
-            statuses=self.statuses(wall_ns),
+            statuses=[each for each in self.statuses(wall_ns) if not name or each.slo == name],
         )
 
     @property
     def problem(self) -> str:
         """What is lost, or cannot be written just now; empty when all is well."""
         return self._store.problem or self._store.lost
+
+
+def no_objectives(wall_ns: int, name: str = "") -> SloPage:
+    """Return the answer of ``/slo.json`` of an observer without objectives; raises ValueError when one is named."""
+    if name:
+        raise ValueError(f"name={name[:80]}: there are no objectives, see [[slo]] of the configuration")
+    return SloPage(schema=PAGE_SCHEMA, wall_ns=wall_ns, time_scale=1, problem="", statuses=[])
 
 
 def _extents(journal: Path) -> dict[str, int]:
