@@ -27,6 +27,7 @@ from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow, RowKey
 from router.observer.segments import JOURNAL
 from router.observer.slo.accounts import SloAccounts
+from router.observer.slo.objectives import boundaries
 from router.observer.slo.readings import readings_of
 from router.observer.slowest import Slowest
 from router.observer.traces.tool_turns import ToolTurns
@@ -50,7 +51,7 @@ class Pipeline:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.slice_names = tuple(dict.fromkeys((*observer.slices.tags, *observer.slices.top)))
         """What can be asked for, as ``observer.slices`` has it."""
-        self.aggregate = Aggregate(observer.slices, observer.goodput, wall_ns)
+        self.aggregate = Aggregate(observer.slices, observer.goodput, wall_ns, boundaries(config.slo))
         self.slowest = Slowest()
         self.cost = CostMeter(prices_of(config), [host.name for host in config.hosts])
         durable: dict[RowKey, int] = {}
