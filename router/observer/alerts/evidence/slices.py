@@ -17,7 +17,10 @@ import numpy as np
 
 from router.observer.alerts.evidence.table import Bools, Doubles, Ints, Table, Values
 from router.observer.alerts.model import SliceShare
+from router.telemetry.records import OTHER_VALUE
 
+ANY_OF: Final = "|"
+"""Between the values of a selector that allows several."""
 SHOWN: Final = 8
 SAME: Final = 0.9
 """A pair of values must explain more than a single one by more than this factor allows."""
@@ -189,10 +192,13 @@ def mask_of(table: Table, where: Mapping[str, str], values: Values) -> Bools:
     """Return which requests are in a slice. What is no dimension here does not tell requests apart."""
     mask = np.ones(len(table), dtype=np.bool_)
     for name, text in where.items():
-        if name in values.dimensions:
-            at = values.dimensions.index(name)
-            code = values.known(at, text)
-            mask &= table.codes[:, at] == (-1 if code is None else code)
+        if name not in values.dimensions or text == OTHER_VALUE:
+            continue
+        at = values.dimensions.index(name)
+        code = values.known(at, text)
+        texts = (text,) if code is not None else text.split(ANY_OF)  # of a selector with several values
+        codes = [found for each in texts if (found := values.known(at, each)) is not None]
+        mask &= np.isin(table.codes[:, at], codes)
     return mask
 
 
