@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import router
-from router.cli import cache_arguments, keys_arguments
+from router.cli import cache_arguments, keys_arguments, slo_arguments
 
 _TAG_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 EXIT_OK: Final = 0
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     cache_arguments.add_commands(commands)
     keys_arguments.add_commands(commands, _positive)
     _add_top(commands)
+    slo_arguments.add_commands(commands, _seconds)
     _add_report(commands)
     _add_query(commands)
     _add_ask(commands)

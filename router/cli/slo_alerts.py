@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -23,20 +22,6 @@ from router.observer.client import ObserverError, RefusedError
 TEST_TIMEOUT_S: Final = 125.0
 """Longer than any sink may take (``observer.alerts.sinks.timeout_s``)."""
 _PAGE_SCHEMA: Final = "ringrouter.alerts/1"
-
-
-def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the two actions to those of ``slo``."""
-    alerts = actions.add_parser("alerts", help="show alerts that fire, and those that did")
-    alerts.add_argument("--fingerprint", default="", metavar="ID", help="only this one")
-    alerts.add_argument("--recent", action="store_true", help="also the last hundred that ended")
-    test = actions.add_parser("test-alert", help="send a test alert to every sink, and say what came back")
-    test.add_argument("--sink", default="", metavar="NAME", help="only to this one")
-    for action in (alerts, test):
-        where = action.add_mutually_exclusive_group()
-        where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
-        where.add_argument("--url", metavar="ADDRESS", help="the observer's host:port or unix:/path (127.0.0.1:8401)")
-        action.add_argument("--json", action="store_true", help="for programs")
 
 
 def show(args: argparse.Namespace) -> int:

@@ -161,7 +161,7 @@ def default_rules(objective: float) -> list[SloWindow]:
 
 def needed_ratio(slo: SloConfig, rule: SloWindow) -> float:
     """Return the share of bad requests at which a rule fires; above 1 it never does."""
-    return rule.factor * slo.budget_ratio
+    return round(rule.factor * slo.budget_ratio, 9)
 
 
 def expanded(slos: Sequence[SloConfig]) -> list[SloConfig]:

@@ -48,6 +48,11 @@ def state_path(window_s: float | None, by: str) -> str:
     return "/state.json" + ("?" + "&".join(options) if options else "")
 
 
+def slo_path(name: str) -> str:
+    """Return the path of ``/slo.json``, with the name of one objective."""
+    return "/slo.json" + (f"?name={quote(name, errors='replace')}" if name else "")
+
+
 def get(address: str, path: str) -> bytes:
     """Return the body of a 200 answer; raises :class:`ObserverError`, for a 400 :class:`RefusedError`."""
     return _ask(address, "GET", path, TIMEOUT_S)

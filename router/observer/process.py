@@ -22,6 +22,7 @@ from msgspec.structs import replace
 import router
 from ringbuffer import RingError
 from router.config import Config, split_address
+from router.config.slo import slo_warnings
 from router.errors import ConfigError
 from router.log import log_unhandled, set_up
 from router.observer import prometheus
@@ -306,6 +307,8 @@ def _slow_request(row: RequestRow) -> SlowRequest:
 def serve(config: Config, run_dir: Path) -> int:
     """Run an observer in the foreground; return the exit status. Start-up errors are one line, never a trace."""
     log = set_up(config.log)
+    for line in slo_warnings(config.slo):
+        log.warning("objective", note=line)
     try:
         pipeline = Pipeline(config, run_dir, time.time_ns())
         asyncio.run(Observer(config, pipeline, log).run())

@@ -82,3 +82,8 @@ def span(seconds: float) -> str:
         if seconds >= worth and seconds % worth == 0:
             return f"{seconds / worth:g} {unit}"
     return f"{seconds:g} s"
+
+
+def window_label(seconds: float) -> str:
+    """Return a window as Prometheus writes times: ``5m``, ``6h``, ``3d``."""
+    return span(seconds).replace(" min", "m").replace(" ", "")

@@ -7,7 +7,7 @@ from typing import Final
 
 from router.observer.catalogue import Labels
 from router.observer.prometheus import PREFIX, Reading
-from router.observer.slo.findings import span
+from router.observer.slo.findings import window_label
 from router.observer.slo.status import SloStatus, State
 
 _BURN: Final = "How many times faster than it lasts the budget burns, by window; absent without requests"
@@ -30,7 +30,7 @@ def readings_of(statuses: Iterable[SloStatus], folded_count: int) -> Iterator[Re
             yield _gauge("slo_budget_left_ratio", "Share of the budget that is left", labels, status.budget_left)
     for status, labels in listed:
         for window_s, burn in _burns(status).items():
-            window = (("window", span(window_s).replace(" ", "")),)
+            window = (("window", window_label(window_s)),)
             yield _gauge("slo_burn_rate", _BURN, (*labels, *window), burn)
     for status, labels in listed:
         for state in State:
