@@ -212,5 +212,6 @@ def _reason(error: Exception) -> str:
     os_error = getattr(error, "os_error", error)
     if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
         return str(error)
-    said = getattr(os_error, "strerror", None)
+    number = getattr(os_error, "errno", None)
+    said = os.strerror(number) if number is not None and number > 0 else getattr(os_error, "strerror", None)
     return str(said).lower() if said else f"the connection failed ({type(error).__name__})"
