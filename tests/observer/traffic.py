@@ -1,9 +1,9 @@
 """Simulated traffic with known causes: weeks of tagged requests as columns, in numpy, from a seed.
 
-What is in it: three hosts of two models, six features with prompt versions of their own, devices, channels, networks and
-an experiment; traffic that follows the day and the week; hosts that are slower under load; days that are a few percent
-faster or slower than others, for all and for each host and feature; minutes in which a host is much slower; long tails;
-failures; and harmless releases of prompt versions.
+What is in it: three hosts of two models, six features with prompt versions of their own, devices, channels, networks
+and an experiment; traffic that follows the day and the week; hosts that are slower under load; days that are a few
+percent faster or slower than others, for all and for each host and feature; minutes in which a host is much slower;
+long tails; failures; and harmless releases of prompt versions.
 
 What can be planted (:class:`Plant`): a host that computes or decodes more slowly, a new prompt version with longer
 prompts, a tool that answers late.
@@ -106,6 +106,10 @@ class Traffic:
         self._day_length = draw(0, 0.05, (days, len(FEATURES)))
         self._blips = self._make_blips(days)
         self._release_days = self._random.integers(2, 12, len(FEATURES))
+
+    def reseed(self, seed: int) -> None:
+        """Let what comes from now on be another draw; the days stay as they are."""
+        self._random = np.random.default_rng(seed)
 
     def _make_blips(self, days: int) -> list[tuple[int, int, int, float]]:
         """Return minutes in which a host is slow: begin, end, host, factor. About one in two days."""

@@ -25,7 +25,8 @@ METRICS: Final = ("ttft", "tpot", "e2e", "tool", "cost", AVAILABILITY)
 LENGTHS: Final = LENGTH_CLASSES
 SUMS: Final = 3
 """Of a cell: count, sum, sum of squares."""
-KINDS: Final = (("host",), ("model",), ("feature_name",), ("feature_name", "prompt_version"))
+KINDS: Final = (("host",), ("feature_name",), ("model",), ("feature_name", "prompt_version"))
+"""Of two slices that are the same requests the one whose kind stands first is named."""
 SLICES_MAX: Final = 256
 """Slices at a time, the total among them; later ones are not watched. 33,792 cells, of which most stay empty."""
 TOTAL: Final = 0

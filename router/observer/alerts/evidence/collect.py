@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from router.observer.alerts.evidence.examples import examples
@@ -76,23 +75,26 @@ def evidence(
     if finding.cause not in _TELLS_OF_REQUESTS:
         return Evidence(sentence=finding.summary, changes=changes)
     table, is_bad, threshold = _judged(finding, recent, wall_ns)
-    onset = onset_ns(table.end_wall_ns, is_bad, table.weight) or finding.since_wall_ns
+    own = mask_of(table, finding.where, recent.values)
+    onset = _onset_of(table.take(own), is_bad[own], finding.since_wall_ns)
     sides = _split(table, is_bad, onset)
     if not len(sides.now):
         return Evidence(sentence=finding.summary, changes=changes)
     where, shares = _slices(finding, sides, recent.values)
-    onset = _onset_of(table.take(mask := mask_of(table, where, recent.values)), is_bad[mask], onset)
+    own = mask_of(table, where, recent.values)
+    onset = _onset_of(table.take(own), is_bad[own], onset)
     sides = _split(table, is_bad, onset)
     return _told(finding, sides, where, shares, threshold, onset, changes, currency, recent.values)
 
 
 def _judged(finding: Finding, recent: Recent, wall_ns: int) -> tuple[Table, Bools, float | None]:
-    """Return the requests of the last two hours that count, which of them are bad, and above what they are."""
+    """Return the requests of the last two hours that it is about, which of them are bad, and above what they are."""
     table = recent.between(wall_ns - KEEP_NS, wall_ns + 1)
-    threshold = finding.threshold
-    if finding.cause is not Cause.REGRESSION:  # whose slice is told from all other requests
-        table = table.take(mask_of(table, finding.where, recent.values))
-    elif threshold is None:
+    threshold, where = finding.threshold, finding.where
+    if finding.cause is Cause.REGRESSION:  # a prompt version is seen beside the others of its feature
+        where = {name: text for name, text in where.items() if name != "prompt_version"}
+    table = table.take(mask_of(table, where, recent.values))
+    if threshold is None and finding.cause is Cause.REGRESSION:
         threshold = _usual_limit(table, finding, recent.values)
     counts, is_bad = judge(table, finding.metric, threshold)
     return table.take(counts), is_bad[counts], threshold
@@ -100,6 +102,8 @@ def _judged(finding: Finding, recent: Recent, wall_ns: int) -> tuple[Table, Bool
 
 def _onset_of(own: Table, is_bad: Bools, onset: int) -> int:
     """Return since when it is so in the slice that it comes from; of one that was not there before, since it is."""
+    if not len(own):
+        return onset
     now_count = int((own.end_wall_ns >= onset).sum())
     if is_new(len(own) - now_count, now_count):
         return int(own.end_wall_ns[0])
@@ -110,9 +114,7 @@ def _usual_limit(table: Table, finding: Finding, values: Values) -> float | None
     """Return what nine of ten requests like those of a regression did not exceed before it."""
     before = table.take(table.end_wall_ns < finding.since_wall_ns)
     own = mask_of(before, finding.where, values)
-    if not own.any():
-        own = mask_of(before, {name: text for name, text in finding.where.items() if name != "prompt_version"}, values)
-    told = values_of(before.take(own), finding.metric)
+    told = values_of(before.take(own) if own.any() else before, finding.metric)
     told = told[~np.isnan(told)]
     return float(np.quantile(told, BAD_QUANTILE)) if told.size else None
 
@@ -138,14 +140,33 @@ def _slices(finding: Finding, sides: _Sides, values: Values) -> tuple[Where, tup
         sides.now, sides.now_bad, _deviation(finding.metric, sides, values), sides.before, sides.before_bad, prior
     )
     found = candidates(case, values)
-    excess = float(sides.now.weight[sides.now_bad].sum() - prior * sides.now.weight.sum())
-    first = cause(found)
-    shares = ranked(found, first, excess, float(sides.now.weight.sum()), values)
-    if first is None:
-        return {}, shares
-    where = where_of(first, values)
-    where = with_feature(where, sides.now.take(mask_of(sides.now, where, values)), values)
-    return where, (msgspec.structs.replace(shares[0], where=where), *shares[1:])
+    total = float(sides.now.weight.sum())
+    excess = float(sides.now.weight[sides.now_bad].sum()) - prior * total
+    if finding.cause is Cause.REGRESSION:  # which knows its slice from days, not from two hours
+        first, where = None, finding.where
+    else:
+        first = cause(found)
+        where = {} if first is None else where_of(first, values)
+        where = with_feature(where, sides.now.take(mask_of(sides.now, where, values)), values)
+    others = ranked(found, first, excess, total, values)
+    own = _share_of(where, sides, excess, prior, values)
+    return where, (own, *(each for each in others if each.where != where)) if where else others
+
+
+def _share_of(where: Where, sides: _Sides, excess: float, prior: float, values: Values) -> SliceShare:
+    """Return a slice as it is shown."""
+    own = sides.of(where, values)
+    ratio = _ratio(own.before_bad, own.before)
+    bad, total = float(own.now.weight[own.now_bad].sum()), float(own.now.weight.sum())
+    over = bad - total * (prior if ratio is None else ratio)
+    return SliceShare(
+        where=where,
+        bad=round(bad),
+        total=round(total),
+        baseline_ratio=prior if ratio is None else ratio,
+        excess=over,
+        share=over / excess if excess > 0 else 0.0,
+    )
 
 
 def _deviation(metric: str, sides: _Sides, values: Values) -> Doubles:

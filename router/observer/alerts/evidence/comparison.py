@@ -16,11 +16,12 @@ inputs, for that is part of what changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from router.observer.alerts.evidence.cells import METRICS, Slices, Sums
+from router.observer.alerts.evidence.cells import METRICS, Sums
 from router.observer.alerts.evidence.judge import AVAILABILITY
 from router.observer.alerts.evidence.table import Bools, Doubles, Ints
 
@@ -51,7 +52,7 @@ class Baseline(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """How far slices are apart from the rest in a stretch of time."""
+    """How far slices are apart from the rest in stretches of time: arrays of stretches × slices × metrics."""
 
     apart: Doubles
     requests: Doubles
@@ -59,39 +60,43 @@ class Levels(NamedTuple):
     """Variance of ``apart`` that comes of sampling."""
 
 
-def baseline_of(hours: list[Sums]) -> Baseline:
-    """Return the baseline that hours make; all have the same shape. At least one."""
-    stacked = np.stack(hours).astype(np.float64)
-    rest = _rest(stacked)
-    pooled, pooled_rest = stacked.sum(axis=0), rest.sum(axis=0)
+def baseline_of(hours: Sequence[Sums], inside: Sequence[Sums] | None = None) -> Baseline:
+    """Return the baseline that hours make; all have the same shape. At least one. ``inside``: as for levels."""
+    now = np.stack(hours).astype(np.float64)
+    rest = _rest(now if inside is None else np.stack(inside).astype(np.float64))
+    pooled, pooled_rest = now.sum(axis=0), rest.sum(axis=0)
     means, rest_means = _means(pooled), _means(pooled_rest)
     variance = _variance(pooled)
-    levels = [_levels(one, one_rest, means, rest_means, variance) for one, one_rest in zip(stacked, rest, strict=True)]
-    apart = np.stack([each.apart for each in levels])
-    apart[np.stack([each.requests for each in levels]) < HOUR_COUNT_MIN] = np.nan
+    levels = _levels(now, rest, means, rest_means, variance)
+    apart = np.where(levels.requests < HOUR_COUNT_MIN, np.nan, levels.apart)
     counts = (~np.isnan(apart)).sum(axis=0)
     center, own = _median_and_spread(apart)
     center[counts < HOURS_MIN] = np.nan
     return Baseline(means, rest_means, variance, center, _spread(own, counts), counts)
 
 
-def levels_of(sums: Sums, baseline: Baseline, inside: Sums | None = None) -> Levels:
-    """Return how far apart slices are in a stretch of time. ``inside``: what is not outside, if it is not the slice."""
-    now = sums.astype(np.float64)
-    rest = _rest(np.stack([now if inside is None else inside.astype(np.float64)]))[0]
+def levels_of(stretches: Sequence[Sums], baseline: Baseline, inside: Sequence[Sums] | None = None) -> Levels:
+    """Return how far apart slices are in stretches of time. ``inside``: what is not outside, if it is not the slice."""
+    now = np.stack(stretches).astype(np.float64)
+    rest = _rest(now if inside is None else np.stack(inside).astype(np.float64))
     return _levels(now, rest, baseline.means, baseline.rest_means, baseline.variance)
 
 
-def of_parents(sums: Sums, slices: Slices, parents: Ints) -> Sums:
-    """Return sums whatever the length, each slice's in the place of length 0; ``parents``: those of others."""
+def joined_levels(parts: Sequence[Levels]) -> Levels:
+    """Return the levels of all stretches, one behind the other."""
+    return Levels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def whatever_length(sums: Sums) -> Sums:
+    """Return sums over all lengths, in the place of length 0."""
     collapsed = np.zeros_like(sums)
     collapsed[:, :, 0] = sums.sum(axis=2)
-    return collapsed[parents] if parents.size == len(slices) else collapsed
+    return collapsed
 
 
-def _rest(stacked: Doubles) -> Doubles:
+def _rest(inside: Doubles) -> Doubles:
     """Return the sums of the requests outside each slice; slice 0 is all requests and has no outside."""
-    rest = np.maximum(stacked[:, :1] - stacked, 0.0)
+    rest = np.maximum(inside[:, :1] - inside, 0.0)
     rest[:, 0] = 0.0
     return rest
 

@@ -115,6 +115,12 @@ class History:
         """Return the sums of an hour that is over, with room for all slices of now."""
         return self._hours[hour].dense(len(self.slices))
 
+    def is_known(self, number: int, wall_ns: int) -> bool:
+        """Say whether a slice had requests before the last two hours."""
+        until = (wall_ns - 1) // self.hour_ns - 1
+        per_slice = len(METRICS) * LENGTHS
+        return any(bool((hour.places // per_slice == number).any()) for at, hour in self._hours.items() if at < until)
+
     def make_room(self) -> Ints | None:
         """Forget the slices that no hour has any more; returns their new numbers when there were any, else ``None``."""
         used: set[int] = set()

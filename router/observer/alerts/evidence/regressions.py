@@ -19,12 +19,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from router.observer.alerts.evidence.cells import METRICS, SLICES_MAX, Names, Slices, Sums, grown, sums_of
-from router.observer.alerts.evidence.comparison import Baseline, Levels, baseline_of, levels_of, of_parents
+from router.observer.alerts.evidence.cells import KINDS, METRICS, SLICES_MAX, Names, Slices, Sums, grown, sums_of
+from router.observer.alerts.evidence.comparison import (
+    Baseline,
+    Levels,
+    baseline_of,
+    joined_levels,
+    levels_of,
+    whatever_length,
+)
 from router.observer.alerts.evidence.history import History
 from router.observer.alerts.evidence.judge import AVAILABILITY
 from router.observer.alerts.evidence.recent import Recent
-from router.observer.alerts.evidence.slices import mask_of
+from router.observer.alerts.evidence.slices import SAME, mask_of
 from router.observer.alerts.evidence.table import Bools, Doubles, Ints, Table
 from router.observer.alerts.model import Cause, Finding, Severity
 
@@ -66,6 +73,8 @@ class Regressions:
         self._block_ns = round(BLOCK_NS / time_scale)
         self._block = wall_ns // self._block_ns
         self._blocks: deque[Sums] = deque(maxlen=2 * WINDOW_BLOCKS)
+        self._compared: deque[tuple[Levels, Levels]] = deque(maxlen=2 * WINDOW_BLOCKS)
+        """The last of the blocks as they compare with the baselines of now."""
         self._known_hour = -1
         self._baselines: tuple[Baseline, Baseline] | None = None
         self._findings: list[Finding] = []
@@ -90,6 +99,8 @@ class Regressions:
         if len(self.slices) >= SLICES_MAX:
             self._make_room()
         sums = sums_of(table, self._recent.values, self.slices)
+        if len(self._blocks) == len(self._compared) == self._blocks.maxlen:
+            self._compared.popleft()  # as the oldest block is
         self._blocks.append(sums)
         self._findings = self._found(wall_ns)
         self._history.add(sums, wall_ns)
@@ -98,6 +109,7 @@ class Regressions:
         moved = self._history.make_room()
         if moved is not None:
             self._blocks.clear()
+            self._compared.clear()
             self._known_hour = -1
 
     # ------------------------------------------------------------ comparing
@@ -121,11 +133,12 @@ class Regressions:
         if hour == self._known_hour and (is_known or self._baselines is None):
             return self._baselines
         self._known_hour = hour
+        self._compared.clear()
         hours = [self._history.dense(each) for each in self._history.same_hours(wall_ns)]
         self._baselines = None
         if hours:
             parents = self._parents()
-            collapsed = [of_parents(each, self.slices, parents) for each in hours]
+            collapsed = [whatever_length(each)[parents] for each in hours]
             self._baselines = baseline_of(hours), baseline_of(collapsed)
         return self._baselines
 
@@ -134,22 +147,23 @@ class Regressions:
 
     def _shift(self, own: Baseline, of_feature: Baseline) -> tuple[Shift, Bools]:
         """Return the shift of each slice, and which slices have a baseline of their own."""
-        size = len(self.slices)
-        blocks = [grown(each, size) for each in self._blocks]
-        shift = _shift_of([levels_of(each, own) for each in blocks], own)
-        is_version = np.array([len(names) > 1 for names in self.slices.names])
+        behind = len(self._compared) - len(self._blocks)
+        for block in list(self._blocks)[behind:] if behind else ():
+            sums = [grown(block, len(self.slices))]
+            self._compared.append((levels_of(sums, own), self._against_feature(sums, of_feature)))
+        shift = _shift_of(joined_levels([each for each, _ in self._compared]), own)
+        is_version = np.array([self._is_version(number) for number in range(len(self.slices))])
         is_new = is_version & np.isnan(own.center).all(axis=1)
         if is_new.any():
-            of_new = [self._against_feature(each, of_feature) for each in blocks]
-            other = _shift_of(of_new, of_feature)
+            other = _shift_of(joined_levels([each for _, each in self._compared]), of_feature)
             shift = Shift(*(np.where(is_new[:, None], b, a) for a, b in zip(shift, other, strict=True)))
         return shift, ~is_new
 
-    def _against_feature(self, sums: Sums, of_feature: Baseline) -> Levels:
+    def _against_feature(self, blocks: Sequence[Sums], of_feature: Baseline) -> Levels:
         """Return how far prompt versions are apart from what their features were; outside are the other features."""
+        collapsed = [whatever_length(each) for each in blocks]
         parents = self._parents()
-        nothing = np.zeros(0, dtype=np.int64)
-        return levels_of(of_parents(sums, self.slices, nothing), of_feature, of_parents(sums, self.slices, parents))
+        return levels_of(collapsed, of_feature, [each[parents] for each in collapsed])
 
     # ------------------------------------------------------------ choosing
     def _causes(self, shift: Shift, has_own: Bools, baselines: tuple[Baseline, Baseline], wall_ns: int) -> list[int]:
@@ -165,7 +179,7 @@ class Regressions:
         left: list[int] = np.flatnonzero(gains > 0).tolist()
         window = self._recent.between(wall_ns - WINDOW_BLOCKS * self._block_ns, wall_ns)
         while left and len(chosen) < FINDINGS_MAX:
-            best = self._most(left, gains, has_own)
+            best = self._most(left, gains, wall_ns)
             chosen.append(best)
             window = window.take(~mask_of(window, dict(self.slices.names[best]), self._recent.values))
             left = self._unexplained(
@@ -173,11 +187,21 @@ class Regressions:
             )
         return chosen
 
-    def _most(self, left: Sequence[int], gains: Doubles, has_own: Bools) -> int:
-        """Return the slice that explains most: of those that explain the same a new version, then a simple one."""
+    def _most(self, left: Sequence[int], gains: Doubles, wall_ns: int) -> int:
+        """Return the slice that explains most.
+
+        Of those that explain the same it is a version that was just born, else the first and simplest of their kinds.
+        """
         best = max(gains[number] for number in left)
-        same = [number for number in left if gains[number] >= _SAME * best]
-        return min(same, key=lambda number: (bool(has_own[number]), len(self.slices.names[number]), -gains[number]))
+        same = [number for number in left if gains[number] >= SAME * best]
+        born = [number for number in same if self._is_version(number) and not self._history.is_known(number, wall_ns)]
+        return min(born or same, key=lambda number: (self._kind(number), -gains[number]))
+
+    def _kind(self, number: int) -> int:
+        return KINDS.index(tuple(name for name, _ in self.slices.names[number]))
+
+    def _is_version(self, number: int) -> bool:
+        return len(self.slices.names[number]) > 1
 
     def _unexplained(
         self,
@@ -194,8 +218,8 @@ class Regressions:
         size = len(self.slices)
         sums = grown(sums_of(window, self._recent.values, self.slices), size)[:size]
         own, of_feature = baselines
-        of_own = _shift_of([levels_of(sums, own)], own)
-        of_new = _shift_of([self._against_feature(sums, of_feature)], of_feature)
+        of_own = _shift_of(levels_of([sums], own), own)
+        of_new = _shift_of(self._against_feature([sums], of_feature), of_feature)
         found = []
         for number in left:
             shift = of_own if has_own[number] else of_new
@@ -232,15 +256,11 @@ class Regressions:
         )
 
 
-_SAME: Final = 0.9
-
-
-def _shift_of(levels: Sequence[Levels], baseline: Baseline) -> Shift:
+def _shift_of(levels: Levels, baseline: Baseline) -> Shift:
     """Return the shift over the last blocks."""
     limits = np.array([SHIFT_MIN[metric] for metric in METRICS])
-    apart = np.stack([each.apart for each in levels]) - baseline.center
-    count = np.stack([each.requests for each in levels])
-    error = np.stack([each.error for each in levels])
+    apart = levels.apart - baseline.center
+    count, error = levels.requests, levels.error
     usable = (count >= BLOCK_COUNT_MIN) & ~np.isnan(apart)
     is_worse = usable & (apart >= STAY * limits)
     window = slice(-WINDOW_BLOCKS, None)
@@ -251,9 +271,9 @@ def _shift_of(levels: Sequence[Levels], baseline: Baseline) -> Shift:
     if has_any.any():
         median[has_any] = np.nanmedian(told[:, has_any], axis=0)
     sampling = np.where(usable, error, 0.0)[window].sum(axis=0) / np.maximum(blocks, 1) ** 2
-    sampling *= _MEDIAN_ERROR if len(levels) > 1 else 1.0
+    sampling *= _MEDIAN_ERROR if len(apart) > 1 else 1.0
     sigmas = median / np.sqrt(baseline.spread**2 + sampling)
-    needed = BLOCKS_MIN if len(levels) > 1 else 1
+    needed = BLOCKS_MIN if len(apart) > 1 else 1
     is_lasting = is_worse[window].sum(axis=0) >= needed
     is_lasting &= is_worse[-1] | ~usable[-1]
     requests = np.where(usable, count, 0.0)[window].sum(axis=0)

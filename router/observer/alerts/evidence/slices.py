@@ -152,7 +152,7 @@ def cause(found: list[Candidate]) -> Candidate | None:
 def ranked(
     found: list[Candidate], first: Candidate | None, excess: float, total: float, values: Values
 ) -> tuple[SliceShare, ...]:
-    """Return the slices to show: the cause, then those with the largest excess. ``excess`` and ``total``: of all.
+    """Return the slices to show beside the cause, the largest excess first. ``excess`` and ``total``: of all requests.
 
     Left out are slices that are within one that is shown, and those that have no more of the excess than of the
     requests.
@@ -165,7 +165,7 @@ def ranked(
         is_hit_harder = each.excess / excess >= HIT_HARDER * each.total / total if excess > 0 else True
         if is_hit_harder and not any(set(each.codes) > set(shown.codes) for shown in chosen):
             chosen.append(each)
-    return tuple(_share(each, excess, values) for each in chosen)
+    return tuple(_share(each, excess, values) for each in chosen if each is not first)
 
 
 def _excess(found: Candidate) -> tuple[float, int]:

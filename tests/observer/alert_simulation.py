@@ -1,0 +1,175 @@
+"""Regressions, burn rates and evidence under simulated traffic: months in which nothing is wrong, and planted causes.
+
+The rows are columns from the start (:mod:`tests.observer.traffic`); what is run on them is the observer's own code.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from router.config import SloConfig
+from router.observer.alerts.evidence import evidence
+from router.observer.alerts.evidence.history import History
+from router.observer.alerts.evidence.judge import judge
+from router.observer.alerts.evidence.recent import Recent
+from router.observer.alerts.evidence.regressions import BLOCK_NS, Regressions
+from router.observer.alerts.evidence.table import Table, Values
+from router.observer.alerts.model import Evidence, Finding
+from router.observer.slo.burn import Sum, burns_of, windows_of
+from router.observer.slo.cells import BAD, TOTAL, Cells
+from router.observer.slo.objectives import Objective, objectives_of
+from tests.observer.traffic import DAY, FEATURES, HOSTS, HOUR, MONDAY_WALL_NS, Plant, S, Traffic
+
+SLOS = (
+    SloConfig(name="chat", preset="conversational", group_by=["feature_name"]),
+    SloConfig(name="up", metric="availability", objective=99.0, group_by=["feature_name"]),
+    SloConfig(name="whole", metric="e2e", threshold_ms=15_000, objective=95.0, group_by=["feature_name"]),
+)
+KINDS = ("host_prefill", "host_decode", "prompt", "tool")
+EVALUATE_NS = 60 * S
+
+
+class World:
+    """An observer's memory, and the traffic that it sees."""
+
+    def __init__(self, seed: int, per_s: float, begin_wall_ns: int = MONDAY_WALL_NS) -> None:
+        self.recent = Recent()
+        self.history = History()
+        self.regressions = Regressions(self.recent, self.history, begin_wall_ns)
+        self.traffic = Traffic(self.recent.values, seed, per_s, begin_wall_ns)
+        self.now_wall_ns = begin_wall_ns
+
+    def jump(self, wall_ns: int) -> None:
+        """Pass over a time in which nobody looked."""
+        self.now_wall_ns = wall_ns
+
+    def run(self, length_ns: int) -> Iterator[tuple[Table, list[Finding]]]:
+        """Let time pass; yields the requests of every five minutes and what has regressed then."""
+        for wall_ns, table in self.traffic.blocks(self.now_wall_ns, self.now_wall_ns + length_ns, BLOCK_NS):
+            self.recent.add_table(table, wall_ns)
+            self.now_wall_ns = wall_ns
+            yield table, self.regressions.evaluate(wall_ns)
+
+
+class Burns:
+    """The rules of objectives, counted in the observer's cells from columns; a group for each feature, one for all."""
+
+    def __init__(self, values: Values, wall_ns: int) -> None:
+        self._values = values
+        self._objectives: list[Objective] = objectives_of(SLOS)
+        self._cells = [Cells(1.0, wall_ns) for _ in self._objectives]
+        self._firing: set[tuple[str, int]] = set()
+        self.alerts: list[str] = []
+
+    def add(self, table: Table, begin_wall_ns: int, end_wall_ns: int) -> None:
+        """Count requests, a cell at a time, and look each minute."""
+        at = self._values.dimensions.index("feature_name")
+        for wall_ns in range(begin_wall_ns, end_wall_ns, EVALUATE_NS):
+            part = table.take((table.end_wall_ns >= wall_ns) & (table.end_wall_ns < wall_ns + EVALUATE_NS))
+            for objective, cells in zip(self._objectives, self._cells, strict=True):
+                self._count(objective, cells, part, part.codes[:, at], wall_ns)
+                self._look(objective, cells, wall_ns + EVALUATE_NS)
+
+    @staticmethod
+    def _count(objective: Objective, cells: Cells, part: Table, features: np.ndarray, wall_ns: int) -> None:
+        counts, is_bad = judge(part, objective.metric, objective.threshold)
+        cells.advance(wall_ns)
+        for group in range(2 + len(FEATURES)):
+            own = counts if group == 0 else counts & (features == group)
+            if own.any():
+                cells.add(group, wall_ns, int((own & is_bad).sum()), int(own.sum()))
+
+    def _look(self, objective: Objective, cells: Cells, wall_ns: int) -> None:
+        cells.advance(wall_ns)
+        sums = {window: cells.sums(window, wall_ns) for window in windows_of(objective)}
+        for group in range(len(next(iter(sums.values())))):
+            own = {window: Sum(int(found[group][BAD]), int(found[group][TOTAL])) for window, found in sums.items()}
+            key = (objective.name, group)
+            if any(burn.is_firing for burn in burns_of(objective, own)):
+                if key not in self._firing:
+                    self.alerts.append(f"{objective.name} group {group} at {(wall_ns - MONDAY_WALL_NS) / DAY:.3f} d")
+                self._firing.add(key)
+            else:
+                self._firing.discard(key)
+
+
+def quiet(seed: int, days: float, per_s: float = 1.0, *, with_burns: bool = True) -> list[str]:
+    """Return every alert of a time in which nothing was planted."""
+    world = World(seed, per_s)
+    burns = Burns(world.recent.values, world.now_wall_ns)
+    alerts: list[str] = []
+    told: set[str] = set()
+    for table, findings in world.run(int(days * DAY)):
+        if with_burns:
+            burns.add(table, world.now_wall_ns - BLOCK_NS, world.now_wall_ns)
+        now = {str(finding.labels) for finding in findings}
+        alerts += [f"{labels} at {(world.now_wall_ns - MONDAY_WALL_NS) / DAY:.3f} d" for labels in sorted(now - told)]
+        told = now
+    return alerts + burns.alerts
+
+
+class Outcome(NamedTuple):
+    """What became of a plant."""
+
+    plant: Plant
+    finding: Finding | None
+    evidence: Evidence | None
+    others: int
+    """Findings beside it."""
+    after_s: float
+    """From the onset until it was found."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the slice and the stage that are named are those that were planted, and nothing else is told."""
+        if self.finding is None or self.evidence is None or not self.evidence.slices or not self.evidence.stages:
+            return False
+        named = self.evidence.slices[0].where
+        return (
+            self.finding.labels == self.plant.where
+            and named == self.plant.where
+            and self.evidence.stages[0].stage == self.plant.stage
+            and not self.others
+        )
+
+
+def lived(seed: int, days: float = 3.0, per_s: float = 1.0) -> World:
+    """Return a world that has a baseline of some days."""
+    world = World(seed, per_s)
+    for _ in world.run(int(days * DAY)):
+        pass
+    return world
+
+
+def random_plant(random: np.random.Generator, kind: str, begin_wall_ns: int) -> Plant:
+    """Return a plant of a kind, of any size that is worth telling."""
+    if kind.startswith("host"):
+        return Plant(kind, str(random.choice(HOSTS)), begin_wall_ns, float(random.uniform(1.7, 3.0)))
+    if kind == "tool":
+        tools = [each.name for each in FEATURES if each.tool_share]
+        return Plant(kind, str(random.choice(tools)), begin_wall_ns, float(random.uniform(1.7, 3.0)))
+    name = str(random.choice([each.name for each in FEATURES if each.tokens_in >= 400]))
+    return Plant(kind, name, begin_wall_ns, float(random.uniform(2.0, 3.0)), float(random.uniform(0.5, 1.0)))
+
+
+def planted(world: World, kind: str, seed: int, wait_ns: int = 90 * 60 * S) -> Outcome:
+    """Plant something into a copy of a world at some time of the next day, and return what is told of it."""
+    world = copy.deepcopy(world)
+    random = np.random.default_rng(seed)
+    world.traffic.reseed(seed)
+    begin = world.now_wall_ns + int(random.integers(0, 12)) * HOUR // 4 + 9 * HOUR
+    world.jump(begin - 70 * 60 * S)
+    for _ in world.run(70 * 60 * S):
+        pass
+    plant = random_plant(random, kind, begin + int(random.integers(0, 300)) * S)
+    world.traffic.plants.append(plant)
+    for _, findings in world.run(wait_ns):
+        if findings:
+            told = evidence(findings[0], world.recent, world.now_wall_ns, currency="USD")
+            after_s = (world.now_wall_ns - plant.begin_wall_ns) / S
+            return Outcome(plant, findings[0], told, len(findings) - 1, after_s)
+    return Outcome(plant, None, None, 0, float("inf"))
