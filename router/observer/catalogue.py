@@ -340,6 +340,8 @@ def _latencies(ttft: tuple[int, ...], tpot: tuple[int, ...], duration: tuple[int
                _answered("router_overhead_ns"), stage, "router_overhead"),
         Metric("duration", NS, "Time from request to its end, whatever the end", row, _every("duration_ns"), duration,
                "request_duration", otel=(OTel(server + "request.duration"),)),
+        Metric("tool_turn", NS, "Time that a client took for tools before a request, inferred", row, _every("tool_ns"),
+               duration, "tool_turn"),
         Metric("cancel_latency", NS, "Time from seeing that a client left to having shut down its host's connection",
                row, _every("cancel_latency_ns"), stage, "cancel_latency"),
     ]  # fmt: skip

@@ -14,6 +14,8 @@ from router.config import Config, data_dir
 from router.observer.aggregate import Aggregate
 from router.observer.alerts.desk import Desk
 from router.observer.alerts.evidence import Recent, evidence
+from router.observer.alerts.evidence.history import History
+from router.observer.alerts.evidence.regressions import Regressions
 from router.observer.alerts.model import Change, Evidence, Finding
 from router.observer.alerts.watch import ObserverSight
 from router.observer.batch import of_users
@@ -30,10 +32,14 @@ from router.observer.slo.accounts import SloAccounts
 from router.observer.slo.objectives import boundaries
 from router.observer.slo.readings import readings_of
 from router.observer.slowest import Slowest
+from router.observer.traces.book import TraceBook
+from router.observer.traces.sampling import no_breaches
 from router.observer.traces.tool_turns import ToolTurns
 
 BEHIND_RECORDS: Final = 4096
 """With more records than this unread the next turn comes at once."""
+BASELINE: Final = "baseline"
+"""Directory of what slices took in the last days."""
 _TICK_NS: Final = 1_000_000_000
 
 
@@ -65,8 +71,9 @@ class Pipeline:
         self.slo: SloAccounts | None = None
         if config.slo:
             self.slo = SloAccounts(config, self.data_dir, self.journal.directory if self.journal else None, wall_ns)
+        self.traces = TraceBook(config, self.data_dir, self.slo.book.breaches if self.slo else no_breaches)
         self.recent = Recent(observer.slices.tags, limits_of(observer.goodput))
-        self.desk = self._desk(config) if observer.alerts.enabled else None
+        self.desk = self._desk(config, wall_ns) if observer.alerts.enabled else None
         self._in_flight = InFlight(run_dir, observer.instances)
         self._position_problem = ""
         self._ticked_ns = 0
@@ -104,9 +111,9 @@ class Pipeline:
                 if self.slo is not None:
                     steps.take(self.slo.tick, wall_ns)
 
-    def _desk(self, config: Config) -> Desk:
+    def _desk(self, config: Config, wall_ns: int) -> Desk:
         """Put together where alerts come from and what explains them."""
-        currency = config.observer.currency
+        currency, scale = config.observer.currency, config.observer.time_scale
 
         def explain(finding: Finding, wall_ns: int, changes: Sequence[Change]) -> Evidence:
             return evidence(finding, self.recent, wall_ns, changes, currency)
@@ -114,6 +121,8 @@ class Pipeline:
         desk = Desk(config, self.run_dir, self.data_dir)
         if self.slo is not None:
             desk.sources["slo"] = self.slo.findings
+        history = History(self.data_dir / BASELINE if scale == 1 else None, scale)
+        desk.sources["regressions"] = Regressions(self.recent, history, wall_ns, scale).evaluate
         desk.explain = explain
         return desk
 
@@ -134,6 +143,7 @@ class Pipeline:
             steps.take(self.aggregate.add_costs, of_users(settled)[0], wall_ns)
             if self.desk is not None:
                 steps.take(self.recent.add, of_users(settled)[0], wall_ns)
+            steps.take(self.traces.add, of_users(settled)[0], wall_ns)
             steps.take(self._write, settled, now_ns, wall_ns)
 
     def _write(self, settled: Sequence[RequestRow], now_ns: int, wall_ns: int) -> None:
@@ -164,6 +174,8 @@ class Pipeline:
         self.follower.close()
         self._in_flight.close()
         self.aggregate.add_costs(of_users(rows)[0], wall_ns)
+        self.traces.add(of_users(rows)[0], wall_ns)
+        self.traces.close()
 
     # ------------------------------------------------------------ how it fares
     @property
@@ -193,7 +205,7 @@ class Pipeline:
             found.append(f"{self.follower.lost_event_count:,} token events were overwritten before they were read")
         if self.desk is not None and self.desk.problem:
             found.append(f"alerts: {self.desk.problem}")
-        return found
+        return found + self.traces.problems()
 
     def readings(self) -> Iterator[Reading]:
         """Yield numbers of the observer itself, for ``/metrics``."""
@@ -213,6 +225,7 @@ class Pipeline:
             yield from readings_of(self.slo.latest, self.slo.book.folded_count)
         if self.desk is not None:
             yield from self.desk.readings()
+        yield from self.traces.readings()
 
     def _host_readings(self) -> Iterator[Reading]:
         meaning = (

@@ -33,10 +33,13 @@ from router.observer.pipeline import Pipeline
 from router.observer.positions import FollowError
 from router.observer.prometheus import Reading
 from router.observer.rows import RequestRow
+from router.observer.segments import JOURNAL
 from router.observer.slo.accounts import no_objectives
 from router.observer.slo.status import SloPage
 from router.observer.slowest import longest_stage
 from router.observer.state import SCHEMA, Health, SlowRequest, Source, State
+from router.observer.traces import find
+from router.observer.traces.page import OBSERVER, TracePage, page_of
 from router.observer.view import View
 from router.observer.web import Condition, WebServer
 
@@ -68,6 +71,7 @@ class Observer:
         self._log = log
         self._stop = asyncio.Event()
         self._web = WebServer(self, config.observer.http)
+        self._searching = asyncio.Lock()
         self._started_ns = time.monotonic_ns()
         self._turn_max_ns = 0
         self._fault_count = 0
@@ -250,6 +254,26 @@ class Observer:
         if accounts is None:
             return no_objectives(wall_ns, name)
         return accounts.page(wall_ns, name)
+
+    async def trace(self, identity: str) -> TracePage | None:
+        """Return the requests with a request id or a trace id, with their spans; ``None`` where none is found.
+
+        What is not in memory is looked for on disk and in the rings, in a thread, one question at a time.
+        """
+        traces, source = self._pipeline.traces, OBSERVER
+        rows = traces.find(identity)
+        if not rows and len(identity) <= find.ID_CHARS_MAX:
+            async with self._searching:
+                rows, source = await asyncio.to_thread(self._search, identity)
+        return page_of(identity, source, rows, traces.naming, traces.breaches) if rows else None
+
+    def _search(self, identity: str) -> tuple[list[RequestRow], str]:
+        pipeline = self._pipeline
+        rows = find.in_journal(identity, pipeline.data_dir / JOURNAL)
+        if rows:
+            return rows, find.JOURNAL
+        instances = [pipeline.run_dir / each.instance for each in pipeline.follower.routers()]
+        return find.in_rings(identity, instances), find.RINGS
 
     def health(self) -> Condition:
         """Return how the observer is doing."""

@@ -22,6 +22,7 @@ from router.observer.alerts.desk import AlertsPage
 from router.observer.client import ASKED_HEADER
 from router.observer.slo.status import SloPage
 from router.observer.state import WINDOWS_S, State
+from router.observer.traces.page import TracePage
 
 DEFAULT_WINDOW_S: Final = 60.0
 _CLOSE_S: Final = 1.0
@@ -33,6 +34,7 @@ ringrouter observe
 /state.json   the numbers of one window; ?window=10|60|600|3600 and ?by=TAG; `ringrouter top` shows them
 /alerts.json  alerts that fire, and those that did; `ringrouter slo alerts` shows them
 /slo.json     objectives: budget, burn rates, state; ?name=SLO; `ringrouter slo` shows them
+/traces/ID.json   the spans of a request, by request id or trace id; `ringrouter trace ID` draws them
 /healthz      is it doing its work?
 """
 
@@ -69,6 +71,9 @@ class Answers(Protocol):
     def slo(self, name: str) -> SloPage:
         """Return how the objectives fare, with ``name`` only that one; raises ValueError for one that there is not."""
 
+    async def trace(self, identity: str) -> TracePage | None:
+        """Return the requests with a request id or a trace id, with their spans; ``None`` where none is found."""
+
     def health(self) -> Condition:
         """Return how the observer is doing."""
 
@@ -87,6 +92,7 @@ class WebServer:
         app.router.add_get("/alerts.json", self._alerts)
         app.router.add_post("/alerts/test", self._test_alert)
         app.router.add_get("/slo.json", self._slo)
+        app.router.add_get("/traces/{id:.+}.json", self._trace)
         app.router.add_get("/healthz", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
 
@@ -151,6 +157,13 @@ class WebServer:
             return _json(self._answers.slo(request.query.get("name", "")))
         except ValueError as error:
             return web.Response(status=400, text=f"{error}\n")
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        identity = request.match_info["id"]
+        page = await self._answers.trace(identity)
+        if page is None:
+            return web.Response(status=404, text=f"no request with the id {identity[:80]!r} is kept\n")
+        return _json(page)
 
     async def _health(self, _: web.Request) -> web.Response:
         return _json(self._answers.health())
