@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import deque
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 
 WAIT_S = 10.0
@@ -85,3 +87,49 @@ class AlertReceiver:
         writer.write(f"HTTP/1.1 {answer} x\r\ncontent-length: {len(said)}\r\n\r\n".encode() + said)
         await writer.drain()
         return True
+
+
+class WebhookThread:
+    """A webhook on a thread of its own, for tests of processes; ``take`` false: each answer is 503."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.take = True
+        self.told: list[dict[str, Any]] = []
+        self.refused_count = 0
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if receiver.take:
+                    receiver.told.append(body)
+                else:
+                    receiver.refused_count += 1
+                self.send_response(200 if receiver.take else 503)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return name and status of all alerts it was told of, without those of tests."""
+        found = [(each["commonLabels"]["alertname"], each["status"]) for each in list(self.told)]
+        return [each for each in found if each[0] != "RingrouterTest"]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
