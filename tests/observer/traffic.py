@@ -57,7 +57,8 @@ HOSTS_OF = {"large": (0.4, 0.4, 0.2), "small": (0.2, 0.3, 0.5)}
 
 
 class Plant(NamedTuple):
-    """Something that gets worse. ``kind``: ``host_prefill``, ``host_decode``, ``prompt``, ``tool``."""
+    """Something that gets worse. ``kind``: ``host_prefill``, ``host_decode``, ``prompt``, ``tool``; ``length`` is what
+    users do: longer inputs, which is nobody's fault."""
 
     kind: str
     value: str
@@ -197,7 +198,7 @@ class Traffic:
         load = float(self.load(middle))
         sizes = np.array([[each.tokens_in, each.tokens_out] for each in FEATURES])[feature]
         n_in = sizes[:, 0] * np.exp(random.normal(0, 0.6, count) + self._day_length[day, feature])
-        n_in *= self._factor("prompt", feature, end, version == 2)
+        n_in *= self._factor("prompt", feature, end, version == 2) * self._factor("length", feature, end)
         n_out = np.maximum(2, sizes[:, 1] * np.exp(random.normal(0, 0.5, count)))
         slow = np.exp(self._day_all[day] + self._day_host[day, host] + self._day_feature[day, feature])
         slow = slow * (1 + 0.12 * load) * self._blip_factor(host, end)

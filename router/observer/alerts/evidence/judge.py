@@ -49,7 +49,7 @@ def _left_late(table: Table, gone: Bools, metric: str, threshold: float) -> Bool
     if metric in _OF_FIRST_TOKEN:
         return gone & table.is_stream & (table.number("waited") > threshold)
     if metric in _WHOLE:
-        return gone & (table.number("left") > threshold)
+        return (table.outcome == GONE[0]) & (table.number("left") > threshold)
     return np.zeros(len(table), dtype=np.bool_)
 
 

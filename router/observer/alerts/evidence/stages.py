@@ -59,9 +59,10 @@ def stage_deltas(now: Table, before: Table, metric: str, *, by_length: bool = Tr
 
 
 def _deciles(now: Table, before: Table) -> tuple[Ints, Ints]:
-    """Return the decile of each request's input length among those of now; unknown lengths are the last."""
+    """Return the decile of each request's input length among all of them; unknown lengths are the last."""
     lengths = now.number("n_in")
-    known = lengths[~np.isnan(lengths)]
+    known = np.concatenate([lengths, before.number("n_in")])
+    known = known[~np.isnan(known)]
     edges: Doubles = np.zeros(0)
     if known.size:
         edges = np.unique(np.quantile(known, np.arange(1, DECILES) / DECILES)).astype(np.float64)

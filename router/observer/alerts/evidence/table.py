@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from router.observer.catalogue import OUTCOME_WORDS, Limits, egress_ns, verdict
 from router.observer.rows import STAGE_FIELDS, RequestRow
 from router.stamps import STAGES
-from router.telemetry.records import OTHER_VALUE, TEXT_BYTES
+from router.telemetry.records import OTHER_VALUE, TEXT_BYTES, TEXT_TAGS
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -69,8 +69,11 @@ _EGRESS: Final = STAGES.index("egress")
 
 
 def dimensions_of(entries: Iterable[str]) -> tuple[str, ...]:
-    """Return the dimensions of evidence: the usual ones and those of ``observer.slices.tags``, at most 16."""
-    own = (name for entry in entries for name in entry.split(",") if name)
+    """Return the dimensions of evidence: the usual ones and those of ``observer.slices.tags``, at most 16.
+
+    Never a free text: alerts are sent to others, and who a user is does not belong there.
+    """
+    own = (name for entry in entries for name in entry.split(",") if name and name not in TEXT_TAGS)
     return tuple(dict.fromkeys((*DIMENSIONS, *own)))[:DIMENSIONS_MAX]
 
 
