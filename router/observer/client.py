@@ -24,8 +24,18 @@ class ObserverError(Exception):
     """The observer does not answer, or not as one; the message says where and why, in one line."""
 
 
+class NotFoundError(ObserverError):
+    """The observer has nothing by that name."""
+
+
 class RefusedError(ObserverError):
     """The observer does not know what it was asked for: a window or a tag that it does not have."""
+
+
+_ERRORS: Final[dict[int, type[ObserverError]]] = {
+    http.client.BAD_REQUEST: RefusedError,
+    http.client.NOT_FOUND: NotFoundError,
+}
 
 
 def state(address: str, *, window_s: float | None = None, by: str = "") -> State:
@@ -78,7 +88,7 @@ def _ask(address: str, method: str, path: str, timeout_s: float) -> bytes:
         connection.close()
     if response.status != http.client.OK:
         text = body[:ERROR_BYTES_MAX].decode("utf-8", "replace").strip()
-        kind = RefusedError if response.status == http.client.BAD_REQUEST else ObserverError
+        kind = _ERRORS.get(response.status, ObserverError)
         raise kind(f"{shown(address)} answers {response.status} to {path}: {text}")
     return body
 

@@ -161,7 +161,12 @@ def _key_of(traces: TracesConfig, data_dir: Path | None) -> bytes:
                 f"{_KEY_CHARS_MIN} characters"
             )
         return value.encode()
-    return b"" if data_dir is None else _own_key(data_dir / DIRECTORY / _KEY_FILE)
+    return b"" if data_dir is None else _own_key(key_path(data_dir))
+
+
+def key_path(data_dir: Path) -> Path:
+    """Return where the key is that users are hashed with."""
+    return data_dir / DIRECTORY / _KEY_FILE
 
 
 def _own_key(path: Path) -> bytes:

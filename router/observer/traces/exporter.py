@@ -218,11 +218,16 @@ class TraceExporter:
         """Send a batch; true also for one that the endpoint will never take."""
         try:
             sender = self._sender = self._sender or self._make_sender()
-            spans, made_count = self._spans(batch)
-            is_taken = sender.send(spans) if spans else True
-        except Exception as error:  # whatever it is, what comes next is to be sent
-            self._fail(type(error).__name__)
+        except Exception as error:  # a file of certificates that is not there, most likely
+            self._fail(f"{type(error).__name__}: {error}")
             return False
+        spans, made_count = self._spans(batch)
+        try:
+            is_taken = not spans or sender.send(spans)
+        except Exception as error:  # no fault of the network's: it would be in the way of all behind it
+            self._unmade_count += len(batch)
+            _log.error("traces_not_encoded", traces=len(batch), error=repr(error))
+            return True
         if is_taken:
             self.exported_count += made_count
             self._recovered()
