@@ -248,8 +248,8 @@ def _burns(tally: _Tally, number: int, sums: dict[int, Sum], wall_ns: int) -> tu
     elif not any(each.is_firing for each in burns):
         life.paged_ns = 0
     elif life.paged_ns:
-        _, counts = tally.cells.series(number, max(1, wall_ns - life.paged_ns), wall_ns)
-        after = Sum(*map(int, counts.sum(axis=0)))
+        times, counts = tally.cells.series(number, max(1, wall_ns - life.paged_ns), wall_ns)
+        after = Sum(*map(int, counts[times > life.paged_ns].sum(axis=0)))
         return burn.without_told(objective, burns, after)
     return burns
 
