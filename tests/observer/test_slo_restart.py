@@ -380,7 +380,11 @@ class TestBook:
         assert {key[2] for key in second.written(late_ns).open} == {1, 2}
 
 
-@JOURNALS
+@pytest.mark.parametrize(
+    "journal",
+    ["", pytest.param("[observer.journal]\nenabled = false\n", marks=pytest.mark.long)],
+    ids=["journal", "none"],
+)
 def test_a_real_observer_that_is_killed_again_and_again_counts_each_request_once(
     directory: Path, router: ToldRouter, journal: str
 ) -> None:
