@@ -242,6 +242,7 @@ async def test_what_is_not_taken_is_sent_again_in_order(tmp_path: Path, fault: i
         await until(lambda: courier.states()[0].waiting_count == 0)
         (state,) = courier.states()
     assert [each.body["status"] for each in told] == ["firing"] * 3 + ["resolved"]
+    assert {each.path for each in told} == {"/"}, "redirects would carry the headers elsewhere"
     assert (state.delivered_count, state.failed_count, state.dropped_count) == (2, 2, 0)
     assert state.failing_since_wall_ns is None
     assert state.error == ""

@@ -66,6 +66,10 @@ def directory() -> Iterator[Path]:
         yield path
 
 
+def kill(_: Sequence[Step]) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_fires_is_told_with_its_evidence_within_two_evaluations(directory: Path) -> None:
     at = At(directory, slo=[finding()])
     assert [at.evaluate(), at.evaluate(), at.evaluate()] == [[], ["firing"], []]
@@ -90,7 +94,7 @@ def test_what_another_finding_explains_is_a_fact_of_it(directory: Path) -> None:
     assert at.told[0].alert.finding.facts == ("host a is slower",)
 
 
-@pytest.mark.parametrize("how", ["restart", "killed before the ledger was saved"])
+@pytest.mark.parametrize("how", ["restart", "killed before it was told", "killed before the ledger was saved"])
 def test_the_next_observer_goes_on(directory: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at = At(directory, slo=[finding()])
     at.evaluate()
@@ -98,6 +102,12 @@ def test_the_next_observer_goes_on(directory: Path, how: str, monkeypatch: pytes
         at.evaluate()
         at.open()
         assert at.evaluate() == [], "told already"
+    elif how == "killed before it was told":
+        at.desk.tell = kill
+        with pytest.raises(KeyboardInterrupt):
+            at.evaluate()
+        at.open()
+        assert at.evaluate() == ["firing"], "the ledger does not say that it was told"
     else:
         monkeypatch.setattr(at.desk, "_save", lambda: None)
         assert at.evaluate() == ["firing"]

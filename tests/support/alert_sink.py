@@ -84,7 +84,8 @@ class AlertReceiver:
         if answer == "close":
             return False
         said = self._says.encode()
-        writer.write(f"HTTP/1.1 {answer} x\r\ncontent-length: {len(said)}\r\n\r\n".encode() + said)
+        where = "location: /elsewhere\r\n" if str(answer).startswith("3") else ""
+        writer.write(f"HTTP/1.1 {answer} x\r\n{where}content-length: {len(said)}\r\n\r\n".encode() + said)
         await writer.drain()
         return True
 
