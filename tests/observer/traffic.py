@@ -48,7 +48,7 @@ FEATURES = (
     Feature("search", 0.28, "large", 900, 160, 0.0),
     Feature("chat", 0.24, "large", 500, 250, 0.0),
     Feature("summary", 0.16, "small", 2600, 180, 0.0),
-    Feature("agent", 0.14, "large", 1500, 120, 0.6),
+    Feature("agent", 0.14, "large", 1200, 120, 0.6),
     Feature("autocomplete", 0.12, "small", 220, 24, 0.0),
     Feature("planner", 0.06, "small", 1100, 200, 0.4),
 )

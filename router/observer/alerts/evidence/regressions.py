@@ -49,8 +49,8 @@ STAY: Final = 0.5
 FINDINGS_MAX: Final = 5
 _MEDIAN_ERROR: Final = np.pi / 2
 """Variance of a median over that of a mean."""
-_PREFERENCE: Final = {"cost": 0.5, "e2e": 0.9}
-"""Of a slice's metrics the one with the largest shift is told; a cost follows from what takes long."""
+_PREFERENCE: Final = {"cost": 0.5, "e2e": 0.7}
+"""Of a slice's metrics the one with the largest shift is told; end to end and cost follow from what takes long."""
 
 
 class Shift(NamedTuple):
@@ -239,8 +239,7 @@ class Regressions:
         before = self._told.get(names)
         since = wall_ns - int(shift.since_block[number, at]) * self._block_ns
         if before is not None:
-            metric, since = before.metric, before.since_wall_ns
-            median = float(shift.median[number, METRICS.index(metric)])
+            since = min(since, before.since_wall_ns)
         what = " ".join(f"{name} {value}" for name, value in where.items())
         change = f"{median:+.1%} points" if metric == AVAILABILITY else f"{np.exp(median) - 1:+.0%}"
         hours = "the same hours of the last days, at the same input length, beside all other requests"
