@@ -166,6 +166,7 @@ def test_breaches_are_the_objectives_that_count_a_row_as_bad() -> None:
     assert book.breaches(asked(outcome="timeout")) == ("slow", "up")
     assert book.breaches(asked(ttft_ns=S, model="other")) == ("slow", "other")
     assert book.breaches(asked(ttft_ns=MS)) == ()
+    assert book.breaches(asked(outcome="timeout", tags={"workload_class": "warm"})) == ()
 
 
 def test_a_threshold_is_a_boundary_of_its_metric_so_that_prometheus_has_the_same_share() -> None:

@@ -24,6 +24,7 @@ from router.observer.slo.cells import Cells
 from router.observer.slo.groups import Groups, Life
 from router.observer.slo.objectives import NS_PER_S, Objective, objectives_of
 from router.observer.slo.status import SloStatus, State
+from router.telemetry.records import OWN_CLASSES
 
 SCHEMA: Final = "ringrouter.slo-counts/1"
 EVALUATE_S: Final = 10.0
@@ -143,6 +144,8 @@ class SloBook:
 
     def breaches(self, row: RequestRow) -> tuple[str, ...]:
         """Return the names of the objectives that count a row as bad."""
+        if row.tags.get("workload_class") in OWN_CLASSES:
+            return ()
         return tuple(each.name for each in self.objectives if each.counts(row) and each.judge(row) is False)
 
     # ------------------------------------------------------------ how they fare
@@ -195,13 +198,10 @@ def _counts(tally: _Tally) -> Counts:
 
 def _statuses(tally: _Tally, wall_ns: int) -> list[SloStatus]:
     """Return the status of each group by its number, all requests first."""
-    sums = {window: tally.cells.sums(window, wall_ns) for window in tally.windows}
+    sums = {window: tally.cells.sums(window, wall_ns).tolist() for window in tally.windows}
     statuses = []
     for number, values in enumerate(tally.groups.values):
-        of_group = {
-            window: Sum(*map(int, found[number])) if number < len(found) else Sum(0, 0)
-            for window, found in sums.items()
-        }
+        of_group = {window: Sum(*found[number]) for window, found in sums.items()}
         statuses.append(_status(tally, number, values, of_group, wall_ns))
     return statuses
 

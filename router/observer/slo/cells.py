@@ -39,7 +39,7 @@ class Cells:
     def __init__(self, time_scale: float, wall_ns: int) -> None:
         self._widths = tuple(max(1, round(width * _NS_PER_S / time_scale)) for width in WIDTHS_S)
         self._newest = [wall_ns // width for width in self._widths]
-        self._counts = np.zeros((_FIRST_CAPACITY, CELL_COUNT, 2), np.uint32)
+        self._counts = np.zeros((_FIRST_CAPACITY, 2, CELL_COUNT), np.uint32)
 
     @property
     def width_ns(self) -> int:
@@ -52,9 +52,9 @@ class Cells:
             index, count, newest = wall_ns // width, COUNTS[tier], self._newest[tier]
             if index > newest:
                 fresh = np.arange(max(newest + 1, index - count + 1), index + 1) % count
-                self._counts[:, _OFFSETS[tier] + fresh] = 0
+                self._counts[:, :, _OFFSETS[tier] + fresh] = 0
             elif newest - index >= count:
-                self._counts[:, _OFFSETS[tier] : _OFFSETS[tier] + count] = 0
+                self._counts[:, :, _OFFSETS[tier] : _OFFSETS[tier] + count] = 0
             else:
                 continue
             self._newest[tier] = index
@@ -67,9 +67,9 @@ class Cells:
         for tier, width in enumerate(self._widths):
             index = wall_ns // width
             if index > self._newest[tier] - COUNTS[tier]:
-                cell = counts[_OFFSETS[tier] + index % COUNTS[tier]]
-                cell[BAD] += bad
-                cell[TOTAL] += total
+                cell = _OFFSETS[tier] + index % COUNTS[tier]
+                counts[BAD, cell] += bad
+                counts[TOTAL, cell] += total
 
     def clear(self, group: int) -> None:
         """Forget a group, so that its number may be used again."""
@@ -86,7 +86,7 @@ class Cells:
         return self._summed(begin + low, begin + count) + self._summed(begin, begin + high + 1)
 
     def _summed(self, begin: int, end: int) -> Ints:
-        found: Ints = self._counts[:, begin:end].sum(axis=1, dtype=np.int64)
+        found: Ints = self._counts[:, :, begin:end].sum(axis=2, dtype=np.int64)
         return found
 
     def series(self, group: int, window_ns: int, wall_ns: int) -> tuple[Ints, Ints]:
@@ -95,8 +95,8 @@ class Cells:
         indexes = np.arange(first, last + 1)
         if group >= len(self._counts):
             return indexes * self._widths[tier], np.zeros((len(indexes), 2), np.int64)
-        counts = self._counts[group, _OFFSETS[tier] + indexes % COUNTS[tier]].astype(np.int64)
-        return indexes * self._widths[tier], counts
+        counts = self._counts[group][:, _OFFSETS[tier] + indexes % COUNTS[tier]].astype(np.int64)
+        return indexes * self._widths[tier], counts.T
 
     def _range(self, window_ns: int, wall_ns: int) -> tuple[int, int, int]:
         """Return the width to read, and the first and last cell of a window, both whole."""
@@ -109,7 +109,7 @@ class Cells:
         return tier, first, max(first, min(wall_ns // width, newest))
 
     def _grow(self, least: int) -> None:
-        grown = np.zeros((max(least, 2 * len(self._counts)), CELL_COUNT, 2), np.uint32)
+        grown = np.zeros((max(least, 2 * len(self._counts)), 2, CELL_COUNT), np.uint32)
         grown[: len(self._counts)] = self._counts
         self._counts = grown
 
@@ -126,9 +126,9 @@ class Cells:
 
     def restore(self, newest: list[int], counts: bytes) -> None:
         """Take over what another life has counted; raises ValueError when it does not fit."""
-        found = np.frombuffer(counts, "<u4").reshape(-1, CELL_COUNT, 2)
+        found = np.frombuffer(counts, "<u4").reshape(-1, 2, CELL_COUNT)
         if len(newest) != len(COUNTS):
             raise ValueError(f"{len(newest)} widths of cells: expected {len(COUNTS)}")
-        self._counts = np.zeros((max(_FIRST_CAPACITY, len(found)), CELL_COUNT, 2), np.uint32)
+        self._counts = np.zeros((max(_FIRST_CAPACITY, len(found)), 2, CELL_COUNT), np.uint32)
         self._counts[: len(found)] = found
         self._newest = list(newest)
