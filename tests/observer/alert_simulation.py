@@ -14,11 +14,12 @@ import numpy as np
 from router.config import SloConfig
 from router.observer.alerts.evidence import evidence
 from router.observer.alerts.evidence.history import History
-from router.observer.alerts.evidence.judge import judge
+from router.observer.alerts.evidence.judge import judge, values_of
 from router.observer.alerts.evidence.recent import Recent
 from router.observer.alerts.evidence.regressions import BLOCK_NS, Regressions
+from router.observer.alerts.evidence.slices import mask_of
 from router.observer.alerts.evidence.table import Table, Values
-from router.observer.alerts.model import Evidence, Finding
+from router.observer.alerts.model import Cause, Evidence, Finding, Severity
 from router.observer.slo.burn import Sum, burns_of, windows_of
 from router.observer.slo.cells import BAD, TOTAL, Cells
 from router.observer.slo.objectives import Objective, objectives_of
@@ -168,7 +169,45 @@ def random_plant(random: np.random.Generator, kind: str, begin_wall_ns: int) -> 
 
 
 def planted(world: World, kind: str, seed: int, wait_ns: int = 90 * 60 * S) -> Outcome:
-    """Plant something into a copy of a world at some time of the next day, and return what is told of it."""
+    """Plant something into a copy of a world at some time of the next day, and return which regression is told."""
+    world, plant = _with_plant(world, kind, seed)
+    for _, findings in world.run(wait_ns):
+        if findings:
+            told = evidence(findings[0], world.recent, world.now_wall_ns, currency="USD")
+            after_s = (world.now_wall_ns - plant.begin_wall_ns) / S
+            return Outcome(plant, findings[0], told, len(findings) - 1, after_s)
+    return Outcome(plant, None, None, 0, float("inf"))
+
+
+def breached(world: World, kind: str, seed: int) -> Outcome:
+    """Plant something likewise, and return how an objective that burns by it is explained a quarter of an hour later.
+
+    It is about all requests where a host is slow, else about those of the feature, as a group of an objective is. Its
+    threshold is what 97 of 100 of these did not exceed before.
+    """
+    world, plant = _with_plant(world, kind, seed)
+    for _ in world.run(20 * 60 * S):
+        pass
+    metric = {"host_decode": "tpot", "tool": "tool"}.get(kind, "ttft")
+    where = {} if kind.startswith("host") else {"feature_name": plant.value}
+    before = world.recent.between(0, plant.begin_wall_ns)
+    before = before.take(mask_of(before, where, world.recent.values))
+    found = Finding(
+        cause=Cause.BURN,
+        severity=Severity.PAGE,
+        labels=plant.where,  # what is asked for; the evidence does not look at labels
+        summary="It burns.",
+        since_wall_ns=world.now_wall_ns - 300 * S,
+        metric=metric,
+        threshold=float(np.nanquantile(values_of(before, metric), 0.97)),
+        objective=0.97,
+        where=where,
+    )
+    return Outcome(plant, found, evidence(found, world.recent, world.now_wall_ns, currency="USD"), 0, 0.0)
+
+
+def _with_plant(world: World, kind: str, seed: int) -> tuple[World, Plant]:
+    """Return a copy of a world, at some time of its next day and with an hour behind it, in which something begins."""
     world = copy.deepcopy(world)
     random = np.random.default_rng(seed)
     world.traffic.reseed(seed)
@@ -178,9 +217,4 @@ def planted(world: World, kind: str, seed: int, wait_ns: int = 90 * 60 * S) -> O
         pass
     plant = random_plant(random, kind, begin + int(random.integers(0, 300)) * S)
     world.traffic.plants.append(plant)
-    for _, findings in world.run(wait_ns):
-        if findings:
-            told = evidence(findings[0], world.recent, world.now_wall_ns, currency="USD")
-            after_s = (world.now_wall_ns - plant.begin_wall_ns) / S
-            return Outcome(plant, findings[0], told, len(findings) - 1, after_s)
-    return Outcome(plant, None, None, 0, float("inf"))
+    return world, plant

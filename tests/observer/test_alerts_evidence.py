@@ -195,7 +195,8 @@ def test_the_cause_is_neither_too_wide_nor_too_narrow(slow: Any, named: dict[str
     cells = [(f, d, h) for f in ("search", "chat") for d in ("mobile", "desktop") for h in ("a", "b")]
     now = rows_of({cell: (30, 20) if slow(*cell) else (1, 49) for cell in cells})
     before = rows_of(dict.fromkeys(cells, (1, 99)))
-    found = cause(candidates(case_of(now, before, values), values))
+    case = case_of(now, before, values)
+    found = cause(candidates(case, values), case)
     assert found is not None
     assert where_of(found, values) == named
 
@@ -205,9 +206,18 @@ def test_of_two_slices_that_are_the_same_requests_the_simpler_one_is_the_cause()
     # search runs on host a alone, and only there
     now = rows_of({("search", "mobile", "a"): (30, 20), ("chat", "mobile", "b"): (1, 49)})
     before = rows_of({("search", "mobile", "a"): (1, 99), ("chat", "mobile", "b"): (1, 99)})
-    found = cause(candidates(case_of(now, before, values), values))
+    case = case_of(now, before, values)
+    found = cause(candidates(case, values), case)
     assert found is not None
     assert where_of(found, values) == {"host": "a"}
+
+
+def test_when_all_requests_are_slower_no_slice_is_the_cause() -> None:
+    values = Values()
+    cells = [(f, d, h) for f in ("search", "chat") for d in ("mobile", "desktop") for h in ("a", "b")]
+    now = rows_of({cell: (30 + 2 * (number % 2), 20) for number, cell in enumerate(cells)})
+    case = case_of(now, rows_of(dict.fromkeys(cells, (1, 99))), values)
+    assert cause(candidates(case, values), case) is None
 
 
 def test_a_selector_of_several_values_chooses_the_requests_of_all() -> None:
@@ -305,7 +315,7 @@ def test_a_longer_prompt_version_is_named_with_its_feature_and_that_it_is_longer
 
 def test_an_objective_about_some_requests_is_explained_by_these_alone() -> None:
     told, _, _ = breach(Plant("host_decode", "gpu-0", 0, 2.5), "tpot", 25, where={"feature_name": "search"})
-    assert told.slices[0].where == {"host": "gpu-0"}
+    assert told.slices[0].where == {"feature_name": "search", "host": "gpu-0"}
     assert told.stages[0].stage == "decode"
     assert {each.tags["feature_name"] for each in told.examples} == {"search"}
     assert "TPOT of feature search, host gpu-0" in told.sentence

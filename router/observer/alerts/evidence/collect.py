@@ -145,22 +145,22 @@ def _slices(finding: Finding, sides: _Sides, values: Values) -> tuple[Where, tup
     if finding.cause is Cause.REGRESSION:  # which knows its slice from days, not from two hours
         first, where = None, finding.where
     else:
-        first = cause(found)
+        first = cause(found, case)
         where = {} if first is None else where_of(first, values)
         where = with_feature(where, sides.now.take(mask_of(sides.now, where, values)), values)
-    others = ranked(found, first, excess, total, values)
-    own = _share_of(where, sides, excess, prior, values)
-    return where, (own, *(each for each in others if each.where != where)) if where else others
+    others = [each for each in ranked(found, first, excess, total, values) if each.where != where]
+    own = _share_of(where, {**finding.where, **where}, sides, excess, prior, values)
+    return where, tuple([own, *others] if own.where else others)
 
 
-def _share_of(where: Where, sides: _Sides, excess: float, prior: float, values: Values) -> SliceShare:
-    """Return a slice as it is shown."""
+def _share_of(where: Where, named: Where, sides: _Sides, excess: float, prior: float, values: Values) -> SliceShare:
+    """Return a slice as it is shown, with the name ``named``."""
     own = sides.of(where, values)
     ratio = _ratio(own.before_bad, own.before)
     bad, total = float(own.now.weight[own.now_bad].sum()), float(own.now.weight.sum())
     over = bad - total * (prior if ratio is None else ratio)
     return SliceShare(
-        where=where,
+        where=named,
         bad=round(bad),
         total=round(total),
         baseline_ratio=prior if ratio is None else ratio,

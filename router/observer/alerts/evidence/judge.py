@@ -49,7 +49,8 @@ def _left_late(table: Table, gone: Bools, metric: str, threshold: float) -> Bool
     if metric in _OF_FIRST_TOKEN:
         return gone & table.is_stream & (table.number("waited") > threshold)
     if metric in _WHOLE:
-        return (table.outcome == GONE[0]) & (table.number("left") > threshold)
+        left: Bools = (table.outcome == GONE[0]) & (table.number("left") > threshold)
+        return left
     return np.zeros(len(table), dtype=np.bool_)
 
 

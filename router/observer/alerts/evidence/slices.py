@@ -2,9 +2,9 @@
 
 Every value of every dimension, and every pair of values of two dimensions, is a candidate. *Contributing* slices are
 ranked by their excess: bad requests more than there would have been at the share of before. The *cause* is the slice
-that, told apart from all other requests, leaves the least unexplained: the one split that reduces the squared
-deviations most. A slice that is too wide dilutes the difference, one that is too narrow leaves half of it among the
-others; of two that explain the same the simpler one is taken.
+that explains most: count × (mean deviation from before)², what is explained when these requests changed and no others
+did. A slice that is too wide dilutes the deviation, one that is too narrow leaves a part of it out. Of slices that
+explain the same, within the noise, the simplest is taken; all requests together are one too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ ANY_OF: Final = "|"
 """Between the values of a selector that allows several."""
 SHOWN: Final = 8
 SAME: Final = 0.9
-"""A pair of values must explain more than a single one by more than this factor allows."""
+"""Slices explain the same when one has this much of what the other explains."""
+NOISE: Final = 10.0
+"""They also do when it differs by no more than so many variances of a request: the most that one of a hundred splits of
+requests that are all alike explains by chance (2 ln 100)."""
 PRIOR_COUNT: Final = 20.0
 """A slice's share of before is that of all, until it had some more requests than these."""
 TOTAL_MIN: Final = 5.0
@@ -47,7 +50,7 @@ class Candidate(NamedTuple):
     baseline_ratio: float
     excess: float
     gain: float
-    """What telling it apart explains, in squared deviations; negative where its requests are better than others."""
+    """What it explains, in squared deviations; negative where its requests are better than before."""
     is_new: bool
     """Nobody had these values before, but for a few requests around the onset."""
 
@@ -127,26 +130,28 @@ def _codes(key: int, dimensions: tuple[int, ...], widths: list[int]) -> tuple[tu
 
 
 def _gain(total: Doubles, deviation: Doubles) -> Doubles:
-    """Return what each split explains: the squared difference of the two means, by the sizes of both parts."""
-    all_total, all_deviation = total.sum(), deviation.sum()
-    rest = all_total - total
-    with np.errstate(divide="ignore", invalid="ignore"):
-        apart = deviation / total - (all_deviation - deviation) / rest
-        gain: Doubles = np.nan_to_num(np.sign(apart) * total * rest / all_total * apart**2)
+    """Return what each slice explains; negative where its requests are better than before."""
+    gain: Doubles = np.sign(deviation) * deviation**2 / np.maximum(total, 1e-9)
     return gain
 
 
-def cause(found: list[Candidate]) -> Candidate | None:
-    """Return the slice that what is wrong comes from; ``None`` when none differs from the others.
+def cause(found: list[Candidate], case: Case) -> Candidate | None:
+    """Return the slice that what is wrong comes from; ``None`` when it is all requests, or none in particular.
 
     Of those that explain the same it is one that was not there before, then the simplest, then the first by dimension.
     """
     good = [each for each in found if each.gain > 0 and each.excess > 0]
-    if not good:
+    weight = case.now.weight
+    mean = float(np.average(case.deviation, weights=weight))
+    of_all = max(0.0, mean) ** 2 * float(weight.sum())
+    noise = float(np.average((case.deviation - mean) ** 2, weights=weight))
+    best = max((each.gain for each in good), default=0.0)
+    least = min(SAME * best, best - NOISE * noise)
+    same = [each for each in good if each.gain >= least]
+    born = [each for each in same if each.is_new]
+    if not born and of_all >= least:
         return None
-    best = max(each.gain for each in good)
-    same = [each for each in good if each.gain >= SAME * best]
-    return min(same, key=lambda each: (not each.is_new, len(each.codes), each.codes))
+    return min(born or same, key=lambda each: (len(each.codes), each.codes), default=None)
 
 
 def ranked(
