@@ -5,6 +5,7 @@ commands say.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,13 +37,14 @@ def directory() -> Iterator[Path]:
 class Site:
     """A router, an observer and a webhook."""
 
-    def __init__(self, directory: Path, host: ScriptedHost, hook: WebhookThread) -> None:
+    def __init__(self, directory: Path, host: ScriptedHost, hook: WebhookThread, more: str = "") -> None:
         self.address = f"127.0.0.1:{free_port()}"
         toml = (
             f'[observer]\nhttp = "{self.address}"\ndata_dir = "{directory}/data"\ntime_scale = {TIME_SCALE}\n'
             "[observer.alerts]\nretry_s = 0.05\n"
             f'[[observer.alerts.sinks]]\nname = "hook"\nkind = "webhook"\nurl = "{hook.url}"\n'
-        ) + host_toml("alpha", host.url, kind="openai", models=["m"])
+        ) + host_toml("alpha", host.url, kind="vllm", models=["m"])
+        toml += more
         self.router = RouterProcess(directory, toml)
         command = [sys.executable, "-m", "router", "observe", "--config", str(self.router.config_path)]
         self.observer = Program("observer", command, directory / "observer.log")
@@ -54,6 +56,10 @@ class Site:
         except ObserverError:
             self.observer.check_running()
             return None
+
+    @property
+    def generation(self) -> Path:
+        return (self.router.instance_dir / "current").resolve()
 
     def wait_looking(self) -> None:
         wait_until(lambda: (page := self.page()) and page.evaluated_wall_ns, "an evaluation", ALERT_S)
@@ -98,10 +104,28 @@ def test_a_router_that_dies_is_told_once_over_a_killed_observer_and_a_sink_that_
             assert cli.main(["slo", "alerts", "--recent", *url]) == 0
             assert "no alert fires" in (said := capsys.readouterr().out)
             assert " until " in said
-    generation = (site.router.instance_dir / "current").resolve()
-    assert [(each.kind, each.text) for each in read_changes(generation)] == [
+    assert [(each.kind, each.text) for each in read_changes(site.generation)] == [
         ("start", "router 0.1.0 started"), ("stop", "router stopped"),
     ]  # fmt: skip
+
+
+def test_a_host_that_is_down_is_told_with_what_was_changed_before(directory: Path) -> None:
+    with ScriptedHost("alpha") as host, WebhookThread() as hook:
+        site = Site(directory, host, hook, "[health]\ninterval_s = 0.1\nfail_after = 2\n")
+        with site.router, site.observer:
+            site.wait_looking()
+            site.router.config_path.write_text(site.router.config_path.read_text() + "[limits]\nwaiting = 64\n")
+            site.router.signal(signal.SIGHUP)
+            wait_until(lambda: len(read_changes(site.generation)) > 1, "the reload", ALERT_S)
+            host.health_status = 503
+            wait_until(hook.names, "an alert", ALERT_S)
+            host.health_status = 200
+            wait_until(lambda: len(hook.names()) > 1, "its end", ALERT_S)
+    assert hook.names() == [("RingrouterHostDown", "firing"), ("RingrouterHostDown", "resolved")]
+    (told, _) = hook.told
+    assert told["commonLabels"] == {"alertname": "RingrouterHostDown", "severity": "page", "host": "alpha"}
+    assert "host alpha is down: its probes fail" in told["commonAnnotations"]["summary"]
+    assert "limits.waiting: 1024 -> 64 (main)" in told["commonAnnotations"]["description"]
 
 
 def test_an_observer_without_what_its_sinks_need_says_so_and_ends(directory: Path) -> None:
