@@ -20,7 +20,8 @@ from router.observer.alerts.model import (
     StageDelta,
 )
 
-WALL_NS = 1_800_000_000_000_000_000
+WALL_NS = 1_767_225_600_000_000_000
+"""2026 begins, UTC."""
 MS = 1_000_000
 
 

@@ -88,7 +88,7 @@ def _postable(alert: Alert, base_url: str, until_wall_ns: int) -> dict[str, Any]
         "labels": labels_of(alert),
         "annotations": annotations_of(alert),
         "startsAt": text.rfc3339(alert.starts_wall_ns),
-        "endsAt": text.rfc3339(ends_ns),
+        "endsAt": text.rfc3339(max(ends_ns, alert.starts_wall_ns)),  # a clock that was set back must not refuse it
     }
     if url := generator_url(alert, base_url):
         body["generatorURL"] = url
