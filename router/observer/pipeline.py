@@ -15,6 +15,7 @@ from router.observer.aggregate import Aggregate
 from router.observer.alerts.desk import Desk
 from router.observer.alerts.evidence import Recent, evidence
 from router.observer.alerts.evidence.history import History
+from router.observer.alerts.evidence.refill import Refill
 from router.observer.alerts.evidence.regressions import Regressions
 from router.observer.alerts.model import Change, Evidence, Finding
 from router.observer.alerts.watch import ObserverSight
@@ -74,6 +75,9 @@ class Pipeline:
         self.traces = TraceBook(config, self.data_dir, self.slo.book.breaches if self.slo else no_breaches)
         self.recent = Recent(observer.slices.tags, limits_of(observer.goodput))
         self.desk = self._desk(config, wall_ns) if observer.alerts.enabled else None
+        self._refill: Refill | None = None
+        if self.desk is not None and self.journal is not None:
+            self._refill = Refill(self.journal.directory, self.recent, wall_ns)
         self._in_flight = InFlight(run_dir, observer.instances)
         self._position_problem = ""
         self._ticked_ns = 0
@@ -127,6 +131,9 @@ class Pipeline:
         return desk
 
     def _evaluate(self, desk: Desk, now_ns: int, wall_ns: int) -> None:
+        if self._refill is not None:
+            self._refill.take(wall_ns)
+            self._refill = None if self._refill.is_over else self._refill
         follower = self.follower
         dropped_count = 0 if self.journal is None else self.journal.dropped_count
         sight = ObserverSight(follower.lost_request_count, follower.lost_event_count, dropped_count, self.journal_state)
@@ -150,9 +157,9 @@ class Pipeline:
         if self.journal is not None:
             self.journal.append(settled, now_ns)
             settled = self.journal.tick(now_ns, wall_ns)
+        self._commit(settled if self.slo is None else self.slo.settle(settled))
         if self.slo is not None:
-            settled = self.slo.settle(settled, now_ns, wall_ns)
-        self._commit(settled)
+            self.slo.save_when_due(now_ns, wall_ns)
 
     def _commit(self, rows: Sequence[RequestRow]) -> None:
         try:
@@ -163,6 +170,8 @@ class Pipeline:
 
     def close(self, wall_ns: int) -> None:
         """Write what there is, with what is known of its cost, and let another observer go on."""
+        if self._refill is not None:
+            self._refill.close()
         rows = self.cost.flush()
         durable: Sequence[RequestRow] = rows
         if self.journal is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.config import SloConfig
+from router.config import JournalConfig, SloConfig
 from router.observer.alerts.evidence import Recent, evidence
+from router.observer.alerts.evidence import refill as refill_module
 from router.observer.alerts.evidence.examples import examples
 from router.observer.alerts.evidence.judge import judge
 from router.observer.alerts.evidence.onset import onset_ns
 from router.observer.alerts.evidence.recent import KEEP_NS
+from router.observer.alerts.evidence.refill import Refill
 from router.observer.alerts.evidence.slices import Case, candidates, cause, mask_of, ranked, where_of
 from router.observer.alerts.evidence.stages import stage_deltas
 from router.observer.alerts.evidence.table import Table, Values, dimensions_of, joined, table_of
 from router.observer.alerts.model import Cause, Change, Evidence, Finding, Severity
-from router.observer.rows import RequestRow, RowCost
+from router.observer.journal import Journal
+from router.observer.rows import STAGE_FIELDS, RequestRow, RowCost
 from router.observer.slo.objectives import objectives_of
 from tests.observer.alert_simulation import World
 from tests.observer.traffic import HOUR, MONDAY_WALL_NS, MS, Plant, S
@@ -338,3 +342,61 @@ def test_a_breach_from_the_first_request_on_has_no_before() -> None:
     assert "100 % over 500 ms" in told.sentence
     assert told.cost_before is None
     assert len(told.examples) == 5
+
+
+# ---------------------------------------------------------------- over restarts
+def journal_of(directory: Path, rows: list[RequestRow]) -> Path:
+    journal = Journal(directory, JournalConfig())
+    journal.append(rows)
+    journal.close()
+    return directory
+
+
+def refilled(directory: Path, entries: tuple[str, ...] = (), wall_ns: int = NOW) -> Recent:
+    recent = Recent(entries)
+    refill = Refill(directory, recent, wall_ns)
+    refill.close()  # waits for the thread
+    refill.take(wall_ns)
+    assert refill.is_over
+    return recent
+
+
+def test_what_ended_before_a_restart_is_there_again_as_it_was(tmp_path: Path) -> None:
+    cost = RowCost(0.25, 0.0, 1, 0, "USD", "tokens", "")
+    full: dict[str, Any] = {name: 3 * MS + place for place, (_, name) in enumerate(STAGE_FIELDS)}
+    rows = [
+        request(**full, end_wall_ns=NOW - 60 * S, ttft_ns=7 * MS, early_tps=12.5, n_in=30, n_out=5, tool_ns=5 * MS,
+                cost=cost, visible_2s=4, feature_name="f", tags={"region": "eu", "request_id": "r1"},
+                trace_id="a" * 32),
+        request(**full, end_wall_ns=NOW - 50 * S, outcome="client_gone", left_ns=3 * MS, folded=True, stream=False),
+    ]  # fmt: skip
+    others = [
+        request(end_wall_ns=NOW - 60 * S, tags={"workload_class": "warm"}),
+        request(end_wall_ns=NOW + 60 * S),
+        request(end_wall_ns=NOW - KEEP_NS - 1),
+    ]
+    recent = refilled(journal_of(tmp_path, rows + others), ("region",))
+    found = recent.between(0, 2 * NOW)
+    expected = table_of(rows, recent.values)
+    assert len(found) == 2
+    for name in ("end_wall_ns", "codes", "outcome", "is_stream", "weight", "request_id", "trace_id"):
+        assert (getattr(found, name) == getattr(expected, name)).all(), name
+    np.testing.assert_array_equal(found.numbers, expected.numbers)
+    assert mask_of(found, {"region": "eu"}, recent.values).tolist() == [True, False]
+
+
+def test_of_more_requests_than_are_read_each_stands_for_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refill_module, "ROWS_MAX", 100)
+    rows = [request(end_wall_ns=NOW - i * S, request_seq=i) for i in range(1, 401)]
+    found = refilled(journal_of(tmp_path, rows)).between(0, NOW)
+    assert len(found) == 100
+    assert found.weight.sum() == 400
+
+
+def test_without_a_journal_or_with_a_damaged_one_there_is_nothing_before(tmp_path: Path) -> None:
+    assert len(refilled(tmp_path / "none")) == 0
+    (path,) = (journal_of(tmp_path / "bad", [request(end_wall_ns=NOW - S)]) / "wal").iterdir()
+    path.write_bytes(b"{nothing\n")
+    assert len(refilled(tmp_path / "bad")) == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -69,6 +70,15 @@ class Recent:
             self._thin()
         if self._one_in > 1 and self._count < self._rows_max // 4:
             self._one_in //= 2
+
+    def add_earlier(self, table: Table, values: Values, wall_ns: int) -> None:
+        """Take requests whose codes are those of other values with the same dimensions."""
+        codes = np.empty_like(table.codes)
+        for at in range(len(self.values.dimensions)):
+            used, places = np.unique(table.codes[:, at], return_inverse=True)
+            moved = [self.values.code(at, values.text(at, code)) for code in used.tolist()]
+            codes[:, at] = np.array(moved, dtype=np.int16)[places]
+        self.add_table(replace(table, codes=codes), wall_ns)
 
     def between(self, begin_wall_ns: int, end_wall_ns: int) -> Table:
         """Return the requests that ended in ``[begin, end)``, in that order."""

@@ -175,7 +175,7 @@ def table_of(rows: Sequence[RequestRow], values: Values, limits: Mapping[str, Li
         codes=np.array([_codes(row, values) for row in rows], dtype=np.int16).reshape(
             len(rows), len(values.dimensions)
         ),
-        outcome=np.array([_OUTCOME_CODES.get(row.outcome, _UNKNOWN_OUTCOME) for row in rows], dtype=np.int8),
+        outcome=np.array([outcome_code(row.outcome) for row in rows], dtype=np.int8),
         good=np.array([_good(row, limits or {}) for row in rows], dtype=np.int8),
         is_stream=np.array([row.stream for row in rows], dtype=np.bool_),
         weight=np.ones(len(rows), dtype=np.float32),
@@ -185,6 +185,11 @@ def table_of(rows: Sequence[RequestRow], values: Values, limits: Mapping[str, Li
 
 
 NO_ROWS: Final = table_of((), Values())
+
+
+def outcome_code(word: str) -> int:
+    """Return the code of an outcome; one that is not known (of a newer router) has the last one."""
+    return _OUTCOME_CODES.get(word, _UNKNOWN_OUTCOME)
 
 
 def _codes(row: RequestRow, values: Values) -> list[int]:
