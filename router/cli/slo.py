@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         while args.watch is not None:
             sys.stdout.flush()
             time.sleep(args.watch)
-            print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
+            if not args.json:
+                print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
             _print(args, address)
     except (ConfigError, RefusedError) as error:
         return fail(error)

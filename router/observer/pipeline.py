@@ -16,8 +16,8 @@ from router.observer.alerts.desk import Desk
 from router.observer.alerts.evidence import Recent, evidence
 from router.observer.alerts.evidence.history import History
 from router.observer.alerts.evidence.refill import Refill
-from router.observer.alerts.evidence.regressions import Regressions
-from router.observer.alerts.model import Change, Evidence, Finding
+from router.observer.alerts.evidence.regressions import BLOCK_NS, WINDOW_BLOCKS, Regressions
+from router.observer.alerts.model import Cause, Change, Evidence, Finding
 from router.observer.alerts.watch import ObserverSight
 from router.observer.batch import of_users
 from router.observer.catalogue import limits_of
@@ -126,6 +126,7 @@ class Pipeline:
         if self.slo is not None:
             desk.sources["slo"] = self.slo.findings
         history = History(self.data_dir / BASELINE if scale == 1 else None, scale)
+        desk.holds_ns[Cause.REGRESSION] = round(WINDOW_BLOCKS * BLOCK_NS / scale)
         desk.sources["regressions"] = Regressions(self.recent, history, wall_ns, scale).evaluate
         desk.explain = explain
         return desk

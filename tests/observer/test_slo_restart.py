@@ -6,7 +6,7 @@ import random
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def fate(monkeypatch: pytest.MonkeyPatch) -> Fate:
     for owner, name in ((Journal, "append"), (Journal, "tick"), (Follower, "commit"), (SloAccounts, "add")):
         made.around(monkeypatch, owner, name)
     made.around(monkeypatch, store_module, "_write")
-    made.around(monkeypatch, SloAccounts, "settle")
+    for name in ("settle", "save_when_due"):
+        made.around(monkeypatch, SloAccounts, name)
     monkeypatch.setattr(accounts_module, "SAVE_EVERY_NS", 2 * S)
     take_lock = Positions.__init__
 
@@ -249,6 +250,13 @@ def test_a_page_that_is_over_is_remembered_over_a_restart(tmp_path: Path) -> Non
     again.close((), later_ns)
 
 
+def taken(accounts: SloAccounts, rows: Sequence[Any], now_ns: int) -> list[Any]:
+    """Do what a turn does; return what the position may pass."""
+    passed = accounts.settle(rows)
+    accounts.save_when_due(now_ns, time.time_ns())
+    return list(passed)
+
+
 def _with_fewer_cells(raw: bytes) -> bytes:
     file = msgspec.msgpack.decode(zlib.decompress(raw))
     file["book"]["counts"][0]["cells"] = b"1234"
@@ -317,20 +325,20 @@ class TestFile:
         assert one.problem == f"{tmp_path / FILE} cannot be written: No space left on device"
         rows = [row(request_seq=i, end_wall_ns=wall_ns) for i in range(3)]
         one.add(rows, wall_ns)
-        assert one.settle(rows, 100 * S, wall_ns) == [], "the position waits for the file"
+        assert taken(one, rows, 100 * S) == [], "the position waits for the file"
         wait_until(lambda: one._store._saving is not None and one._store._saving.done(), "the try to be over")
-        assert one.settle((), 101 * S, wall_ns) == []
+        assert taken(one, (), 101 * S) == []
         fails = False
         passed: list[Any] = []
 
         def settled() -> bool:
-            passed.extend(one.settle((), 200 * S, wall_ns))
+            passed.extend(taken(one, (), 200 * S))
             return len(passed) == 3
 
         wait_until(settled, "the rows to be in the file")
         assert passed == rows
         assert one.problem == ""
-        assert one.settle((), 400 * S, wall_ns) == [], "each once"
+        assert taken(one, (), 400 * S) == [], "each once"
         one.close((), wall_ns)
 
     def test_what_waits_for_a_file_that_cannot_be_written_is_bounded(
@@ -344,11 +352,11 @@ class TestFile:
         monkeypatch.setattr(store_module, "_write", refuse)
         one = SloAccounts(settings(tmp_path), tmp_path, None, time.time_ns())
         rows = [row(request_seq=i) for i in range(12)]
-        one.settle(rows, 100 * S, time.time_ns())
+        taken(one, rows, 100 * S)
         passed: list[Any] = []
 
         def settled() -> bool:
-            passed.extend(one.settle((), 101 * S, time.time_ns()))
+            passed.extend(taken(one, (), 101 * S))
             return len(passed) >= 7
 
         wait_until(settled, "the oldest rows to be let go")

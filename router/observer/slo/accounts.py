@@ -80,20 +80,14 @@ class SloAccounts:
             self._is_new = True
             self.book.add(rows, wall_ns)
 
-    def settle(self, rows: Sequence[RequestRow], now_ns: int, wall_ns: int) -> Sequence[RequestRow]:
-        """Take rows that are durable in the journal, or settled without one; return those that the position may pass.
-
-        Writes the file when it is time. ``now_ns`` is monotonic.
-        """
+    def settle(self, rows: Sequence[RequestRow]) -> Sequence[RequestRow]:
+        """Take rows that are durable in the journal, or settled without one; return those the position may pass."""
         if self._journal is not None:
             self.book.commit(rows)
             self._store.ended()
-            self._save_when_due(now_ns, wall_ns)
             return rows
         self._held += rows
-        passed = self._in_file_now()
-        self._save_when_due(now_ns, wall_ns)
-        return passed
+        return self._in_file_now()
 
     def _in_file_now(self) -> list[RequestRow]:
         """Return, once, the rows that the file on the disk has, and those that have waited for too long."""
@@ -108,13 +102,16 @@ class SloAccounts:
         self.book.commit(passed)
         return passed
 
-    def _save_when_due(self, now_ns: int, wall_ns: int) -> None:
+    def save_when_due(self, now_ns: int, wall_ns: int) -> None:
+        """Have the file written when it is time. ``now_ns`` is monotonic. Raises OSError when the journal is away."""
         is_due = now_ns - self._saved_ns >= SAVE_EVERY_NS or len(self._held) >= HELD_MAX
         if self._store.is_saving or not is_due or not (self._is_new or self._held):
             return
-        self._saved_ns, self._is_new = now_ns, False
+        self._saved_ns = now_ns
+        file = self._file(wall_ns)
+        self._is_new = False
         self._in_file, self._held = self._held, []
-        self._store.begin(self._file(wall_ns))
+        self._store.begin(file)
 
     def close(self, rows: Sequence[RequestRow], wall_ns: int) -> Sequence[RequestRow]:
         """Write the file; return the rows that the position may pass, of these and of those that waited."""
