@@ -118,6 +118,17 @@ def test_the_next_observer_goes_on(directory: Path, how: str, monkeypatch: pytes
     assert [at.evaluate() for _ in range(3)] == [[], [], ["resolved"]], "that it is over is told too"
 
 
+def test_what_cannot_be_judged_yet_after_a_restart_goes_on(directory: Path) -> None:
+    worse = finding(cause=Cause.REGRESSION, labels={"host": "a"}, where={"host": "a"})
+    at = At(directory, regressions=[worse])
+    at.evaluate()
+    at.evaluate()
+    at.found["regressions"] = []
+    at.open().holds_ns[Cause.REGRESSION] = 5 * EVALUATE_NS
+    assert [at.evaluate() for _ in range(5)] == [[]] * 5, "its source needs so long to see anything"
+    assert [at.evaluate() for _ in range(3)] == [[], [], ["resolved"]]
+
+
 def test_a_source_that_fails_ends_nothing_and_holds_up_nobody(directory: Path) -> None:
     other = finding(labels={"slo": "other"})
     at = At(directory, slo=[finding()], regressions=[other])

@@ -7,6 +7,7 @@ Each evaluation, every ten seconds of the configuration's time::
     explain   evidence for what fires                       :mod:`router.observer.alerts.evidence`
     tell      to the sinks, on disk before it is saved that it was told
 
+After a restart some of what fired cannot be judged at once: it stays for as long as its source needs (``holds_ns``).
 What is to be told is given away before the ledger is saved: a kill in between tells it twice, never not at all. A
 source that fails keeps its last findings: what cannot be seen just now is not over.
 """
@@ -26,8 +27,15 @@ from router.observer.alerts.changes import Changes
 from router.observer.alerts.courier import SinkState
 from router.observer.alerts.inhibit import inhibited
 from router.observer.alerts.ledger import Ledger, Step
-from router.observer.alerts.model import Alert, Change, Evidence, Finding
-from router.observer.alerts.watch import ObserverSight, RouterSight, SinkSight, Watch
+from router.observer.alerts.model import Alert, Cause, Change, Evidence, Finding
+from router.observer.alerts.watch import (
+    MINUTE_EVALUATIONS,
+    SINK_FAILS_EVALUATIONS,
+    ObserverSight,
+    RouterSight,
+    SinkSight,
+    Watch,
+)
 from router.observer.follow import RouterView
 from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow
@@ -79,6 +87,11 @@ class Desk:
         self.watch = Watch(self.period_ns)
         self.changes = Changes(self.directory, scale)
         self.sources: dict[str, Source] = {}
+        self.holds_ns: dict[Cause, int] = {
+            Cause.HOST_DOWN: MINUTE_EVALUATIONS * self.period_ns,
+            Cause.SINK_DOWN: (SINK_FAILS_EVALUATIONS + 1) * self.period_ns,
+        }
+        """How long after a start nothing can be said of these: until then what fired before goes on."""
         self.explain: Explain = lambda _finding, _wall_ns, _changes: None
         self.tell: Callable[[Sequence[Step]], None] = lambda _steps: None
         self.sinks: Callable[[], Sequence[SinkSight]] = tuple
@@ -93,6 +106,9 @@ class Desk:
         self._saved = b""
         self._errors: list[Exception] = []
         self._load()
+        self._before = self.ledger.active()
+        """What fired when this observer began."""
+        self._begun_wall_ns: int | None = None
 
     def add(self, rows: Sequence[RequestRow], wall_ns: int) -> None:
         """Take finished requests, those of the routers themselves too: their hosts are as real."""
@@ -112,7 +128,7 @@ class Desk:
         found = [*self._asked("watch", lambda at: self.watch.findings(sights, observer, self.sinks(), at), wall_ns)]
         for name, source in self.sources.items():
             found += self._asked(name, source, wall_ns)
-        steps = self.ledger.update(inhibited(found), wall_ns)
+        steps = self.ledger.update([*inhibited(found), *self._held(wall_ns)], wall_ns)
         steps = [self._explained(step, wall_ns) for step in steps]
         self._explain_again(wall_ns)
         self.tell(steps)
@@ -127,6 +143,13 @@ class Desk:
         except Exception as error:  # whatever it is, the other sources are to be asked
             self._errors.append(error)
         return self._last.get(name, ())
+
+    def _held(self, wall_ns: int) -> list[Finding]:
+        """Return what fired before the start and cannot be judged yet; a fresh finding of the same comes before it."""
+        self._begun_wall_ns = self._begun_wall_ns or wall_ns
+        age_ns = wall_ns - self._begun_wall_ns
+        findings = (alert.finding for alert in self._before)
+        return [each for each in findings if age_ns < self.holds_ns.get(each.cause, 0)]
 
     def _sights(self, routers: Sequence[RouterView]) -> list[RouterSight]:
         found = []
