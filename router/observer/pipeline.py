@@ -127,14 +127,17 @@ class Pipeline:
             desk.sources["slo"] = self.slo.findings
         history = History(self.data_dir / BASELINE if scale == 1 else None, scale)
         desk.holds_ns[Cause.REGRESSION] = round(WINDOW_BLOCKS * BLOCK_NS / scale)
-        desk.sources["regressions"] = Regressions(self.recent, history, wall_ns, scale).evaluate
+        self._regressions = Regressions(self.recent, history, wall_ns, scale)
+        desk.sources["regressions"] = self._regressions.evaluate
         desk.explain = explain
         return desk
 
     def _evaluate(self, desk: Desk, now_ns: int, wall_ns: int) -> None:
         if self._refill is not None:
             self._refill.take(wall_ns)
-            self._refill = None if self._refill.is_over else self._refill
+            if self._refill.is_over:
+                self._refill = None
+                self._regressions.recall()
         follower = self.follower
         dropped_count = 0 if self.journal is None else self.journal.dropped_count
         sight = ObserverSight(follower.lost_request_count, follower.lost_event_count, dropped_count, self.journal_state)

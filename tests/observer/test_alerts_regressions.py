@@ -13,7 +13,7 @@ from router.observer.alerts.evidence import cells as cells_module
 from router.observer.alerts.evidence.cells import LENGTHS, METRICS, SUMS, Slices, Sums, sums_of
 from router.observer.alerts.evidence.comparison import baseline_of, levels_of
 from router.observer.alerts.evidence.history import HOUR_NS, KEEP_HOURS, History
-from router.observer.alerts.evidence.regressions import BLOCK_NS
+from router.observer.alerts.evidence.regressions import BLOCK_NS, Regressions
 from router.observer.alerts.model import Cause, Finding, Severity
 from tests.observer.alert_simulation import KINDS, World, breached, lived, planted, quiet
 from tests.observer.traffic import DAY, HOUR, MONDAY_WALL_NS, Plant, S, Traffic
@@ -73,6 +73,19 @@ def test_it_is_over_when_the_slice_is_as_it_was(world: World) -> None:
     assert [findings for _, findings in world.run(HOUR)][-1]
     world.traffic.plants = []
     assert [findings for _, findings in world.run(HOUR)][-1] == []
+
+
+def test_a_restart_judges_the_last_hour_at_once(world: World) -> None:
+    world = copy.deepcopy(world)
+    world.jump(world.now_wall_ns + 11 * HOUR)
+    world.traffic.plants = [Plant("host_prefill", "gpu-0", NOON, 2.0)]
+    before = [findings for _, findings in world.run(2 * HOUR)][-1]
+    again = Regressions(world.recent, world.history, world.now_wall_ns + S)
+    assert again.evaluate(world.now_wall_ns + S) == []
+    again.recall()
+    after = again.evaluate(world.now_wall_ns + 2 * S)
+    assert [(each.labels, each.metric) for each in after] == [(each.labels, each.metric) for each in before]
+    assert abs(after[0].since_wall_ns - before[0].since_wall_ns) <= 2 * BLOCK_NS
 
 
 def test_two_causes_at_once_are_both_told(world: World) -> None:

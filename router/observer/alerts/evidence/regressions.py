@@ -94,6 +94,20 @@ class Regressions:
             self._close(self._recent.between(begin, block * self._block_ns), block * self._block_ns)
         return self._findings
 
+    def recall(self) -> None:
+        """Take what of the last hour was before this life from the recent requests, and judge anew."""
+        first = self._block - len(self._blocks)
+        missing = range(first - 2 * WINDOW_BLOCKS + len(self._blocks), first)
+        earlier = [
+            sums_of(
+                self._recent.between(at * self._block_ns, (at + 1) * self._block_ns), self._recent.values, self.slices
+            )
+            for at in missing
+        ]
+        self._blocks.extendleft(reversed(earlier))
+        self._compared.clear()
+        self._findings = self._found(self._block * self._block_ns)
+
     def _close(self, table: Table, wall_ns: int) -> None:
         """Take the requests of the five minutes that end now."""
         if len(self.slices) >= SLICES_MAX:
