@@ -11,7 +11,6 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,13 +33,16 @@ from tests.support.waiting import free_port, shared_memory_directory, wait_until
 
 TIME_SCALE = 20
 """An evaluation takes half a second."""
-DELAY_S = 2.5
-THRESHOLD_MS = 2000
-EVERY_S = 0.8
+DELAY_S = 5.0
+THRESHOLD_MS = 4000
+EVERY_S = 1.2
 """Between two requests of one kind: the slow host has slots to spare, so that nothing waits for them."""
-BEFORE_COUNT = 40
-LONG_S, SHORT_S, FACTOR = 200, 60, 2.5
-"""Of the configuration's time: ten seconds and three."""
+BEFORE_COUNT = 30
+LONG_S, SHORT_S, FACTOR = 200, 80, 2.5
+"""Of the configuration's time: ten seconds and four."""
+EVENTS_MIN, BAD_MIN = 8, 3
+TRIES = 3
+"""Of what a busy machine may spoil: then the host that is not held back is slow too, and the alert says so."""
 ALERT_S = 60.0
 BUSY_NS = 5_000_000_000
 """By how much a busy machine may hold up the observer."""
@@ -57,8 +59,8 @@ threshold_ms = {THRESHOLD_MS}
 objective = 90
 where = {{{{ feature_name = "search" }}}}
 windows = [{{{{ long_s = {LONG_S}, short_s = {SHORT_S}, factor = {FACTOR}, severity = "page" }}}}]
-min_events = 10
-min_bad = 3
+min_events = {EVENTS_MIN}
+min_bad = {BAD_MIN}
 
 [[observer.alerts.sinks]]
 name = "hook"
@@ -144,16 +146,25 @@ class Site:
             return None
 
 
-@pytest.fixture
-def site(host_directory: Path) -> Iterator[Site]:
-    with ExitStack() as stack:
-        yield Site(stack)
-
-
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_slow_host_is_one_alert_that_names_it_and_is_over_when_it_has_recovered(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    host_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for _ in range(TRIES):
+        with ExitStack() as stack:
+            site = Site(stack)
+            try:
+                check_alert(site, capsys)
+            except AssertionError:
+                if not is_spoiled(site):
+                    raise
+            else:
+                return
+    pytest.fail("the machine was too busy each time")
+
+
+def check_alert(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     with Traffic(site.router) as traffic:
         wait_until(lambda: traffic.count >= BEFORE_COUNT, "traffic as it should be", ALERT_S)
         assert site.hook.names() == [], site.hook.told
@@ -172,10 +183,22 @@ def test_a_slow_host_is_one_alert_that_names_it_and_is_over_when_it_has_recovere
     assert site.hook.names() == [("RingrouterSloBurn", "firing"), ("RingrouterSloBurn", "resolved")]
     period_ns = EVALUATE_NS // TIME_SCALE
     late_periods = (told_ns - first_missed_ns(site)) / period_ns
-    print(
-        f"told {late_periods:.2f} evaluation periods after the rule was first true: {body['alerts'][0]['annotations']}"
-    )
+    print(f"told {late_periods:.2f} evaluation periods after the rule was first true")
+    print(json.dumps(body["alerts"][0]["annotations"], indent=2, ensure_ascii=False))
     assert late_periods < 2 + BUSY_NS / period_ns
+
+
+def is_spoiled(site: Site) -> bool:
+    """Whether requests at the host that was not held back took long: then that was no test of anything."""
+    return any(ttft is None or ttft > THRESHOLD_MS * 1e6 / 4 for (ttft,) in rows(site, "ttft_ns", "host = 'gpu-0'"))
+
+
+def rows(site: Site, columns: str, where: str) -> list[tuple[Any, ...]]:
+    reader = JournalReader(site.directory / "data" / JOURNAL)
+    try:
+        return list(reader.ask(f"SELECT {columns} FROM requests WHERE {where} ORDER BY 1"))
+    finally:
+        reader.close()
 
 
 def check_text(said: str) -> None:
@@ -190,7 +213,8 @@ def check_text(said: str) -> None:
 def check_evidence(evidence: dict[str, Any]) -> None:
     (slowest, *_) = evidence["stages"]
     assert slowest["stage"] == "host_first_byte"
-    assert DELAY_S * 0.8e9 < slowest["now_ns"] - slowest["before_ns"] < DELAY_S * 1.5e9
+    longer_ns = slowest["now_ns"] - slowest["before_ns"]
+    assert DELAY_S * 0.4e9 < longer_ns < DELAY_S * 1.2e9, "half of search was slow, or all of a narrower slice"
     assert evidence["cost_now"] > evidence["cost_before"] > 0, "a slow host's time is paid for"
     assert len(evidence["examples"]) >= 3
     for example in evidence["examples"]:
@@ -214,12 +238,8 @@ def check_traces(site: Site, examples: list[dict[str, Any]], capsys: pytest.Capt
 
 def first_missed_ns(site: Site) -> int:
     """Return when the rule was true first, counted from the journal's rows alone."""
-    sql = "SELECT end_wall_ns, ttft_ns FROM requests WHERE feature_name = 'search' ORDER BY 1"
-    reader = JournalReader(site.directory / "data" / JOURNAL)
-    try:
-        ends = [(end, ttft is None or ttft > THRESHOLD_MS * 1e6) for end, ttft in reader.ask(sql)]
-    finally:
-        reader.close()
+    found = rows(site, "end_wall_ns, ttft_ns", "feature_name = 'search'")
+    ends = [(end, ttft is None or ttft > THRESHOLD_MS * 1e6) for end, ttft in found]
     for now_ns, _ in ends:
         counts = []
         for window_s in (LONG_S, SHORT_S):
@@ -227,6 +247,6 @@ def first_missed_ns(site: Site) -> int:
             counts.append((sum(is_bad), len(is_bad)))
         (bad, total), (short_bad, short_total) = counts
         needed = FACTOR * 0.1
-        if total >= 10 and bad >= 3 and bad >= needed * total and short_bad >= needed * short_total:
+        if total >= EVENTS_MIN and bad >= BAD_MIN and bad >= needed * total and short_bad >= needed * short_total:
             return int(now_ns)
     raise AssertionError(f"the rule was never true: {ends}")
