@@ -354,6 +354,8 @@ def journal_of(directory: Path, rows: list[RequestRow]) -> Path:
 
 def refilled(directory: Path, entries: tuple[str, ...] = (), wall_ns: int = NOW) -> Recent:
     recent = Recent(entries)
+    for dimension in range(len(recent.values.dimensions)):
+        recent.values.code(dimension, "another")  # codes of now are not those of then
     refill = Refill(directory, recent, wall_ns)
     refill.close()  # waits for the thread
     refill.take(wall_ns)
