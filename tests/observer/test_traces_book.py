@@ -11,6 +11,7 @@ import pytest
 
 from router import config
 from router.errors import ConfigError
+from router.observer.pipeline import Pipeline
 from router.observer.traces import book
 from router.observer.traces.book import TraceBook, headers_of, key_path, naming_of, resource_of
 from tests.observer.test_traces_sampling import S, request
@@ -117,6 +118,18 @@ class TestUsers:
 
     def test_without_a_place_for_a_key_users_are_left_out(self) -> None:
         assert naming_of(settings(), None).user_id == "off"
+
+
+def test_a_pipeline_that_ends_ends_its_export_too(tmp_path: Path) -> None:
+    with Collector() as collector:
+        toml = f'endpoint = "{collector.url}"\n[observer.journal]\nenabled = false'
+        one = settings(toml, more=f'[observer]\ndata_dir = "{tmp_path}"\n')
+        pipeline = Pipeline(one, tmp_path / "run", S)
+        assert pipeline.traces.exporting
+        pipeline.traces.add([request(1, outcome="timeout")], S)
+        pipeline.close(S)
+        assert not pipeline.traces.exporting
+        assert [span for span in collector.spans() if span.kind == "server"]
 
 
 def test_the_resource_says_whose_spans_they_are() -> None:

@@ -68,7 +68,9 @@ class Traced:
         message = {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}
         answer = sh.PLAIN | {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
         self.ask("calls tools at once", stream=False, script=[sh.json_answer(200, answer)])
-        self.ask("plain", stream=False)
+        said = sh.PLAIN["choices"][0]["message"] | {"tool_calls": []}  # as vLLM has it in every answer
+        answer = sh.PLAIN | {"choices": [{"index": 0, "message": said, "finish_reason": "stop"}]}
+        self.ask("plain", stream=False, script=[sh.json_answer(200, answer)])
         self.ask("secret answer", script=sh.chunked((sh.ROLE, sh.token(ANSWER), sh.FINISH, sh.USAGE, sh.DONE)))
         error = {"error": {"message": f"too long: {PROMPT}", "type": "invalid_request_error"}}
         self.ask("refused", script=[sh.json_answer(400, error)])

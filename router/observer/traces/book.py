@@ -96,6 +96,11 @@ class TraceBook:
             self._exporter.close()
 
     # ------------------------------------------------------------ how it fares
+    @property
+    def exporting(self) -> bool:
+        """Whether spans leave: an endpoint is configured, and this was not closed."""
+        return self._exporter is not None and self._exporter.is_running
+
     def problems(self) -> list[str]:
         """Return what cannot be done now, one line each."""
         exporter = self._exporter

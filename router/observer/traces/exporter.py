@@ -110,6 +110,11 @@ class TraceExporter:
             self._wake.set()
 
     @property
+    def is_running(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
+    @property
     def dropped_count(self) -> int:
         """Traces that were given up: the spool was full or could not be written, or no spans could be made of a row."""
         return self._spool.dropped_count + self._unmade_count
