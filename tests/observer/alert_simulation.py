@@ -16,7 +16,7 @@ from router.observer.alerts.evidence import evidence
 from router.observer.alerts.evidence.history import History
 from router.observer.alerts.evidence.judge import judge, values_of
 from router.observer.alerts.evidence.recent import Recent
-from router.observer.alerts.evidence.regressions import BLOCK_NS, Regressions
+from router.observer.alerts.evidence.regressions import BLOCK_NS, LATE_NS, Regressions
 from router.observer.alerts.evidence.slices import mask_of
 from router.observer.alerts.evidence.table import Table, Values
 from router.observer.alerts.model import Cause, Evidence, Finding, Severity
@@ -54,7 +54,7 @@ class World:
         for wall_ns, table in self.traffic.blocks(self.now_wall_ns, self.now_wall_ns + length_ns, BLOCK_NS):
             self.recent.add_table(table, wall_ns)
             self.now_wall_ns = wall_ns
-            yield table, self.regressions.evaluate(wall_ns)
+            yield table, self.regressions.evaluate(wall_ns + LATE_NS)
 
 
 class Burns:

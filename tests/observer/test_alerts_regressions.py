@@ -13,7 +13,7 @@ from router.observer.alerts.evidence import cells as cells_module
 from router.observer.alerts.evidence.cells import LENGTHS, METRICS, SUMS, Slices, Sums, sums_of
 from router.observer.alerts.evidence.comparison import baseline_of, levels_of
 from router.observer.alerts.evidence.history import HOUR_NS, KEEP_HOURS, History
-from router.observer.alerts.evidence.regressions import BLOCK_NS, Regressions
+from router.observer.alerts.evidence.regressions import BLOCK_NS, LATE_NS, Regressions
 from router.observer.alerts.model import Cause, Finding, Severity
 from tests.observer.alert_simulation import KINDS, World, breached, lived, planted, quiet
 from tests.observer.traffic import DAY, HOUR, MONDAY_WALL_NS, Plant, S, Traffic
@@ -80,12 +80,34 @@ def test_a_restart_judges_the_last_hour_at_once(world: World) -> None:
     world.jump(world.now_wall_ns + 11 * HOUR)
     world.traffic.plants = [Plant("host_prefill", "gpu-0", NOON, 2.0)]
     before = [findings for _, findings in world.run(2 * HOUR)][-1]
-    again = Regressions(world.recent, world.history, world.now_wall_ns + S)
-    assert again.evaluate(world.now_wall_ns + S) == []
+    again = Regressions(world.recent, world.history, world.now_wall_ns + 20 * S)
+    assert again.evaluate(world.now_wall_ns + 20 * S) == []
     again.recall()
-    after = again.evaluate(world.now_wall_ns + 2 * S)
+    after = again.evaluate(world.now_wall_ns + 21 * S)
     assert [(each.labels, each.metric) for each in after] == [(each.labels, each.metric) for each in before]
     assert abs(after[0].since_wall_ns - before[0].since_wall_ns) <= 2 * BLOCK_NS
+
+
+def test_five_minutes_are_summed_up_when_their_costs_have_settled() -> None:
+    world = World(seed=3, per_s=1.0)
+    end = MONDAY_WALL_NS + BLOCK_NS
+    world.regressions.evaluate(end + LATE_NS - S)
+    world.recent.add_table(world.traffic.between(MONDAY_WALL_NS, end), end + LATE_NS - S)
+    assert len(world.regressions.slices) == 1
+    world.regressions.evaluate(end + LATE_NS)
+    assert len(world.regressions.slices) > 10
+
+
+def test_a_clock_that_is_put_back_is_followed() -> None:
+    world = World(seed=3, per_s=1.0, begin_wall_ns=MONDAY_WALL_NS + DAY)
+    assert not any(findings for _, findings in world.run(HOUR))
+    slice_count = len(world.regressions.slices)
+    world.jump(MONDAY_WALL_NS + HOUR)
+    world.regressions.evaluate(world.now_wall_ns)
+    world.traffic.plants = [Plant("prompt", "search", 0, 1.0)]
+    for _ in world.run(2 * BLOCK_NS):
+        pass
+    assert len(world.regressions.slices) == slice_count + 1, "the new version was seen"
 
 
 def test_two_causes_at_once_are_both_told(world: World) -> None:

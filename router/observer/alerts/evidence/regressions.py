@@ -36,6 +36,8 @@ from router.observer.alerts.evidence.table import Bools, Doubles, Ints, Table
 from router.observer.alerts.model import Cause, Finding, Severity
 
 BLOCK_NS: Final = 300 * 1_000_000_000
+LATE_NS: Final = 15 * 1_000_000_000
+"""So long after its end five minutes are summed up: costs settle a second or more after a request's end."""
 WINDOW_BLOCKS: Final = 6
 BLOCKS_MIN: Final = 4
 """Of the window's blocks so many must have requests, and be worse by half of :data:`SHIFT_MIN`."""
@@ -71,7 +73,8 @@ class Regressions:
         self._recent = recent
         self._history = history
         self._block_ns = round(BLOCK_NS / time_scale)
-        self._block = wall_ns // self._block_ns
+        self._late_ns = round(LATE_NS / time_scale)
+        self._block = (wall_ns - self._late_ns) // self._block_ns
         self._blocks: deque[Sums] = deque(maxlen=2 * WINDOW_BLOCKS)
         self._compared: deque[tuple[Levels, Levels]] = deque(maxlen=2 * WINDOW_BLOCKS)
         """The last of the blocks as they compare with the baselines of now."""
@@ -87,7 +90,11 @@ class Regressions:
 
     def evaluate(self, wall_ns: int) -> list[Finding]:
         """Return the regressions of now. Whatever is due is done first: cheap between the five minutes."""
-        block = wall_ns // self._block_ns
+        block = (wall_ns - self._late_ns) // self._block_ns
+        if block < self._block - 1:  # the clock was put back
+            self._block = block
+            self._blocks.clear()
+            self._compared.clear()
         if block > self._block:
             begin = max(self._block, block - 1) * self._block_ns
             self._block = block
