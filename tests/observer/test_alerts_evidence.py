@@ -216,6 +216,16 @@ def test_of_two_slices_that_are_the_same_requests_the_simpler_one_is_the_cause()
     assert where_of(found, values) == {"host": "a"}
 
 
+def test_a_few_requests_that_are_well_make_no_narrower_cause() -> None:
+    values = Values()
+    now = rows_of({("search", "m", "a"): (900, 100), ("chat", "m", "a"): (0, 20), ("chat", "m", "b"): (0, 1000)})
+    before = rows_of({("search", "m", "a"): (0, 500), ("chat", "m", "a"): (0, 10), ("chat", "m", "b"): (0, 500)})
+    case = case_of(now, before, values)
+    found = cause(candidates(case, values), case)
+    assert found is not None
+    assert where_of(found, values) == {"host": "a"}
+
+
 def test_when_all_requests_are_slower_no_slice_is_the_cause() -> None:
     values = Values()
     cells = [(f, d, h) for f in ("search", "chat") for d in ("mobile", "desktop") for h in ("a", "b")]
