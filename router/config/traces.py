@@ -59,7 +59,8 @@ class TracesConfig(Section, frozen=True):
         int, between(0, 100, "The slowest requests of every ten seconds are kept as well: this many.")
     ] = 1
     kept_count: Annotated[
-        int, between(100, 1_000_000, "Traces of the last hour that the observer holds, 3 KiB each, for `ringrouter trace`.")
+        int,
+        between(100, 1_000_000, "Traces of the last hour that the observer holds, 3 KiB each, for `ringrouter trace`."),
     ] = 4096
     spool_bytes: Annotated[
         int,
