@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router import config
+from router.observer.alerts.inhibit import is_compatible
 from router.observer.alerts.model import Cause, Severity
 from router.observer.rows import RequestRow
 from router.observer.slo.book import SloBook
@@ -311,6 +312,21 @@ def test_a_tag_that_was_not_given_has_a_name_in_labels() -> None:
     assert found.labels == {"slo": "a", "channel": "(none)"}
     assert found.where == {"channel": ""}
     assert name_of(replay.statuses()[1]) == "a (channel (none))"
+
+
+@pytest.mark.parametrize(
+    ("other", "is_one_fault"),
+    [
+        ({"model": "n"}, True),
+        ({"host": "gpu-1"}, True),
+        ({"model": "x"}, False),
+        ({"model": "n", "feature_name": "g"}, False),
+    ],
+)
+def test_a_burn_explains_a_regression_of_one_of_the_models_that_it_is_about(
+    other: dict[str, str], is_one_fault: bool
+) -> None:
+    assert is_compatible({"model": "m|n", "feature_name": "f"}, other) is is_one_fault
 
 
 def test_the_worst_group_comes_first() -> None:

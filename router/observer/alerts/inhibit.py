@@ -50,5 +50,10 @@ def _explains(reason: Finding, other: Finding) -> bool:
 
 
 def is_compatible(where: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Return whether a request can be of both: no tag that both name has two values."""
-    return all(other.get(name, value) == value for name, value in where.items())
+    """Return whether a request can be of both: no tag that both name has other values. A selector of an objective may
+    name several, with ``|`` between.
+    """
+    return all(
+        name not in other or other[name] == value or not set(other[name].split("|")).isdisjoint(value.split("|"))
+        for name, value in where.items()
+    )
