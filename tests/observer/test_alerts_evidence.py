@@ -216,6 +216,15 @@ def test_of_two_slices_that_are_the_same_requests_the_simpler_one_is_the_cause()
     assert where_of(found, values) == {"host": "a"}
 
 
+def test_five_requests_are_enough_where_one_host_is_slow_and_the_other_is_not() -> None:
+    values = Values()
+    now = rows_of({("search", "m", "a"): (3, 0), ("search", "m", "b"): (0, 2)})
+    case = case_of(now, rows_of({("search", "m", "a"): (0, 9), ("search", "m", "b"): (0, 9)}), values)
+    found = cause(candidates(case, values), case)
+    assert found is not None
+    assert where_of(found, values) == {"host": "a"}
+
+
 def test_a_few_requests_that_are_well_make_no_narrower_cause() -> None:
     values = Values()
     now = rows_of({("search", "m", "a"): (900, 100), ("chat", "m", "a"): (0, 20), ("chat", "m", "b"): (0, 1000)})
@@ -352,6 +361,17 @@ def test_a_breach_from_the_first_request_on_has_no_before() -> None:
     assert "100 % over 500 ms" in told.sentence
     assert told.cost_before is None
     assert len(told.examples) == 5
+
+
+def test_a_response_costs_what_the_failed_requests_cost_too() -> None:
+    recent = Recent()
+    cost = RowCost(0.1, 0.0, 1, 0, "USD", "tokens", "")
+    outcomes = ["ok"] * 30 + ["host_error"] * 10
+    rows = [request(end_wall_ns=NOW + i * S, ttft_ns=900 * MS, cost=cost, outcome=o) for i, o in enumerate(outcomes)]
+    recent.add(rows, NOW)
+    told = evidence(finding(), recent, NOW + 60 * S, currency="USD")
+    assert told.cost_now == pytest.approx(4.0 / 30)
+    assert "cost per response 0.13 USD" in told.sentence
 
 
 # ---------------------------------------------------------------- over restarts

@@ -25,11 +25,11 @@ SHOWN: Final = 8
 SAME: Final = 0.9
 """Slices explain the same when one has this much of what the other explains."""
 NOISE: Final = 10.0
-"""They also do when it differs by no more than so many variances of a request: the most that one of a hundred splits of
-requests that are all alike explains by chance (2 ln 100)."""
+"""They also do when it differs by no more than so many variances of what is left unexplained of a request: the most
+that one of a hundred splits of requests that are all alike explains by chance (2 ln 100)."""
 PRIOR_COUNT: Final = 20.0
 """A slice's share of before is that of all, until it had some more requests than these."""
-TOTAL_MIN: Final = 5.0
+TOTAL_MIN: Final = 3.0
 SINGLES_PAIRED: Final = 12
 """Pairs are made of the dimensions; of these only the values that explain something by themselves are paired."""
 MOSTLY: Final = 0.95
@@ -144,8 +144,8 @@ def cause(found: list[Candidate], case: Case) -> Candidate | None:
     weight = case.now.weight
     mean = float(np.average(case.deviation, weights=weight))
     of_all = max(0.0, mean) ** 2 * float(weight.sum())
-    noise = float(np.average((case.deviation - mean) ** 2, weights=weight))
     best = max((each.gain for each in good), default=0.0)
+    noise = max(0.0, float((weight * case.deviation**2).sum()) - max(best, of_all)) / float(weight.sum())
     least = min(SAME * best, best - NOISE * noise)
     same = [each for each in good if each.gain >= least]
     born = [each for each in same if each.is_new]
