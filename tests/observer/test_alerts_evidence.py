@@ -353,6 +353,20 @@ def test_without_requests_or_for_what_is_no_request_the_summary_is_told() -> Non
     assert (down.sentence, down.changes, down.slices) == ("It burns.", (change,), ())
 
 
+def test_a_host_that_is_down_is_told_with_what_failed_and_nothing_is_said_of_one_whose_requests_went_well() -> None:
+    down = finding(cause=Cause.HOST_DOWN, metric="", threshold=None, objective=None, where={"host": "b"},
+                   summary="Host b is down.", since_wall_ns=NOW + 50 * S)  # fmt: skip
+    recent = Recent()
+    for host in ("a", "b"):
+        recent.add([request(end_wall_ns=NOW + i * S, host=host, ttft_ns=MS) for i in range(60)], NOW)
+    assert evidence(down, recent, NOW + 90 * S).sentence == "Host b is down."
+    failed = [request(end_wall_ns=NOW + i * S, host="b", outcome="host_error") for i in range(60, 90)]
+    recent.add(failed, NOW + 90 * S)
+    told = evidence(down, recent, NOW + 90 * S)
+    assert told.sentence.startswith("Host b is down: 100 % failed (0.0 % before) since 12:01 UTC")
+    assert {each.host for each in told.examples} == {"b"}
+
+
 def test_a_breach_from_the_first_request_on_has_no_before() -> None:
     recent = Recent()
     slow = [request(end_wall_ns=NOW + i * S, ttft_ns=900 * MS, feature_name="f", host=f"h{i % 2}") for i in range(60)]

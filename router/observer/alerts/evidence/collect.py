@@ -78,7 +78,7 @@ def evidence(
     own = mask_of(table, finding.where, recent.values)
     onset = _onset_of(table.take(own), is_bad[own], finding.since_wall_ns)
     sides = _split(table, is_bad, onset)
-    if not len(sides.now):
+    if not sides.now_bad.any():
         return Evidence(sentence=finding.summary, changes=changes)
     where, shares = _slices(finding, sides, recent.values)
     own = mask_of(table, where, recent.values)

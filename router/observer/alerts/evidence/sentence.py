@@ -97,6 +97,8 @@ def _what(facts: Facts) -> str:
     if finding.cause is Cause.REGRESSION:
         return f"{head}: {_medians(facts)}{since} (observational)"
     now = "some" if facts.bad_ratio is None else percent(facts.bad_ratio)
+    if finding.cause is Cause.HOST_DOWN:
+        head = finding.summary.rstrip(".")
     before = "" if facts.before_ratio is None else f" ({percent(facts.before_ratio)} before)"
     return f"{head}: {now} {_limit(metric, facts.threshold)}{before}{since}"
 
