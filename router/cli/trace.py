@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Print a trace."""
     try:
-        from router.observer.traces import page as pages  # noqa: PLC0415 - what it needs is an extra
+        from router.observer.traces import book  # noqa: F401, PLC0415 - what it needs is an extra
+        from router.observer.traces import page as pages  # noqa: PLC0415
     except ModuleNotFoundError as error:
         return fail(f"trace needs {error.name}: pip install 'ringrouter[observer]'")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ class TestCommand:
         assert (status, out) == (1, "")
         assert err.count("\n") == 1
         assert "'nobody'" in err
+
+    def test_without_the_extra_one_line_says_what_to_install(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr("router.observer.traces.book", raising=False)
+        monkeypatch.setitem(sys.modules, "router.observer.traces.book", None)
+        status, _, err = self.run(capsys, "r-1")
+        assert status == 2
+        assert "pip install 'ringrouter[observer]'" in err
 
     def test_an_observer_that_was_named_and_is_not_there_is_an_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         status, _, err = self.run(capsys, "r-1", "--url", "127.0.0.1:9")
