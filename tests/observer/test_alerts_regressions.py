@@ -59,7 +59,9 @@ def test_a_regression_says_what_it_is_and_that_it_is_observational(world: World)
     assert (found.labels, found.metric) == ({"host": "gpu-1"}, "tpot")
     assert abs(found.since_wall_ns - NOON) <= BLOCK_NS
     assert "host gpu-1: tpot +" in found.summary
-    assert "Observational" in found.facts[0]
+    assert found.facts[0].startswith("tpot +")
+    assert "against the same hours of the last days" in found.facts[0]
+    assert "Observational" in found.facts[1]
     first = next(index for index, each in enumerate(findings) if each)
     assert (first + 1) * BLOCK_NS <= HOUR + 30 * 60 * S, "found within half an hour"
 

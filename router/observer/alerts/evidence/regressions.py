@@ -49,6 +49,7 @@ SIGMAS: Final = 6.0
 STAY: Final = 0.5
 """A regression that is told is over when its shift is below this share of what it had to be."""
 FINDINGS_MAX: Final = 5
+OBSERVATIONAL: Final = "Observational: nobody was assigned by lot, something else may have changed at the same time."
 _MEDIAN_ERROR: Final = np.pi / 2
 """Variance of a median over that of a mean."""
 _PREFERENCE: Final = {"cost": 0.5, "e2e": 0.7}
@@ -263,16 +264,17 @@ class Regressions:
             since = min(since, before.since_wall_ns)
         what = " ".join(f"{name} {value}" for name, value in where.items())
         change = f"{median:+.1%} points" if metric == AVAILABILITY else f"{np.exp(median) - 1:+.0%}"
-        hours = "the same hours of the last days, at the same input length, beside all other requests"
+        against = "against the same hours of the last days, at the same input length, beside all other requests"
+        compared = f"{metric} {change} {against}".replace("%", " %")
         return Finding(
             cause=Cause.REGRESSION,
             severity=Severity.TICKET,
             labels=where,
-            summary=f"{what}: {metric} {change} against {hours}".replace("%", " %"),
+            summary=f"{what}: {compared}",
             since_wall_ns=since,
             metric=metric,
             where=where,
-            facts=("Observational: nobody was assigned by lot, something else may have changed at the same time.",),
+            facts=(f"{compared}.", OBSERVATIONAL),
         )
 
 
