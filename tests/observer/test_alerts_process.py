@@ -4,6 +4,7 @@ commands say.
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import sys
@@ -65,6 +66,34 @@ class Site:
         wait_until(lambda: (page := self.page()) and page.evaluated_wall_ns, "an evaluation", ALERT_S)
 
 
+def posted(address: str, path: str, headers: dict[str, str]) -> int:
+    """Return the status of a POST."""
+    name, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(name, int(port), timeout=5)
+    try:
+        connection.request("POST", path, headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_without_alerts_there_is_no_page_and_nothing_to_test(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedHost("alpha") as host, WebhookThread() as hook:
+        site = Site(directory, host, hook)
+        site.router.write_config()
+        text = site.router.config_path.read_text()
+        site.router.config_path.write_text(text.replace("[observer.alerts]", "[observer.alerts]\nenabled = false"))
+        with site.observer:
+            wait_until(lambda: "observing" in site.observer.log_text(), "the observer", ALERT_S)
+            for action, status in (("alerts", 1), ("test-alert", 2)):
+                assert cli.main(["slo", action, "--url", site.address]) == status
+            said = capsys.readouterr().err
+    assert "there are no alerts: observer.alerts.enabled is false" in said
+    assert "expected one of no sinks" in said
+
+
 def test_a_router_that_dies_is_told_once_over_a_killed_observer_and_a_sink_that_is_away(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +106,11 @@ def test_a_router_that_dies_is_told_once_over_a_killed_observer_and_a_sink_that_
             assert "hook (webhook, http://127.0.0.1:" in (said := capsys.readouterr().out)
             assert " took it: firing 200 in " in said
             assert [each["status"] for each in hook.told] == ["firing", "resolved"]
+
+            told_count = len(hook.told)
+            for headers in ({}, {"host": "evil.example", client.ASKED_HEADER: "1"}):
+                assert posted(site.address, "/alerts/test", headers) == 403, "a web page may not do it"
+            assert len(hook.told) == told_count
 
             hook.take = False
             assert cli.main(["slo", "test-alert", "--sink", "hook", "--json", *url]) == 1
