@@ -238,6 +238,9 @@ class Pipeline:
             yield from readings_of(self.slo.latest, self.slo.book.folded_count)
         if self.desk is not None:
             yield from self.desk.readings()
+            yield _gauge("evidence_requests", "Requests kept as evidence, of the last two hours", len(self.recent))
+            left_out_count = self._regressions.slices.left_out_count
+            yield _counter("baseline_left_out", "Times that a slice found no place in the baseline", left_out_count)
         yield from self.traces.readings()
 
     def _host_readings(self) -> Iterator[Reading]:
