@@ -126,7 +126,8 @@ class Pipeline:
         if self.slo is not None:
             desk.sources["slo"] = self.slo.findings
         history = History(self.data_dir / BASELINE if scale == 1 else None, scale)
-        desk.holds_ns[Cause.REGRESSION] = round(WINDOW_BLOCKS * BLOCK_NS / scale)
+        blind_blocks = WINDOW_BLOCKS if self.journal is None else 1  # the journal has what was before the start
+        desk.holds_ns[Cause.REGRESSION] = round(blind_blocks * BLOCK_NS / scale)
         self._regressions = Regressions(self.recent, history, wall_ns, scale)
         desk.sources["regressions"] = self._regressions.evaluate
         desk.explain = explain
