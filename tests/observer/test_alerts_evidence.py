@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router import config
 from router.config import JournalConfig, SloConfig
 from router.observer.alerts.evidence import Recent, evidence
 from router.observer.alerts.evidence import refill as refill_module
@@ -24,11 +26,14 @@ from router.observer.alerts.evidence.stages import stage_deltas
 from router.observer.alerts.evidence.table import Table, Values, dimensions_of, joined, table_of
 from router.observer.alerts.model import Cause, Change, Evidence, Finding, Severity
 from router.observer.journal import Journal
+from router.observer.pipeline import Pipeline
 from router.observer.rows import STAGE_FIELDS, RequestRow, RowCost
 from router.observer.slo.objectives import objectives_of
 from tests.observer.alert_simulation import World
 from tests.observer.traffic import HOUR, MONDAY_WALL_NS, MS, Plant, S
 from tests.support.request_rows import row
+from tests.support.told_requests import ToldRouter
+from tests.support.waiting import shared_memory_directory, wait_until
 
 NOW = MONDAY_WALL_NS + 12 * HOUR
 
@@ -446,3 +451,38 @@ def test_without_a_journal_or_with_a_damaged_one_there_is_nothing_before(tmp_pat
     (path,) = (journal_of(tmp_path / "bad", [request(end_wall_ns=NOW - S)]) / "wal").iterdir()
     path.write_bytes(b"{nothing\n")
     assert len(refilled(tmp_path / "bad")) == 0
+
+
+class Turning:
+    """A pipeline whose clock is set by hand."""
+
+    def __init__(self, directory: Path) -> None:
+        text = f'version = 1\n[observer]\nhttp = "127.0.0.1:0"\ndata_dir = "{directory}/data"\n'
+        self.pipeline = Pipeline(config.parse(text), directory / "run", time.time_ns())
+        self._now_ns = time.monotonic_ns()
+
+    def kept_count(self) -> float:
+        """Return how many requests are kept as evidence, ten seconds later."""
+        self._now_ns += 10 * S
+        self.pipeline.turn(self._now_ns, time.time_ns())
+        (kept,) = [each.value for each in self.pipeline.readings() if each.name == "ringrouter_evidence_requests"]
+        return kept
+
+
+def test_a_pipeline_keeps_requests_and_has_them_again_after_a_restart() -> None:
+    with shared_memory_directory() as directory:
+        router = ToldRouter(directory / "run" / "main")
+        first = Turning(directory)
+        for _ in range(2):
+            begin_ns = time.monotonic_ns() - 100 * MS
+            told = router.ask(begin_ns)
+            told.dispatch(begin_ns + MS)
+            told.event(begin_ns + 20 * MS)
+            told.finish(begin_ns + 60 * MS)
+        wait_until(lambda: first.kept_count() == 2, "the requests", 20.0)
+        first.pipeline.close(time.time_ns())
+        again = Turning(directory)
+        wait_until(lambda: again.kept_count() == 2, "the requests of before", 20.0)
+        assert again.kept_count() == 2
+        again.pipeline.close(time.time_ns())
+        router.die()
