@@ -274,6 +274,24 @@ async def test_what_a_sink_does_not_want_holds_up_nothing(tmp_path: Path) -> Non
 
 
 @in_loop
+async def test_a_fault_of_ours_at_one_sink_is_told_and_ends_no_delivery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+
+        def fail(*_: object) -> bytes:
+            raise KeyError("not what it should be")
+
+        patched.setattr("router.observer.alerts.bodies.webhook", fail)
+        async with AlertReceiver() as receiver, delivering(settings(f"webhook {receiver.url}"), tmp_path) as courier:
+            courier.tell([fires()])
+            await until(lambda: courier.states()[0].failed_count >= 2)
+            assert courier.states()[0].error == "internal error (KeyError)"
+            patched.undo()
+            await receiver.until(1)
+
+
+@in_loop
 async def test_a_dead_sink_and_a_restart_lose_nothing(tmp_path: Path) -> None:
     port = free_port()
     alerts = settings(f"webhook http://127.0.0.1:{port}")

@@ -105,19 +105,27 @@ class _Route:
         """Deliver until cancelled."""
         while True:
             self.wake.clear()
-            first = self.spool.first()
-            if first is not None:
-                number, message = first
-                reply = await self.sink.send(message.event, [message.alert])
-                self._note(reply)
-                if reply.is_taken or reply.is_refused:
-                    self.spool.remove(number)
-                    self.delivered_count += reply.is_taken
-                    self.refused_count += reply.is_refused
-            elif not await self._resend():
-                await self._idle()
+            try:
+                await self._deliver()
+            except Exception as error:  # a fault of ours at one alert must not end the delivery of all others
+                self._note(Reply(is_taken=False, is_refused=False, text=f"internal error ({type(error).__name__})"))
             if self._in_a_row:
                 await asyncio.sleep(self._pause_s())
+
+    async def _deliver(self) -> None:
+        """Deliver the oldest message, or tell again what fires, or wait for something to do."""
+        first = self.spool.first()
+        if first is None:
+            if not await self._resend():
+                await self._idle()
+            return
+        number, message = first
+        reply = await self.sink.send(message.event, [message.alert])
+        self._note(reply)
+        if reply.is_taken or reply.is_refused:
+            self.spool.remove(number)
+            self.delivered_count += reply.is_taken
+            self.refused_count += reply.is_refused
 
     async def _resend(self) -> bool:
         """Tell an Alertmanager what fires, if it is time; return whether anything was sent."""
