@@ -54,7 +54,8 @@ class ChangeLog:
         """Note a start, with what differs from the life ``before`` (its generation's directory)."""
         with suppress(OSError):
             self._path.parent.mkdir(exist_ok=True)
-        self.note("start", [f"router {version} started", *_differences(before, config)], t_ns)
+        # What differs comes first: of changes of one moment the first is what alerts name.
+        self.note("start", [*_differences(before, config), f"router {version} started"], t_ns)
         self.keep(config)
 
     def keep(self, config: Config) -> None:
