@@ -31,8 +31,8 @@ class Tracer:
     def lines(self, request: Request) -> bytes:
         """Return ``traceparent`` for the attempt under way, and the caller's ``tracestate``.
 
-        The trace and its flags are the caller's. Without a valid ``traceparent`` the trace is the request's own; whether it
-        is flagged as sampled ``observer.traces.sample_ratio`` says.
+        The trace and its flags are the caller's. Without a valid ``traceparent`` the trace is the request's own;
+        whether it is flagged as sampled ``observer.traces.sample_ratio`` says.
         """
         span = trace_ids.attempt_span_id(self._life, request.seq, request.routed).hex().encode()
         given = _GIVEN.fullmatch(request.trace_headers) if request.trace_headers else None
