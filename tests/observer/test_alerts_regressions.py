@@ -13,7 +13,7 @@ from router.observer.alerts.evidence import cells as cells_module
 from router.observer.alerts.evidence.cells import LENGTHS, METRICS, SUMS, Slices, Sums, sums_of
 from router.observer.alerts.evidence.comparison import baseline_of, levels_of
 from router.observer.alerts.evidence.history import HOUR_NS, KEEP_HOURS, History
-from router.observer.alerts.evidence.regressions import BLOCK_NS, LATE_NS, Regressions
+from router.observer.alerts.evidence.regressions import BLOCK_NS, LATE_NS, Regressions, _shift_of
 from router.observer.alerts.model import Cause, Finding, Severity
 from tests.observer.alert_simulation import KINDS, World, breached, lived, planted, quiet
 from tests.observer.traffic import DAY, HOUR, MONDAY_WALL_NS, Plant, S, Traffic
@@ -192,6 +192,25 @@ def test_a_day_with_an_incident_neither_moves_nor_widens_the_baseline() -> None:
     now = levels_of([sums({1: (5.0, 100), 2: (6.0, 100)})], baseline)
     assert now.apart[0, 1, TTFT] - baseline.center[1, TTFT] == pytest.approx(0, abs=1e-4)
     assert baseline.spread[1, TTFT] == pytest.approx(0.05)
+
+
+def test_a_shift_is_the_median_of_the_half_hour_and_no_single_five_minutes_make_it() -> None:
+    baseline = baseline_of([sums({1: (5.0, 100), 2: (6.0, 100)})] * 6)
+    blocks = [sums({1: (5.0 + over, 100), 2: (6.0, 100)}) for over in (0.15, 0.15, 0.15, 3.0, 0.15, 0.15)]
+    shift = _shift_of(levels_of(blocks, baseline), baseline)
+    assert shift.median[1, TTFT] == pytest.approx(0.15, abs=1e-3)
+    assert shift.is_lasting[1, TTFT]
+
+
+def test_of_a_feature_and_its_only_version_the_version_is_named_if_it_was_just_born(world: World) -> None:
+    regressions = copy.deepcopy(world).regressions
+    feature = regressions.slices.number((("feature_name", "search"),))
+    known, born = (
+        regressions.slices.number((("feature_name", "search"), ("prompt_version", version))) for version in ("v1", "v9")
+    )
+    gains = np.ones(len(regressions.slices))
+    assert regressions._most([feature, known], gains, world.now_wall_ns) == feature
+    assert regressions._most([feature, known, born], gains, world.now_wall_ns) == born
 
 
 def test_a_length_that_was_never_seen_says_nothing() -> None:
