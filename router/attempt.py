@@ -26,7 +26,7 @@ from router.hosts.scanner import StreamScanner
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.mould import mould
 from router.stamps import EARLY_WINDOW_NS
-from router.telemetry.records import Endpoint, Phase
+from router.telemetry.records import DoneFlag, Endpoint, Phase
 from router.telemetry.writer import pack_candidates
 from router.token_state import ANSWER_CAME, record_events
 
@@ -42,6 +42,8 @@ _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
 # The interpreter looks members of an enum up anew each time.
 _PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
+_CALLS_TOOLS: Final = int(DoneFlag.CALLS_TOOLS)
+_TOOL_CALLS: Final = b'"tool_calls"'
 
 
 class Attempt:
@@ -473,6 +475,8 @@ class Attempt:
             request.usage, request.timings, request.metrics = whole_report(body)
         else:
             request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
+            if _TOOL_CALLS in body and _calls_tools(body):
+                request.flags |= _CALLS_TOOLS
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
         if request.model.forecast is not None:
             request.model.forecast.note_first(now - (request.sent_ns or request.conn_ns), now, whole=True)
@@ -568,6 +572,17 @@ class _Whole(msgspec.Struct):
 _decode_whole: Final = msgspec.json.Decoder(_Whole).decode
 
 
+class _Choice(msgspec.Struct):
+    finish_reason: object = None
+
+
+class _Finished(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_decode_finished: Final = msgspec.json.Decoder(_Finished).decode
+
+
 def _whole_report(body: bytes) -> tuple[bytes | None, bytes | None, bytes | None, int]:
     """Return usage, timings and metrics of a whole answer as JSON, and the number of its choices."""
     try:
@@ -575,6 +590,14 @@ def _whole_report(body: bytes) -> tuple[bytes | None, bytes | None, bytes | None
     except UNDECODABLE:
         return None, None, None, 0
     return bytes(whole.usage) or None, bytes(whole.timings) or None, bytes(whole.metrics) or None, len(whole.choices)
+
+
+def _calls_tools(body: bytes) -> bool:
+    """Whether a whole answer ended in calls of tools. Every answer of some hosts names them, most have none."""
+    try:
+        return any(choice.finish_reason == "tool_calls" for choice in _decode_finished(body).choices)
+    except UNDECODABLE:
+        return False
 
 
 def _error_text(raw: bytes) -> str:

@@ -17,6 +17,8 @@ from router.config import (
     CONFIG_VERSION,
     AccessConfig,
     AdmissionConfig,
+    AlertsConfig,
+    AlertSink,
     BreakerConfig,
     ClassAdmission,
     Config,
@@ -35,6 +37,9 @@ from router.config import (
     Price,
     RoutingConfig,
     Slices,
+    SloConfig,
+    SloWindow,
+    TracesConfig,
 )
 from router.config.tools import ToolsCache, ToolSource
 from router.config.warm import ResponseCache, WarmPrompt
@@ -127,6 +132,11 @@ _HEADINGS: Final = {
     JournalConfig: "[observer.journal]",
     Price: "[[observer.prices]]",
     Goodput: "[[observer.goodput]]",
+    AlertsConfig: "[observer.alerts]",
+    AlertSink: "[[observer.alerts.sinks]]",
+    TracesConfig: "[observer.traces]",
+    SloConfig: "[[slo]]",
+    SloWindow: "[[slo.windows]]",
     EmbeddingsCache: "[cache.embeddings]",
     NearestTables: "[cache.nearest]",
     ToolsCache: "[cache.tools]",

@@ -218,6 +218,8 @@ class Daemon:
                 self.log.info("configuration change", change=each.text)
         self.log.info("configuration reloaded", changes=len(found))
         self.telemetry.counters.add(Counter.CONFIG_RELOADS)
+        self.telemetry.changes.note("reload", [each.text for each in found], monotonic_ns())
+        self.telemetry.changes.keep(config)
         waiting = sum(1 for each in found if each.needs == "router")
         return f"reloaded; {waiting} changes need an upgrade (SIGUSR2) or a restart" if waiting else "reloaded"
 
@@ -258,6 +260,7 @@ class Daemon:
         await self.fleet.close()
         self._watch.stop()
         self.loop.flush()
+        self.telemetry.changes.note("stop", ["router stopped"], monotonic_ns())
         self.telemetry.close()
         if self._slots is not None:
             self._slots.close()

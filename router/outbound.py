@@ -37,8 +37,8 @@ def build(attempt: Attempt) -> bytes:
         body = edit_body(body, {}, _model_field(attempt))
     if facts.request_id_header:
         head += b"x-request-id: %b\r\n" % request.request_id.encode("ascii", "replace")
-    if request.trace_headers and facts.trace_headers:
-        head += request.trace_headers
+    if (request.trace_headers or host.tracer) and facts.trace_headers:
+        head += request.trace_headers if host.tracer is None else host.tracer.lines(request)
     return head + b"content-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
 
 

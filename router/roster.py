@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from router.config import HostConfig
     from router.loop import Loop
     from router.telemetry.writer import Telemetry
+    from router.tracing import Tracer
 
 
 class Roster:
@@ -42,8 +43,9 @@ class Roster:
         """By host id: what it was logged to have told of itself. Bounded as ids are."""
         self._telemetry = telemetry
         self._log = log
+        self._tracer = self._make_tracer()
         for index, each in enumerate(config.hosts):
-            self.hosts.append(make_host(each, self._host_id(each.name), index))
+            self.hosts.append(self._traced(make_host(each, self._host_id(each.name), index)))
 
     def attach(self, loop: Loop) -> None:
         """Begin to serve the loop: its models are made here."""
@@ -59,6 +61,20 @@ class Roster:
             most = rec.VALUES_PER_TAG_MAX
             raise ConfigError(f"hosts: more than {most} names since the start, or rings.names is full")
         return host_id
+
+    def _make_tracer(self) -> Tracer | None:
+        """Return what tells hosts which span they work for, ``None`` where traces are not exported."""
+        traces = self.config.observer.traces
+        if not traces.endpoint:
+            return None
+        from router.tracing import Tracer  # noqa: PLC0415 - few routers need it
+
+        generation = int(self._telemetry.generation.path.name)
+        return Tracer(self.config.listen.instance, generation, traces.sample_ratio)
+
+    def _traced(self, host: Host) -> Host:
+        host.tracer = self._tracer
+        return host
 
     # ------------------------------------------------------------ what probes find
     def probed(self, host: Host) -> None:
@@ -131,6 +147,7 @@ class Roster:
         ids = {each.name: self._host_id(each.name) for each in config.hosts}
         self.config = self.loop.config = config
         self.loop.limits = config.limits
+        self._tracer = self._make_tracer()
         wanted = {each.name: (index, each) for index, each in enumerate(config.hosts)}
         for host in [host for host in self.hosts if not host.removed]:
             index, settings = wanted.get(host.name, (0, None))
@@ -151,10 +168,11 @@ class Roster:
         self._change_models(config, now)
         self.loop.recovery.standing.configure(config.health, now)
         for host in self.hosts:
+            self._traced(host)
             self.loop.pump(host, now)
 
     def _add(self, settings: HostConfig, host_id: int, index: int) -> None:
-        host = self._make_host(settings, host_id, index)
+        host = self._traced(self._make_host(settings, host_id, index))
         self.hosts.append(host)
         self.loop.host_of[host_id] = host
         self.loop.recovery.standing.add(host, comes_new=True)

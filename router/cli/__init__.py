@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import router
-from router.cli import cache_arguments, keys_arguments
+from router.cli import cache_arguments, keys_arguments, slo_arguments
 
 _TAG_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 EXIT_OK: Final = 0
@@ -81,8 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     cache_arguments.add_commands(commands)
     keys_arguments.add_commands(commands, _positive)
     _add_top(commands)
+    slo_arguments.add_commands(commands, _seconds)
     _add_report(commands)
     _add_query(commands)
+    _add_trace(commands)
     _add_ask(commands)
     _add_service(commands)
     doctor = commands.add_parser("doctor", help="look at everything a router needs, and say what to do")
@@ -223,6 +225,18 @@ def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     query = commands.add_parser("query", help="ask the journal of finished requests in SQL")
     query.add_argument("sql", metavar="SQL", help="of the table `requests`; - reads standard input")
     _add_journal(query)
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trace = commands.add_parser("trace", help="draw what happened to a request, or to all requests of a trace")
+    trace.add_argument("id", metavar="ID", help="a request id (x-request-id of its answer) or a trace id")
+    where = trace.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, metavar="FILE", help="the router's configuration")
+    where.add_argument("--url", metavar="ADDRESS", help="only ask the observer at this host:port or unix:/path")
+    trace.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of the journal, without an observer")
+    trace.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the rings, without an observer")
+    trace.add_argument("--json", action="store_true", help="for programs: every span")
+    trace.set_defaults(instance=None)
 
 
 def _add_journal(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from router import config
 from router.cli import EXIT_OK, fail
-from router.config import Config, HostConfig, ModelConfig, RoutingConfig
+from router.config import Config, HostConfig, ModelConfig, RoutingConfig, SloConfig
 from router.config.changes import changes
+from router.config.slo import expanded, needed_ratio, slo_warnings
 from router.errors import ConfigError
 
 
@@ -56,12 +57,15 @@ def describe(settings: Config) -> Iterator[str]:
         "hosts", _columns([_host_row(host) for host in settings.hosts]) or ["none: every request is refused"]
     )
     yield from _labelled("models", _columns([_model_row(settings, name) for name in _model_names(settings)]))
+    yield from _labelled("objectives", [_slo_row(slo) for slo in expanded(settings.slo)])
     asked = [host.name for host in settings.hosts if not host.models]
     if asked:
         yield from _labelled("", [f"and what {', '.join(asked)} will name when asked"])
     unserved = [] if asked else sorted(set(settings.models) - set(_model_names(settings)))
     for name in unserved:
         yield f"warning: [models.{name}]: no host has this model"
+    for line in slo_warnings(settings.slo):
+        yield f"warning: {line}"
 
 
 def _labelled(label: str, lines: list[str]) -> Iterator[str]:
@@ -100,6 +104,16 @@ def _routing(routing: RoutingConfig) -> str:
     parts = [f"sticky by {routing.sticky}"] if routing.sticky else []
     parts += [f"in the order of {routing.order}"] if routing.order != "none" else []
     return ", ".join([f"routed by {routing.policy}", *parts])
+
+
+def _slo_row(slo: SloConfig) -> str:
+    """Say an objective in a line, with what its fastest rule needs."""
+    threshold = f" <= {slo.threshold_ms:g} ms" if slo.threshold_ms else f" >= {slo.at_least:g}" if slo.at_least else ""
+    rule = slo.rules[0]
+    return (
+        f"{slo.name}: {slo.target:g} % of {slo.metric}{threshold}; first rule: {needed_ratio(slo, rule):.3g} of the "
+        f"requests of {rule.long_s / 3600:g} h"
+    )
 
 
 def _model_at(host: HostConfig, name: str) -> str:

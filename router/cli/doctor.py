@@ -13,8 +13,9 @@ from typing import Final
 
 from router import config
 from router.config import Config
+from router.config.slo import slo_warnings
 from router.doctor import machine, network, service
-from router.doctor.findings import SCHEMA, Finding, error, exit_code, ok
+from router.doctor.findings import SCHEMA, Finding, error, exit_code, ok, warning
 from router.errors import ConfigError
 
 SYSTEM_CONFIG: Final = Path("/etc/ringrouter/ringrouter.toml")
@@ -50,6 +51,7 @@ def look(path: Path) -> Iterator[Finding]:
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: service.permissions(path),
         lambda: service.keys(settings),
+        lambda: objectives(settings),
         lambda: network.hosts(settings) if settings.hosts else iter(()),
         lambda: network.ports(settings, runs=service.runs(settings) or service.holds_sockets()),
         lambda: machine.shared_memory(settings),
@@ -62,6 +64,12 @@ def look(path: Path) -> Iterator[Finding]:
     ]
     for check in checks:
         yield from _guarded(check)
+
+
+def objectives(settings: Config) -> Iterator[Finding]:
+    """Yield what is allowed and yet hardly meant about service level objectives."""
+    for line in slo_warnings(settings.slo):
+        yield warning("slo", line, "a smaller factor, or a higher objective (docs/slo.md)")
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

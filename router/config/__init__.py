@@ -23,6 +23,7 @@ from router.config.admission import (
     LeverRules,
     check_admission,
 )
+from router.config.alerts import AlertsConfig, AlertSink, check_alerts
 from router.config.base import NAME, NAME_ALLOWED, Section
 from router.config.caches import (
     CacheConfig,
@@ -63,7 +64,9 @@ from router.config.places import (
 )
 from router.config.routing import RoutingConfig, routing_contradiction
 from router.config.serving import Limits, Listen, Log, LoopConfig, Rings, TagsConfig, Timeouts
+from router.config.slo import SloConfig, SloWindow, check_slos
 from router.config.timeouts import connect_s_max, model_timeouts, timeout_s_min
+from router.config.traces import TracesConfig, check_traces
 from router.config_schema import explain, shown, shown_key
 from router.errors import ConfigError
 from router.telemetry.records import TAGS, TEXT_TAGS
@@ -75,6 +78,8 @@ __all__ = [
     "SLICE_TAG_COUNT_MAX",
     "AccessConfig",
     "AdmissionConfig",
+    "AlertSink",
+    "AlertsConfig",
     "BreakerConfig",
     "CacheConfig",
     "ClassAdmission",
@@ -101,8 +106,11 @@ __all__ = [
     "Rings",
     "RoutingConfig",
     "Slices",
+    "SloConfig",
+    "SloWindow",
     "TagsConfig",
     "Timeouts",
+    "TracesConfig",
     "aliases",
     "cache_dir",
     "check_exposure",
@@ -150,6 +158,9 @@ class Config(Section, frozen=True):
     hosts: list[HostConfig] = msgspec.field(default_factory=list)
     models: dict[str, ModelConfig] = msgspec.field(default_factory=dict)
     features: dict[str, FeatureConfig] = msgspec.field(default_factory=dict)
+    slo: Annotated[list[SloConfig], Meta(max_length=100, description="Service level objectives.")] = msgspec.field(
+        default_factory=list
+    )
     access: AccessConfig = msgspec.field(default_factory=AccessConfig)
     keys: list[KeyConfig] = msgspec.field(default_factory=list)
 
@@ -233,6 +244,7 @@ def _check(config: Config) -> None:
     _check_routing(config)
     check_admission(config)
     _check_observer(config)
+    check_slos(config.slo, config.tags.own, has_goodput=bool(config.observer.goodput))
     check_caches(config.cache)
 
 
@@ -280,6 +292,8 @@ def _check_observer(config: Config) -> None:
     observer = config.observer
     split_address(observer.http, "observer.http")
     tags = {*TAGS, *TEXT_TAGS, *config.tags.own}
+    check_alerts(observer.alerts)
+    check_traces(observer.traces)
     check_differ(observer.slices.tags, "observer.slices.tags")
     check_differ(observer.slices.top, "observer.slices.top")
     for index, entry in enumerate(observer.slices.tags):

@@ -6,6 +6,7 @@ Hosts are told apart by their names, not by their places in the file. Values tha
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -23,6 +24,8 @@ _FIXED_LIMITS: Final = ("in_flight", "connections", "body_bytes")
 _OF_OBSERVER: Final = ("observer", "slo")
 """Sections that another process reads, which has no reload of its own."""
 _NOT_SHOWN: Final = frozenset({"api_key_env", "secret", "key", "token", "password", "hash"})
+_NOT_SHOWN_OF_OBSERVER: Final = frozenset({"url", "endpoint", "external_url", "headers", "headers_env"})
+"""Addresses of webhooks and collectors often hold a secret; headers, and all below them, are made for it."""
 _ABSENT: Final = object()
 
 
@@ -47,11 +50,37 @@ class Change(NamedTuple):
 
 def changes(before: Config, after: Config) -> list[Change]:
     """Return what differs, in the order of the file's sections; defaults that are written out are no difference."""
-    old, new = _as_table(before), _as_table(after)
+    return _between(_as_table(before), _as_table(after))
+
+
+def outline(config: Config) -> bytes:
+    """Return a configuration for :func:`changes_since`, as JSON in which checksums stand for what is never shown."""
+    table = {section: _outlined(section, value) for section, value in _as_table(config).items()}
+    return msgspec.json.encode(table)
+
+
+def changes_since(before: bytes, after: Config) -> list[Change]:
+    """Return what differs from the configuration of an :func:`outline`, that of another version of this program too;
+    ValueError when that is none.
+    """
+    old: dict[str, Any] = msgspec.json.decode(before, type=dict[str, Any])
+    new: dict[str, Any] = msgspec.json.decode(outline(after), type=dict[str, Any])
+    return _between(old, new)
+
+
+def _between(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     found: list[Change] = []
-    for section in new:
-        found += _differing(section, old.get(section), new[section])
+    for section, value in new.items():
+        found += _differing(section, old.get(section), value)
     return found
+
+
+def _outlined(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _outlined(f"{key}.{shown_key(name)}", below) for name, below in value.items()}
+    if value and _is_secret(key):
+        return f"#{crc32(msgspec.json.encode(value)):08x}"
+    return value
 
 
 def taken_over(running: Config, wanted: Config) -> Config:
@@ -65,6 +94,9 @@ def _as_table(config: Config) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(config)
     table["hosts"] = {host["name"]: host for host in table["hosts"]}
     table["keys"] = {key["name"]: key for key in table["keys"]}
+    table["slo"] = {slo["name"]: slo for slo in table["slo"]}
+    alerts = table["observer"]["alerts"]
+    alerts["sinks"] = {sink["name"]: sink for sink in alerts["sinks"]}
     return table
 
 
@@ -75,7 +107,7 @@ def _differing(key: str, old: Any, new: Any) -> Iterator[Change]:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         yield Change(key, _shown(key, old), _shown(key, new), _needs(key))
         return
-    has_names = key in {"hosts", "models", "features", "keys"}
+    has_names = key in {"hosts", "models", "features", "keys", "slo", "observer.alerts.sinks"}
     for name in [*old, *(name for name in new if name not in old)]:
         below = f"{key}.{shown_key(name)}"
         was, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
@@ -88,9 +120,14 @@ def _differing(key: str, old: Any, new: Any) -> Iterator[Change]:
 def _shown(key: str, value: Any) -> str:
     if value is None:
         return ""
-    if key.rpartition(".")[2] in _NOT_SHOWN:
-        return "(not shown)"
-    return shown(value)
+    return "(not shown)" if _is_secret(key) else shown(value)
+
+
+def _is_secret(key: str) -> bool:
+    section, *below = key.split(".")
+    if below and below[-1] in _NOT_SHOWN:
+        return True
+    return section in _OF_OBSERVER and not _NOT_SHOWN_OF_OBSERVER.isdisjoint(below)
 
 
 def _needs(key: str) -> str:

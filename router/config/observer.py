@@ -7,7 +7,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from router.config.alerts import AlertsConfig
 from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between, path_or_nothing
+from router.config.traces import TracesConfig
 
 SLICE_ALLOWED: Final = "a tag, `model`, `host`, `endpoint` or `instance`, or two of them with a comma between"
 SLICE_FIELDS: Final = ("model", "host", "endpoint", "instance")
@@ -97,7 +99,16 @@ class ObserverConfig(Section, frozen=True):
     currency: Annotated[
         str, Meta(pattern=r"\A[A-Z]{3}\Z", extra={"allowed": "three letters `A-Z`"}, description="Of every cost.")
     ] = "USD"
+    time_scale: Annotated[
+        float,
+        between(
+            1, 10_000, "For tests and demonstrations: windows and periods of objectives and alerts pass so many times "
+            "faster. With 360 an hour is ten seconds.",
+        ),
+    ] = 1.0  # fmt: skip
     slices: Slices = msgspec.field(default_factory=Slices)
     journal: JournalConfig = msgspec.field(default_factory=JournalConfig)
     prices: list[Price] = msgspec.field(default_factory=list)
     goodput: list[Goodput] = msgspec.field(default_factory=list)
+    traces: TracesConfig = msgspec.field(default_factory=TracesConfig)
+    alerts: AlertsConfig = msgspec.field(default_factory=AlertsConfig)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from router.attempt import Attempt
     from router.hosts.breaker import Breaker
     from router.hosts.connection import HostConnection
+    from router.tracing import Tracer
 
 
 class Host:
@@ -31,7 +32,7 @@ class Host:
         "drains", "ejected_until_ns", "ejections", "facts", "heads", "healthy", "held", "host_id", "idle", "is_empty",
         "kind", "last_error", "models", "name", "named_models", "on_trial", "probe_failures", "probed",
         "probed_slots", "queue", "removed", "resolved", "running", "served_count", "slots", "slow_since_ns",
-        "spares", "usable", "was_healthy",
+        "spares", "tracer", "usable", "was_healthy",
     )  # fmt: skip
 
     def __init__(self, config: HostConfig, host_id: int, index: int) -> None:
@@ -60,6 +61,8 @@ class Host:
         """Attempts that wait for a connection; whichever comes first serves the first."""
         self.spares = SpareTarget()
         self.heads: dict[bytes, bytes] = {}
+        self.tracer: Tracer | None = None
+        """Tells it which span a request is part of, where traces are exported."""
         self.last_error = ""
 
     def _begin_standing(self) -> None:

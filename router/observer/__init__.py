@@ -15,6 +15,8 @@ The map, in the order in which a request passes:
     aggregate  all that is counted: ``hist`` log-linear histograms, ``windows`` by time, ``totals`` since the start
     cost       each request's share of its hosts' time (``occupancy``, ``sharing``, ``in_flight``) or price (``prices``)
     journal    rows on disk: ``segments`` of lines, ``parquet`` by the hour; ``query`` and ``report`` read them
+    traces     what happened to each request, as spans; which are kept, their export, finding one by its id
+    slo        objectives: good and bad counted exactly, burn rates, budget; over kills
     view       the numbers of one stretch of time; ``prometheus`` the text of ``/metrics``; ``hist_files`` .hlog, .hgrm
     pipeline   all of these, one turn at a time; ``process`` turns it; ``web`` answers over HTTP with a ``state``
 """

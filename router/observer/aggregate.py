@@ -11,7 +11,7 @@ Times are nanoseconds since 1970 (UTC). A request counts in the window in which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ ROWS_AT_ONCE: Final = 4096
 WAITING_MAX: Final = 500_000
 """Values that may wait to be counted: counting many at once is cheaper, and these take 12 MB."""
 _ABSENT: Final = -1
+_NO_BOUNDS: Final[Mapping[str, Iterable[int]]] = {}
 
 T = TypeVar("T")
 
@@ -44,8 +45,14 @@ T = TypeVar("T")
 class Aggregate:
     """Counts requests. Memory is bounded: by the slices there can be, and by the windows' own bound."""
 
-    def __init__(self, slices: Slices, goodput: Sequence[Goodput] = (), now_ns: int = 0) -> None:
-        self.metrics: list[Metric] = catalogue(goodput)
+    def __init__(
+        self,
+        slices: Slices,
+        goodput: Sequence[Goodput] = (),
+        now_ns: int = 0,
+        boundaries: Mapping[str, Iterable[int]] = _NO_BOUNDS,
+    ) -> None:
+        self.metrics: list[Metric] = catalogue(goodput, boundaries)
         if len(self.metrics) > 1 << METRIC_BITS:
             raise AssertionError(f"{len(self.metrics)} metrics do not fit into {METRIC_BITS} bits")
         self.index = {metric.name: position for position, metric in enumerate(self.metrics)}

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from router.observer.rows import NO_ICL, STALL_NS, IclSummary
+from router.observer.rows import NO_ICL, STALL_NS, IclSummary, RowStall
 from router.telemetry.records import TOKENS_SLOT_BYTES, Kind, TokenFlag
 
 Words = NDArray[np.uint64]
@@ -35,6 +35,8 @@ GAPS_PER_REQUEST_MAX: Final = 65_536
 the largest and the stalls are still exact."""
 KEPT_BYTES_MAX: Final = 128 << 20
 """Gaps kept of all open requests together: 4,096 requests with 4,096 tokens each."""
+STALLS_TOLD_MAX: Final = 16
+"""Stalls of one request that are told one by one, the longest: more would say no more."""
 NO_GAPS: Final[Gaps] = np.empty(0, np.int64)
 NO_TOKEN_SEQ: Final = -1
 """No token record of the request was seen."""
@@ -98,6 +100,7 @@ class _Open:
         "has_ended",
         "host_end_ns",
         "is_suspect",
+        "last_kind",
         "last_ns",
         "tok1_ns",
         "tok_n_ns",
@@ -114,6 +117,7 @@ class _Open:
         self.tok_n_ns = 0
         self.host_end_ns = 0
         self.last_ns = 0
+        self.last_kind = 0
         self.blocked_since_ns = 0
         self.blocked_ns = 0
         self.has_ended = False
@@ -124,7 +128,7 @@ class _Open:
         self.gaps = bytearray()
         self.unkept = None
         self.content_seen = 0
-        self.tok1_ns = self.tok_n_ns = 0
+        self.tok1_ns = self.tok_n_ns = self.last_kind = 0
 
     def pause(self, kind: int, t_ns: int) -> None:
         """Take note that the client's socket stopped taking bytes, took them again, or needs to no more."""
@@ -148,6 +152,7 @@ class _Grouped:
         self._content_through = np.cumsum(is_content)
         self.gaps: Gaps = words[is_content, 5].astype(np.int64)
         self.content_times = words[is_content, 1].astype(np.int64)
+        self.content_kinds = self.kinds[is_content]
 
     def groups(self) -> zip[tuple[int, ...]]:
         """Return for each group: request, first and end place among the content events, number of host events, time of
@@ -253,6 +258,7 @@ class Assembler:
         is_first = not state.content_seen
         state.content_seen += end - begin
         state.tok_n_ns = int(grouped.content_times[end - 1])
+        state.last_kind = int(grouped.content_kinds[end - 1])
         if is_first:
             state.tok1_ns = int(grouped.content_times[begin])
             if not grouped.gaps[begin]:  # else the first ones were lost, and this one does follow another
@@ -327,6 +333,7 @@ def _summary(gaps: Gaps, state: _Open, *, is_lossy: bool) -> IclSummary:
         blocked_ns=state.blocked_ns,
         host_end_mono_ns=state.host_end_ns,
         lossy=is_lossy,
+        calls_tools=state.last_kind == _TOOL_CALL,
     )
     if not len(gaps):
         return summary
@@ -339,7 +346,16 @@ def _summary(gaps: Gaps, state: _Open, *, is_lossy: bool) -> IclSummary:
         max_ns=max(int(ascending[-1]), unkept.max_ns),
         stall_count=len(stalls) + unkept.stall_count,
         stall_ns=int(stalls.sum()) + unkept.stall_ns,
+        stalls=() if is_lossy or not len(stalls) else _stalls(gaps),
     )
+
+
+def _stalls(gaps: Gaps) -> tuple[RowStall, ...]:
+    """Return the longest stalls, each with when it ended, after the first content event; all gaps before it known."""
+    at = np.flatnonzero(gaps > STALL_NS)
+    longest = np.sort(at[np.argsort(-gaps[at], kind="stable")[:STALLS_TOLD_MAX]])
+    after_ns = np.cumsum(gaps)[longest]
+    return tuple(RowStall(*each) for each in zip(after_ns.tolist(), gaps[longest].tolist(), strict=True))
 
 
 def nearest_rank(ascending: Gaps, percent: int) -> int:

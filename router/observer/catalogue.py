@@ -13,7 +13,7 @@ generative AI, open-telemetry/semantic-conventions-genai, docs/gen-ai/gen-ai-met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -280,13 +280,18 @@ def _goodput_reader(limits: Sequence[Limits]) -> Read:
 
 
 # ---------------------------------------------------------------- the catalogue
-def catalogue(goodput: Sequence[Goodput] = ()) -> list[Metric]:
-    """Return every metric. The limits of ``goodput`` become boundaries, so that a share within one is exact."""
+_NO_BOUNDS: Final[Mapping[str, Iterable[int]]] = {}
+
+
+def catalogue(goodput: Sequence[Goodput] = (), boundaries: Mapping[str, Iterable[int]] = _NO_BOUNDS) -> list[Metric]:
+    """Return every metric. The limits of ``goodput`` become boundaries, so that a share within one is exact; so do
+    ``boundaries``, further ones by metric, in its unit inside.
+    """
     limits = limits_of(goodput)
     ttft = _bounds(NS, FINER_S, OTEL_TTFT_S, _given(entry.ttft_s for entry in goodput))
     tpot = _bounds(NS, FINER_S, OTEL_TPOT_S, _given(entry.tpot_s for entry in goodput))
     duration = _bounds(NS, FINER_S[1:], OTEL_DURATION_S, (300, 600), _given(entry.e2e_s for entry in goodput))
-    return [
+    metrics = [
         *_latencies(ttft, tpot, duration),
         *_stages(),
         *_host_side(ttft, duration),
@@ -294,6 +299,12 @@ def catalogue(goodput: Sequence[Goodput] = ()) -> list[Metric]:
         *_counts(limits),
         *_costs(),
     ]
+    return [_with_bounds(metric, boundaries.get(metric.name, ())) for metric in metrics]
+
+
+def _with_bounds(metric: Metric, further: Iterable[int]) -> Metric:
+    bounds = tuple(sorted({*metric.bounds, *further}))
+    return metric if bounds == metric.bounds else metric._replace(bounds=bounds)
 
 
 def _given(values: Iterable[float | None]) -> list[float]:
@@ -329,6 +340,8 @@ def _latencies(ttft: tuple[int, ...], tpot: tuple[int, ...], duration: tuple[int
                _answered("router_overhead_ns"), stage, "router_overhead"),
         Metric("duration", NS, "Time from request to its end, whatever the end", row, _every("duration_ns"), duration,
                "request_duration", otel=(OTel(server + "request.duration"),)),
+        Metric("tool_turn", NS, "Time that a client took for tools before a request, inferred", row, _every("tool_ns"),
+               duration, "tool_turn"),
         Metric("cancel_latency", NS, "Time from seeing that a client left to having shut down its host's connection",
                row, _every("cancel_latency_ns"), stage, "cancel_latency"),
     ]  # fmt: skip

@@ -12,7 +12,15 @@ from typing import Any, Final, Self
 
 from router.config import Config, data_dir
 from router.observer.aggregate import Aggregate
+from router.observer.alerts.desk import Desk
+from router.observer.alerts.evidence import Recent, evidence
+from router.observer.alerts.evidence.history import History
+from router.observer.alerts.evidence.refill import Refill
+from router.observer.alerts.evidence.regressions import BLOCK_NS, WINDOW_BLOCKS, Regressions
+from router.observer.alerts.model import Cause, Change, Evidence, Finding
+from router.observer.alerts.watch import ObserverSight
 from router.observer.batch import of_users
+from router.observer.catalogue import limits_of
 from router.observer.cost import CostMeter
 from router.observer.follow import Follower
 from router.observer.in_flight import InFlight
@@ -21,10 +29,18 @@ from router.observer.prices import prices_of
 from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow, RowKey
 from router.observer.segments import JOURNAL
+from router.observer.slo.accounts import SloAccounts
+from router.observer.slo.objectives import boundaries
+from router.observer.slo.readings import readings_of
 from router.observer.slowest import Slowest
+from router.observer.traces.book import TraceBook
+from router.observer.traces.sampling import no_breaches
+from router.observer.traces.tool_turns import ToolTurns
 
 BEHIND_RECORDS: Final = 4096
 """With more records than this unread the next turn comes at once."""
+BASELINE: Final = "baseline"
+"""Directory of what slices took in the last days."""
 _TICK_NS: Final = 1_000_000_000
 
 
@@ -42,7 +58,7 @@ class Pipeline:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.slice_names = tuple(dict.fromkeys((*observer.slices.tags, *observer.slices.top)))
         """What can be asked for, as ``observer.slices`` has it."""
-        self.aggregate = Aggregate(observer.slices, observer.goodput, wall_ns)
+        self.aggregate = Aggregate(observer.slices, observer.goodput, wall_ns, boundaries(config.slo))
         self.slowest = Slowest()
         self.cost = CostMeter(prices_of(config), [host.name for host in config.hosts])
         durable: dict[RowKey, int] = {}
@@ -52,6 +68,16 @@ class Pipeline:
         self.journal = Journal(self.data_dir / JOURNAL, observer.journal) if observer.journal.enabled else None
         if self.journal is not None:
             durable.update(self.journal.durable())
+        self._tool_turns = ToolTurns()
+        self.slo: SloAccounts | None = None
+        if config.slo:
+            self.slo = SloAccounts(config, self.data_dir, self.journal.directory if self.journal else None, wall_ns)
+        self.traces = TraceBook(config, self.data_dir, self.slo.book.breaches if self.slo else no_breaches)
+        self.recent = Recent(observer.slices.tags, limits_of(observer.goodput))
+        self.desk = self._desk(config, wall_ns) if observer.alerts.enabled else None
+        self._refill: Refill | None = None
+        if self.desk is not None and self.journal is not None:
+            self._refill = Refill(self.journal.directory, self.recent, wall_ns)
         self._in_flight = InFlight(run_dir, observer.instances)
         self._position_problem = ""
         self._ticked_ns = 0
@@ -68,16 +94,55 @@ class Pipeline:
         """
         sightings = self._in_flight.look(now_ns)  # before the rows, so that what is in neither has a row to come
         batch = self.follower.poll(now_ns)
+        known = self.follower.take_known()
         with Steps() as steps:
             steps.take(self.follower.raise_fault)
+            steps.take(self._tool_turns.pair, batch.rows, known)
             rows, pace = of_users(batch.rows, batch.pace)
             steps.take(self.aggregate.add, rows, pace, wall_ns)
+            if self.slo is not None:
+                steps.take(self.slo.add, rows, wall_ns)
             steps.take(self.slowest.add, rows, now_ns)
-            steps.take(self.cost.add, batch.rows, sightings, now_ns, self.follower.take_known())
+            steps.take(self.cost.add, batch.rows, sightings, now_ns, known)
             steps.take(self._settle, now_ns, wall_ns)
+            if self.desk is not None:
+                steps.take(self.desk.add, batch.rows, wall_ns)
+                if self.desk.is_due(now_ns):
+                    steps.take(self._evaluate, self.desk, now_ns, wall_ns)
             if now_ns - self._ticked_ns >= _TICK_NS:
                 self._ticked_ns = now_ns
                 steps.take(self.aggregate.tick, wall_ns)
+                if self.slo is not None:
+                    steps.take(self.slo.tick, wall_ns)
+
+    def _desk(self, config: Config, wall_ns: int) -> Desk:
+        """Put together where alerts come from and what explains them."""
+        currency, scale = config.observer.currency, config.observer.time_scale
+
+        def explain(finding: Finding, wall_ns: int, changes: Sequence[Change]) -> Evidence:
+            return evidence(finding, self.recent, wall_ns, changes, currency)
+
+        desk = Desk(config, self.run_dir, self.data_dir)
+        if self.slo is not None:
+            desk.sources["slo"] = self.slo.findings
+        history = History(self.data_dir / BASELINE if scale == 1 else None, scale)
+        blind_blocks = WINDOW_BLOCKS if self.journal is None else 1  # the journal has what was before the start
+        desk.holds_ns[Cause.REGRESSION] = round(blind_blocks * BLOCK_NS / scale)
+        self._regressions = Regressions(self.recent, history, wall_ns, scale)
+        desk.sources["regressions"] = self._regressions.evaluate
+        desk.explain = explain
+        return desk
+
+    def _evaluate(self, desk: Desk, now_ns: int, wall_ns: int) -> None:
+        if self._refill is not None:
+            self._refill.take(wall_ns)
+            if self._refill.is_over:
+                self._refill = None
+                self._regressions.recall()
+        follower = self.follower
+        dropped_count = 0 if self.journal is None else self.journal.dropped_count
+        sight = ObserverSight(follower.lost_request_count, follower.lost_event_count, dropped_count, self.journal_state)
+        desk.evaluate(follower.routers(), sight, now_ns, wall_ns)
 
     def settle(self, now_ns: int, wall_ns: int) -> None:
         """Take on what has been read, and read no more rows."""
@@ -88,13 +153,18 @@ class Pipeline:
         settled = self.cost.settled(now_ns)
         with Steps() as steps:
             steps.take(self.aggregate.add_costs, of_users(settled)[0], wall_ns)
+            if self.desk is not None:
+                steps.take(self.recent.add, of_users(settled)[0], wall_ns)
+            steps.take(self.traces.add, of_users(settled)[0], wall_ns)
             steps.take(self._write, settled, now_ns, wall_ns)
 
     def _write(self, settled: Sequence[RequestRow], now_ns: int, wall_ns: int) -> None:
         if self.journal is not None:
             self.journal.append(settled, now_ns)
             settled = self.journal.tick(now_ns, wall_ns)
-        self._commit(settled)
+        self._commit(settled if self.slo is None else self.slo.settle(settled))
+        if self.slo is not None:
+            self.slo.save_when_due(now_ns, wall_ns)
 
     def _commit(self, rows: Sequence[RequestRow]) -> None:
         try:
@@ -105,14 +175,21 @@ class Pipeline:
 
     def close(self, wall_ns: int) -> None:
         """Write what there is, with what is known of its cost, and let another observer go on."""
-        rows = durable = self.cost.flush()
+        if self._refill is not None:
+            self._refill.close()
+        rows = self.cost.flush()
+        durable: Sequence[RequestRow] = rows
         if self.journal is not None:
             self.journal.append(rows)
             durable = self.journal.close()
+        if self.slo is not None:
+            durable = self.slo.close(durable, wall_ns)
         self._commit(durable)
         self.follower.close()
         self._in_flight.close()
         self.aggregate.add_costs(of_users(rows)[0], wall_ns)
+        self.traces.add(of_users(rows)[0], wall_ns)
+        self.traces.close()
 
     # ------------------------------------------------------------ how it fares
     @property
@@ -134,11 +211,15 @@ class Pipeline:
             found.append(f"journal: {self.journal_state}")
         if self.journal is not None and self.journal.dropped_count:
             found.append(f"journal: {self.journal.dropped_count:,} rows were given up since the start")
+        if self.slo is not None and self.slo.problem:
+            found.append(f"objectives: {self.slo.problem}")
         if self.follower.lost_request_count:
             found.append(f"{self.follower.lost_request_count:,} requests were overwritten before they were read")
         if self.follower.lost_event_count:
             found.append(f"{self.follower.lost_event_count:,} token events were overwritten before they were read")
-        return found
+        if self.desk is not None and self.desk.problem:
+            found.append(f"alerts: {self.desk.problem}")
+        return found + self.traces.problems()
 
     def readings(self) -> Iterator[Reading]:
         """Yield numbers of the observer itself, for ``/metrics``."""
@@ -154,6 +235,14 @@ class Pipeline:
             yield _counter("journal_rows", "Rows written to the journal", self.journal.row_count)
             yield _counter("journal_dropped_rows", "Rows that the disk did not take", self.journal.dropped_count)
         yield from self._host_readings()
+        if self.slo is not None:
+            yield from readings_of(self.slo.latest, self.slo.book.folded_count)
+        if self.desk is not None:
+            yield from self.desk.readings()
+            yield _gauge("evidence_requests", "Requests kept as evidence, of the last two hours", len(self.recent))
+            left_out_count = self._regressions.slices.left_out_count
+            yield _counter("baseline_left_out", "Times that a slice found no place in the baseline", left_out_count)
+        yield from self.traces.readings()
 
     def _host_readings(self) -> Iterator[Reading]:
         meaning = (

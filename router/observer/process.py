@@ -21,17 +21,25 @@ from msgspec.structs import replace
 
 import router
 from ringbuffer import RingError
-from router.config import Config
+from router.config import Config, split_address
+from router.config.slo import slo_warnings
 from router.errors import ConfigError
 from router.log import log_unhandled, set_up
 from router.observer import prometheus
+from router.observer.alerts.courier import Courier, TestReply
+from router.observer.alerts.desk import AlertsPage
 from router.observer.follow import RouterView
 from router.observer.pipeline import Pipeline
 from router.observer.positions import FollowError
 from router.observer.prometheus import Reading
 from router.observer.rows import RequestRow
+from router.observer.segments import JOURNAL
+from router.observer.slo.accounts import no_objectives
+from router.observer.slo.status import SloPage
 from router.observer.slowest import longest_stage
 from router.observer.state import SCHEMA, Health, SlowRequest, Source, State
+from router.observer.traces import find
+from router.observer.traces.page import OBSERVER, TracePage, page_of
 from router.observer.view import View
 from router.observer.web import Condition, WebServer
 
@@ -41,6 +49,8 @@ READ_ON_NS: Final = 700_000_000
 """How long a stop reads on: long enough to learn that a router has just ended, and what of."""
 FINISH_NS: Final = 4_000_000_000
 """The longest that a stop waits for costs, which settle a second after a request's end."""
+DELIVER_S: Final = 1.0
+"""The longest that a stop waits for alerts to be delivered."""
 SLOWEST_SHOWN: Final = 10
 KEPT_FROM_S: Final = 600.0
 """Windows this long take a while to read, so what was read is told again for a :data:`KEPT_SHARE` of the window."""
@@ -61,11 +71,25 @@ class Observer:
         self._log = log
         self._stop = asyncio.Event()
         self._web = WebServer(self, config.observer.http)
+        self._searching = asyncio.Lock()
         self._started_ns = time.monotonic_ns()
         self._turn_max_ns = 0
         self._fault_count = 0
         self._states: dict[tuple[float, str], State] = {}
+        self._courier = self._make_courier()
         self._providers = {host.name: host.kind for host in config.hosts if host.kind != "auto"}
+
+    def _make_courier(self) -> Courier | None:
+        """Return what delivers alerts; raises ConfigError for a sink that cannot be."""
+        desk = self._pipeline.desk
+        if desk is None:
+            return None
+        alerts = self._config.observer.alerts
+        base_url = alerts.external_url.rstrip("/") or _base_url(self._config.observer.http)
+        courier = Courier(alerts, desk.directory, base_url, self._log)
+        courier.follow(desk.ledger.active)
+        desk.tell, desk.sinks = courier.tell, courier.sights
+        return courier
 
     # ------------------------------------------------------------ life
     async def run(self) -> None:
@@ -82,6 +106,7 @@ class Observer:
             data=str(self._pipeline.data_dir),
             pid=os.getpid(),
         )
+        delivering = None if self._courier is None else asyncio.create_task(self._courier.run())
         try:
             while not self._stop.is_set():
                 await self._wait(self._timed(self._pipeline.turn))
@@ -89,7 +114,17 @@ class Observer:
             await self._finish()
         finally:
             await self._web.close()
+            if delivering is not None:
+                await self._stop_delivering(delivering)
             self._pipeline.close(time.time_ns())
+
+    async def _stop_delivering(self, delivering: asyncio.Task[None]) -> None:
+        """Let what can be delivered at once be delivered; the rest is on disk for the next observer."""
+        if self._courier is not None and not delivering.done():
+            await self._courier.flush(DELIVER_S)
+        delivering.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await delivering
 
     async def _finish(self) -> None:
         """Read what a router that has just ended left, and wait for the costs of what was read."""
@@ -190,6 +225,7 @@ class Observer:
             *prometheus.router_readings({each.instance: each.counters for each in routers}),
             *self._pipeline.readings(),
             *self._own_readings(),
+            *(() if self._courier is None else self._courier.readings()),
         ]
         page = prometheus.capture(self._pipeline.aggregate, readings, time.time_ns())
         return await asyncio.to_thread(prometheus.render, page, accept, self._providers)
@@ -199,12 +235,60 @@ class Observer:
         yield Reading(f"{prefix}observer_faults", "counter", "Turns of the observer that failed", (), self._fault_count)
         yield Reading(f"{prefix}observer_turn_seconds_max", "gauge", "The longest turn of the observer", (), turn_s)
 
+    def alerts(self, fingerprint: str) -> AlertsPage | None:
+        """Return what fires and what did, with ``fingerprint`` only that; ``None`` without alerts."""
+        if self._pipeline.desk is None or self._courier is None:
+            return None
+        return self._pipeline.desk.page(time.time_ns(), self._courier.states(), fingerprint)
+
+    async def test_alert(self, sink: str) -> list[TestReply]:
+        """Send a test alert to all sinks or to one; raises ValueError for one that there is not."""
+        names = [] if self._courier is None else self._courier.names
+        if self._courier is None or (sink and sink not in names):
+            raise ValueError(f"sink={sink[:80]}: expected one of {', '.join(names) or 'no sinks'}")
+        return await self._courier.test(sink)
+
+    def slo(self, name: str) -> SloPage:
+        """Return how the objectives fare, with ``name`` only that one; raises ValueError for one that there is not."""
+        accounts, wall_ns = self._pipeline.slo, time.time_ns()
+        if accounts is None:
+            return no_objectives(wall_ns, name)
+        return accounts.page(wall_ns, name)
+
+    async def trace(self, identity: str) -> TracePage | None:
+        """Return the requests with a request id or a trace id, with their spans; ``None`` where none is found.
+
+        What is not in memory is looked for on disk and in the rings, in a thread, one question at a time.
+        """
+        traces, source = self._pipeline.traces, OBSERVER
+        rows = traces.find(identity)
+        if not rows and len(identity) <= find.ID_CHARS_MAX:
+            async with self._searching:
+                rows, source = await asyncio.to_thread(self._search, identity)
+        return page_of(identity, source, rows, traces.naming, traces.breaches) if rows else None
+
+    def _search(self, identity: str) -> tuple[list[RequestRow], str]:
+        pipeline = self._pipeline
+        rows = find.in_journal(identity, pipeline.data_dir / JOURNAL)
+        if rows:
+            return rows, find.JOURNAL
+        instances = [pipeline.run_dir / each.instance for each in pipeline.follower.routers()]
+        return find.in_rings(identity, instances), find.RINGS
+
     def health(self) -> Condition:
         """Return how the observer is doing."""
         reasons = self._pipeline.problems()
+        if self._courier is not None:
+            reasons += self._courier.problems(time.time_ns())
         if self._fault_count:
             reasons.append(f"{self._fault_count:,} turns failed since the start: the log says where")
         return Condition("degraded" if reasons else "ok", reasons)
+
+
+def _base_url(address: str) -> str:
+    """Return where the observer can be reached, as far as its address says; empty for a unix socket or any port."""
+    place = split_address(address, "observer.http")
+    return "" if isinstance(place, str) or not place[1] else f"http://{address}"
 
 
 def running_by_host(routers: Sequence[RouterView]) -> dict[str, int]:
@@ -247,6 +331,8 @@ def _slow_request(row: RequestRow) -> SlowRequest:
 def serve(config: Config, run_dir: Path) -> int:
     """Run an observer in the foreground; return the exit status. Start-up errors are one line, never a trace."""
     log = set_up(config.log)
+    for line in slo_warnings(config.slo):
+        log.warning("objective", note=line)
     try:
         pipeline = Pipeline(config, run_dir, time.time_ns())
         asyncio.run(Observer(config, pipeline, log).run())

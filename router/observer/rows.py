@@ -19,6 +19,7 @@ from router.errors import ErrorKind
 from router.routing import PolicyId, Reason
 from router.stamps import EARLY_WINDOW_NS, STAGES, STAMPS, e2e_ns, router_overhead_ns, stages, tpot_ns, ttft_ns
 from router.telemetry import records as rec
+from router.telemetry import trace_ids
 from router.telemetry.reader import Names
 
 STALL_NS: Final = 1_000_000_000
@@ -78,6 +79,43 @@ class RowCost(msgspec.Struct, frozen=True):
     knows what ran beside it. Empty when there is one."""
 
 
+class RowStall(msgspec.Struct, frozen=True):
+    """A stall in the stream of an answer: a gap above :data:`STALL_NS` between two content events."""
+
+    after_ns: int
+    """``tok1`` until the event that ended it."""
+    gap_ns: int
+
+
+class RowDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router decided of a request beyond its host. ``None``, 0 and empty: nothing of the kind."""
+
+    deadline_ns: int | None
+    """When the first token was due, after ``recv``."""
+    predicted_ttft_ns: int | None
+    """What was foretold for its host."""
+    prefix_tokens: int
+    """How much of the prompt the host was thought to hold."""
+    asked_max_tokens: int | None
+    """What the client had asked for where a rule set another; 0: it had not said."""
+    asked_temperature: float | None
+    """Likewise; -1: it had not said."""
+    asked_model: str
+    """The model asked for where another one answered."""
+    key: str
+    workload: str
+    """The class in which it waited: ``realtime``, ``interactive``, ``batch``."""
+    tool_count: int
+    """Tools that the router spliced into the request."""
+    tool_bytes: int
+    cache: str
+    """How a cache took part: ``hit``, ``partial``, ``miss``."""
+    cache_hits: int
+    cache_misses: int
+    saved_ns: int
+    """How much sooner the cache answered than a host would have."""
+
+
 class IclSummary(NamedTuple):
     """The gaps between the content events of one request, from ``tokens.ring``; ``None`` where there are no gaps."""
 
@@ -98,6 +136,10 @@ class IclSummary(NamedTuple):
     """When the last event of the host's stream came; 0 without one."""
     lossy: bool = False
     """Events of this request were overwritten before they were read: the gaps are not complete."""
+    stalls: tuple[RowStall, ...] = ()
+    """The longest stalls in the order in which they came; none of a request that is ``lossy``."""
+    calls_tools: bool = False
+    """The last content event was a call of a tool."""
 
 
 NO_ICL: Final = IclSummary()
@@ -120,7 +162,9 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     recv_mono_ns: int
     done_mono_ns: int
     trace_id: str
+    """The caller's (``traceparent``), else one of its own (:mod:`router.telemetry.trace_ids`)."""
     span_id: str
+    """The caller's span, which this request is a part of; empty without one."""
     trace_flags: int
     tags: dict[str, str]
     """Every tag that was given: the built-in ones, the user's own, and the free texts ``user_id``, ``session_id``,
@@ -244,6 +288,18 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     cost: RowCost | None = None
     """Filled in once it has settled; ``None`` until then."""
 
+    # ---- since later versions: rows of earlier ones have none of it
+    calls_tools: bool = False
+    """The answer ended in calls of tools, which the client was to run."""
+    tool_ns: int | None = None
+    """How long the client took for tools before this request: since the end of the answer that called them. Inferred
+    (:mod:`router.observer.traces.tool_turns`); no part of ``ttft`` or ``e2e``."""
+    tool_after: str = ""
+    """That answer: its trace id, ``-``, the id of its request's span."""
+    stalls: tuple[RowStall, ...] = ()
+    """The longest stalls (at most 16) in the order in which they came."""
+    decision: RowDecision | None = None
+
     @property
     def key(self) -> RowKey:
         """Return what names this request for ever."""
@@ -273,6 +329,7 @@ _ENDS_AT: Final = dict(
         strict=True,
     )
 )
+_WORKLOADS: Final = ("", "realtime", "interactive", "batch")
 _TIMING_SOURCES: Final = ("", "timings", "metrics", "durations")
 _CANCELLED: Final = frozenset({int(rec.Outcome.CLIENT_GONE), int(rec.Outcome.CLIENT_STALLED)})
 
@@ -306,9 +363,7 @@ def row_of(record: Mapping[str, Any], origin: Origin, done_seq: int, icl: IclSum
         end_wall_ns=origin.wall_ns(done_mono_ns),
         recv_mono_ns=at["recv"],
         done_mono_ns=done_mono_ns,
-        trace_id=record["trace_id"].strip("0") and record["trace_id"],
-        span_id=record["span_id"].strip("0") and record["span_id"],
-        trace_flags=record["trace_flags"],
+        **_trace(record, origin),
         tags=_tags(record, names),
         endpoint=_word(rec.Endpoint, record["endpoint"]),
         model=names.model(record["model"]),
@@ -331,14 +386,8 @@ def row_of(record: Mapping[str, Any], origin: Origin, done_seq: int, icl: IclSum
         retries=max(0, record["attempt_count"] - 1),
         waiting_ahead=record["waiting_ahead"],
         duration_ns=done_mono_ns - at["recv"],
-        icl_count=icl.gap_count,
-        icl_mean_ns=icl.mean_ns,
-        icl_p50_ns=icl.p50_ns,
-        icl_p95_ns=icl.p95_ns,
-        stall_count=icl.stall_count,
-        stall_ns=icl.stall_ns,
-        blocked_ns=icl.blocked_ns,
-        lossy=icl.lossy,
+        calls_tools=icl.calls_tools or bool(flags & rec.DoneFlag.CALLS_TOOLS),
+        decision=_decision(record, at, names),
         n_in=None if estimated else record["n_in"],
         n_out=record["n_out"],
         n_out_estimated=estimated,
@@ -353,8 +402,41 @@ def row_of(record: Mapping[str, Any], origin: Origin, done_seq: int, icl: IclSum
         cancel_latency_ns=record["cancel_latency_ns"] or None,
         left_ns=record["left_ns"] - at["recv"] if record["left_ns"] else None,
         **_durations(record, at),
+        **_pace(icl),
         **_host_report(record),
         **_tcp_info(record),
+    )
+
+
+def _trace(record: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """Return the caller's trace, or the request's own where it sent none that is valid."""
+    if record["trace_id"].strip("0") and record["span_id"].strip("0"):
+        return {name: record[name] for name in ("trace_id", "span_id", "trace_flags")}
+    life = trace_ids.life_of(origin.instance, origin.generation)
+    own = trace_ids.trace_id(life, record["request_seq"]).hex()
+    return {"trace_id": own, "span_id": "", "trace_flags": 0}
+
+
+def _decision(record: Mapping[str, Any], at: Mapping[str, int], names: Names) -> RowDecision | None:
+    """Return the part of the record since 1.2; ``None`` where nothing of it is set."""
+    if not any(record.get(name) for name, _, _ in rec.DECISION_FIELDS):
+        return None
+    levers = record["levers"]
+    return RowDecision(
+        deadline_ns=record["deadline_ns"] - at["recv"] if record["deadline_ns"] else None,
+        predicted_ttft_ns=record["predicted_ttft_us"] * 1000 or None,
+        prefix_tokens=record["prefix_tokens"],
+        asked_max_tokens=record["asked_max_tokens"] if levers & rec.Lever.MAX_TOKENS else None,
+        asked_temperature=record["asked_temperature"] if levers & rec.Lever.TEMPERATURE else None,
+        asked_model=names.model(record["asked_model"]),
+        key=names.text(rec.NAME_KEY, record["key"]),
+        workload=_WORKLOADS[record["workload"]] if record["workload"] < len(_WORKLOADS) else "",
+        tool_count=record["tool_count"],
+        tool_bytes=record["tool_bytes"],
+        cache=_word(rec.CacheUse, record["cache"]),
+        cache_hits=record["cache_hits"],
+        cache_misses=record["cache_misses"],
+        saved_ns=record["saved_us"] * 1000,
     )
 
 
@@ -401,6 +483,20 @@ def _durations(record: Mapping[str, Any], at: Mapping[str, int]) -> dict[str, An
         "host_ttft_ns": _since(at, "sent", at["tok1"]),
         "host_ttfc_ns": _since(at, "sent", ttfc_ns),
         "host_e2e_ns": _since(at, "sent", at["tokN"]),
+    }
+
+
+def _pace(icl: IclSummary) -> dict[str, Any]:
+    return {
+        "icl_count": icl.gap_count,
+        "icl_mean_ns": icl.mean_ns,
+        "icl_p50_ns": icl.p50_ns,
+        "icl_p95_ns": icl.p95_ns,
+        "stall_count": icl.stall_count,
+        "stall_ns": icl.stall_ns,
+        "blocked_ns": icl.blocked_ns,
+        "lossy": icl.lossy,
+        "stalls": icl.stalls,
     }
 
 

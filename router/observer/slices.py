@@ -256,9 +256,9 @@ class Slicer:
         ``again`` says that the request was placed before: it is not counted a second time.
         """
         tags = row.tags
-        found = [entry.place(_values(row, tags, entry.names), now_ns, again=again) for entry in self.capped]
+        found = [entry.place(values_of(row, tags, entry.names), now_ns, again=again) for entry in self.capped]
         for entry in self.top:
-            values = _values(row, tags, entry.names)
+            values = values_of(row, tags, entry.names)
             if not again:
                 entry.note(values[0], now_ns, failed=failed)
             found.append(entry.place(values, now_ns, again=again))
@@ -291,5 +291,6 @@ _FIELDS: Final = frozenset({"model", "host", "endpoint", "instance", "error"})
 """What requests differ in beside their tags."""
 
 
-def _values(row: RequestRow, tags: Mapping[str, str], names: Values) -> Values:
+def values_of(row: RequestRow, tags: Mapping[str, str], names: Values) -> Values:
+    """Return what a row has of each name, ``tags`` being its tags; "" stands for a tag that was not given."""
     return tuple([getattr(row, name) if name in _FIELDS else tags.get(name, "") for name in names])

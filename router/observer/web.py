@@ -17,7 +17,12 @@ from aiohttp import web
 from router import config
 from router.errors import ConfigError
 from router.ingress.unix_path import make_free
+from router.observer.alerts.courier import TestReply
+from router.observer.alerts.desk import AlertsPage
+from router.observer.client import ASKED_HEADER
+from router.observer.slo.status import SloPage
 from router.observer.state import WINDOWS_S, State
+from router.observer.traces.page import TracePage
 
 DEFAULT_WINDOW_S: Final = 60.0
 _CLOSE_S: Final = 1.0
@@ -27,6 +32,9 @@ ringrouter observe
 
 /metrics      for Prometheus
 /state.json   the numbers of one window; ?window=10|60|600|3600 and ?by=TAG; `ringrouter top` shows them
+/alerts.json  alerts that fire, and those that did; `ringrouter slo alerts` shows them
+/slo.json     objectives: budget, burn rates, state; ?name=SLO; `ringrouter slo` shows them
+/traces/ID.json   the spans of a request, by request id or trace id; `ringrouter trace ID` draws them
 /healthz      is it doing its work?
 """
 
@@ -54,6 +62,18 @@ class Answers(Protocol):
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the body of ``/metrics`` and its content type, in the format that an ``accept`` header asks for."""
 
+    def alerts(self, fingerprint: str) -> AlertsPage | None:
+        """Return what fires and what did, with ``fingerprint`` only that; ``None`` without alerts."""
+
+    async def test_alert(self, sink: str) -> list[TestReply]:
+        """Send a test alert to all sinks or to one; raises ValueError for one that there is not."""
+
+    def slo(self, name: str) -> SloPage:
+        """Return how the objectives fare, with ``name`` only that one; raises ValueError for one that there is not."""
+
+    async def trace(self, identity: str) -> TracePage | None:
+        """Return the requests with a request id or a trace id, with their spans; ``None`` where none is found."""
+
     def health(self) -> Condition:
         """Return how the observer is doing."""
 
@@ -69,6 +89,10 @@ class WebServer:
         app.router.add_get("/", _index)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/state.json", self._state)
+        app.router.add_get("/alerts.json", self._alerts)
+        app.router.add_post("/alerts/test", self._test_alert)
+        app.router.add_get("/slo.json", self._slo)
+        app.router.add_get("/traces/{id:.+}.json", self._trace)
         app.router.add_get("/healthz", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
 
@@ -113,6 +137,33 @@ class WebServer:
         if name and name not in self._answers.slice_names:
             raise ValueError(f"by={name[:80]}: expected one of {'; '.join(self._answers.slice_names) or 'no slices'}")
         return name
+
+    async def _alerts(self, request: web.Request) -> web.Response:
+        page = self._answers.alerts(request.query.get("fingerprint", ""))
+        if page is None:
+            return web.Response(status=404, text="there are no alerts: observer.alerts.enabled is false\n")
+        return _json(page)
+
+    async def _test_alert(self, request: web.Request) -> web.Response:
+        if ASKED_HEADER not in request.headers:  # which a page of another site cannot send without being allowed to
+            return web.Response(status=403, text=f"expected the header {ASKED_HEADER}\n")
+        try:
+            return _json(await self._answers.test_alert(request.query.get("sink", "")))
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+
+    async def _slo(self, request: web.Request) -> web.Response:
+        try:
+            return _json(self._answers.slo(request.query.get("name", "")))
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        identity = request.match_info["id"]
+        page = await self._answers.trace(identity)
+        if page is None:
+            return web.Response(status=404, text=f"no request with the id {identity[:80]!r} is kept\n")
+        return _json(page)
 
     async def _health(self, _: web.Request) -> web.Response:
         return _json(self._answers.health())

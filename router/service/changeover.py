@@ -126,7 +126,9 @@ class Changeover:
         self._log.error("configuration not reloaded", reason=reason)
         self._telemetry.errors.note("the configuration was not reloaded; the log says why", monotonic_ns())
         self._telemetry.counters.add(Counter.CONFIG_RELOAD_ERRORS)
-        return f"reload refused, the old configuration stays: {reason}"
+        status = f"reload refused, the old configuration stays: {reason}"
+        self._telemetry.changes.note("refused", [status], monotonic_ns())
+        return status
 
 
 async def unless_stopped(work: Coroutine[Any, Any, Any], stop: asyncio.Event) -> None:

@@ -221,6 +221,8 @@ class DoneFlag(IntFlag):
     """The router committed its own head and a comment before the host's first content."""
     USAGE_ADDED = 16
     """``stream_options.include_usage`` was added by the router."""
+    CALLS_TOOLS = 32
+    """A whole answer ended in calls of tools; of a stream ``tokens.ring`` tells."""
 
 
 class Lever(IntFlag):

@@ -18,14 +18,17 @@ from ringbuffer import (
     GatingConsumer,
     GatingProducer,
     Generation,
+    RingError,
     TableWriter,
+    find_current,
 )
-from router import native
+from router import __version__, native
 from router.config import Config
 from router.config.caches import own_requests_max
 from router.request import NO_TERMS, new_request
 from router.routing import Reason, explain
 from router.telemetry import records as rec
+from router.telemetry.change_log import ChangeLog
 from router.telemetry.counters import CATALOGUE, Counter
 from router.telemetry.decision import pack_verdicts
 from router.telemetry.host_report import read_report
@@ -84,6 +87,7 @@ class Telemetry:
         """``lock`` is that of the instance where the router before this one hands over: then readers find this one's
         segments only when it says ``generation.activate()``.
         """
+        before = _current(instance_dir)
         self.generation = Generation.create(instance_dir, lock=lock)
         path = self.generation.path
         rings = config.rings
@@ -123,6 +127,8 @@ class Telemetry:
         self.errors = DistinctErrorsWriter.create(path / "errors", row_count=ERRORS_MAX, name="errors")
         self.names = Names(names, self.counters)
         self.host_rows = HostRows(path)
+        self.changes = ChangeLog(path)
+        self.changes.begin(config, before, __version__, time.monotonic_ns())
         self._segments = (
             self.requests, self.tokens, self.done_ring, self.inflight, names, self.counters, self.errors,
             self.host_rows.table,
@@ -257,6 +263,14 @@ def _pack_report(request: Request) -> None:
             report.prompt_ms, report.predicted_ms, report.queue_ms, report.ttft_ms,
             report.cache_n, report.prompt_n, report.predicted_n, report.source,
         )  # fmt: skip
+
+
+def _current(instance_dir: Path) -> Path | None:
+    """Return the directory of the life before this one."""
+    try:
+        return find_current(instance_dir)
+    except RingError:
+        return None
 
 
 def _decision(request: Request) -> bytes:

@@ -344,3 +344,23 @@ def test_many_signals_at_once_end_with_the_last_file(router: Reloaded) -> None:
     router.stage.wait(lambda: "limits.waiting: 1024 -> 3" in router.changes(), "the last file counts")
     assert router.answered_by() == "a"
     router.stage.finished(1)
+
+
+def test_hosts_are_told_of_traces_from_the_reload_on_that_exports_them(router: Reloaded) -> None:
+    def told() -> str | None:
+        router.answered_by()
+        return router.hosts["a"].exchanges[-1].headers.get("traceparent")
+
+    entry = router.entry("a").replace("[hosts.facts]", "[hosts.facts]\ntrace_headers = true")
+    exported = '[observer.traces]\nendpoint = "http://key:canary@127.0.0.1:9/v1/traces"\nsample_ratio = 1.0\n'
+    router.write(BASE + entry)
+    assert told() is None
+    router.write(BASE + exported + entry)
+    traceparent = told()
+    assert traceparent is not None
+    assert traceparent.startswith("00-")
+    assert traceparent.endswith("-01")
+    router.write(BASE + entry)
+    assert told() is None
+    assert "canary" not in router.stage.router.log_text(), "the address of a collector may hold a secret"
+    router.stage.finished(3)

@@ -39,15 +39,17 @@ class Answers:
         return Condition("degraded", ["journal: no space left on device"])
 
 
-def with_server(check: Callable[[str, Answers], None], address: str = "127.0.0.1:0") -> None:
+def with_server(
+    check: Callable[[str, Answers], None], address: str = "127.0.0.1:0", answers: Answers | None = None
+) -> None:
     """Run a server at ``address`` and, in a thread, ``check`` with the address it took."""
+    given = answers or Answers()
 
     async def run() -> None:
-        answers = Answers()
-        server = WebServer(answers, address)
+        server = WebServer(given, address)
         taken = await server.listen()
         try:
-            await asyncio.to_thread(check, taken, answers)
+            await asyncio.to_thread(check, taken, given)
         finally:
             await server.close()
 

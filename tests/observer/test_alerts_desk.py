@@ -1,0 +1,188 @@
+"""Findings become alerts: in the pipeline, over restarts and kills, with their evidence, and by the process and its
+commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from router import config
+from router.observer.alerts.desk import DIRECTORY, EVALUATE_NS, LEDGER_FILE, Desk
+from router.observer.alerts.ledger import Step
+from router.observer.alerts.model import Cause, Change, Evidence, Finding
+from router.observer.alerts.watch import ObserverSight
+from router.observer.follow import RouterView
+from router.observer.life import HostLoads
+from tests.support.alerts import WALL_NS, evidence, finding
+from tests.support.waiting import shared_memory_directory
+
+WELL = ObserverSight(0, 0, 0, "on")
+
+
+class At:
+    """A desk, its clock, and what it told."""
+
+    def __init__(self, directory: Path, **sources: Sequence[Finding]) -> None:
+        self.directory = directory
+        self.found: dict[str, Sequence[Finding] | Exception] = dict(sources)
+        self.told: list[Step] = []
+        self.explained: list[Finding] = []
+        self.wall_ns = WALL_NS
+        self.desk = self.open()
+
+    def open(self) -> Desk:
+        settings = config.parse(f'version = 1\n[observer]\ndata_dir = "{self.directory}/data"\n')
+        desk = Desk(settings, self.directory / "run", self.directory / "data")
+        for name in self.found:
+            desk.sources[name] = lambda _, name=name: self.source(name)  # type: ignore[misc]
+        desk.tell = self.told.extend
+        desk.explain = self.explain
+        self.desk = desk
+        return desk
+
+    def source(self, name: str) -> Sequence[Finding]:
+        found = self.found[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def explain(self, about: Finding, wall_ns: int, changes: Sequence[Change]) -> Evidence | None:
+        self.explained.append(about)
+        return evidence()
+
+    def evaluate(self, *routers: RouterView) -> list[str]:
+        self.wall_ns += EVALUATE_NS
+        count = len(self.told)
+        self.desk.evaluate(routers, WELL, self.wall_ns - WALL_NS, self.wall_ns)
+        return [step.event for step in self.told[count:]]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with shared_memory_directory() as path:
+        yield path
+
+
+def kill(_: Sequence[Step]) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_fires_is_told_with_its_evidence_within_two_evaluations(directory: Path) -> None:
+    at = At(directory, slo=[finding()])
+    assert [at.evaluate(), at.evaluate(), at.evaluate()] == [[], ["firing"], []]
+    assert at.told[0].alert.evidence == evidence()
+    assert at.explained == [finding()], "only when it fires"
+    for _ in range(6):
+        at.evaluate()
+    assert len(at.explained) == 2, "and again when a minute has brought more requests"
+    page = at.desk.page(at.wall_ns)
+    assert [each.evidence for each in page.active] == [evidence()]
+    assert page.evaluated_wall_ns == at.wall_ns
+    assert at.desk.page(at.wall_ns, fingerprint="other").active == []
+    assert [each.value for each in at.desk.readings()] == [1, 0]
+
+
+def test_what_another_finding_explains_is_a_fact_of_it(directory: Path) -> None:
+    worse = finding(cause=Cause.REGRESSION, labels={"host": "a"}, where={"host": "a"}, summary="host a is slower")
+    at = At(directory, slo=[finding()], regressions=[worse])
+    at.evaluate()
+    at.evaluate()
+    assert [step.alert.finding.cause for step in at.told] == [Cause.BURN]
+    assert at.told[0].alert.finding.facts == ("host a is slower",)
+
+
+@pytest.mark.parametrize("how", ["restart", "killed before it was told", "killed before the ledger was saved"])
+def test_the_next_observer_goes_on(directory: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = At(directory, slo=[finding()])
+    at.evaluate()
+    if how == "restart":
+        at.evaluate()
+        at.open()
+        assert at.evaluate() == [], "told already"
+    elif how == "killed before it was told":
+        at.desk.tell = kill
+        with pytest.raises(KeyboardInterrupt):
+            at.evaluate()
+        at.open()
+        assert at.evaluate() == ["firing"], "the ledger does not say that it was told"
+    else:
+        monkeypatch.setattr(at.desk, "_save", lambda: None)
+        assert at.evaluate() == ["firing"]
+        at.open()
+        assert at.evaluate() == ["firing"], "twice is better than never"
+    at.found["slo"] = []
+    at.open()
+    assert [at.evaluate() for _ in range(3)] == [[], [], ["resolved"]], "that it is over is told too"
+
+
+def test_what_cannot_be_judged_yet_after_a_restart_goes_on(directory: Path) -> None:
+    worse = finding(cause=Cause.REGRESSION, labels={"host": "a"}, where={"host": "a"})
+    at = At(directory, regressions=[worse])
+    at.evaluate()
+    at.evaluate()
+    at.found["regressions"] = []
+    at.open().holds_ns[Cause.REGRESSION] = 5 * EVALUATE_NS
+    assert [at.evaluate() for _ in range(5)] == [[]] * 5, "its source needs so long to see anything"
+    assert [at.evaluate() for _ in range(3)] == [[], [], ["resolved"]]
+
+
+def test_a_source_that_fails_ends_nothing_and_holds_up_nobody(directory: Path) -> None:
+    other = finding(labels={"slo": "other"})
+    at = At(directory, slo=[finding()], regressions=[other])
+    at.evaluate()
+    at.found["slo"] = ValueError("broken")
+    with pytest.raises(ValueError, match="broken"):
+        at.evaluate()
+    assert {step.alert.finding.labels["slo"] for step in at.told} == {"chat-ttft", "other"}
+    for _ in range(5):
+        with pytest.raises(ValueError, match="broken"):
+            at.evaluate()
+    assert len(at.desk.ledger.active()) == 2
+
+
+def test_an_alert_whose_evidence_fails_is_told_without_it(directory: Path) -> None:
+    at = At(directory, slo=[finding()])
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no requests")
+
+    at.desk.explain = fail
+    at.evaluate()
+    with pytest.raises(ZeroDivisionError):
+        at.evaluate()
+    assert [(step.event, step.alert.evidence) for step in at.told] == [("firing", None)]
+
+
+def test_a_router_that_dies_is_an_alert(directory: Path) -> None:
+    at = At(directory)
+    dead = RouterView("main", 1, "dead", {}, HostLoads({}, 0), 0)
+    assert at.evaluate(dead) == [], "its directory is going away: nobody knows how it ended"
+    path = directory / "run" / "main" / "1"
+    path.mkdir(parents=True)
+    (path.parent / "current").symlink_to("1")
+    assert [at.evaluate(dead), at.evaluate(dead)] == [[], ["firing"]]
+    assert at.told[0].alert.finding.labels == {"router": "main"}
+
+
+def test_a_ledger_that_is_damaged_is_put_aside_and_a_disk_that_is_full_is_told(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = At(directory, slo=[finding()])
+    ledger = directory / "data" / DIRECTORY / LEDGER_FILE
+    at.evaluate()
+    ledger.write_bytes(b"{")
+    at.open()
+    assert ledger.with_suffix(".damaged").exists()
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refuse)
+        at.evaluate()
+    assert at.desk.problem == f"{ledger.parent} cannot be written: No space left on device"
+    at.evaluate()
+    assert at.desk.problem == ""
