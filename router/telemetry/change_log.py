@@ -115,6 +115,8 @@ def read_changes(generation: Path) -> list[Entry]:
     for line in raw.splitlines():
         try:
             found.append(msgspec.json.decode(line, type=Entry))
-        except msgspec.MsgspecError:
+        except (
+            ValueError
+        ):  # msgspec's own are some; so are bytes that are no text, of a line that was cut by a full disk
             continue
     return found

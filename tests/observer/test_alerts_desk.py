@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from router import config
+from router.observer.alerts import desk as desk_module
 from router.observer.alerts.desk import DIRECTORY, EVALUATE_NS, LEDGER_FILE, Desk
 from router.observer.alerts.ledger import Step
 from router.observer.alerts.model import Cause, Change, Evidence, Finding
-from router.observer.alerts.watch import ObserverSight
+from router.observer.alerts.watch import MINUTE_EVALUATIONS, ObserverSight
 from router.observer.follow import RouterView
 from router.observer.life import HostLoads
 from tests.support.alerts import WALL_NS, evidence, finding
@@ -141,6 +142,47 @@ def test_a_source_that_fails_ends_nothing_and_holds_up_nobody(directory: Path) -
         with pytest.raises(ValueError, match="broken"):
             at.evaluate()
     assert len(at.desk.ledger.active()) == 2
+
+
+def test_routers_that_cannot_be_looked_at_hold_up_no_other_source(directory: Path) -> None:
+    at = At(directory, slo=[finding()])
+
+    def fail(*_: object) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    at.desk.changes.read = fail  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(UnicodeDecodeError):
+            at.evaluate()
+    assert [step.event for step in at.told] == ["firing"]
+
+
+def test_of_many_that_fire_at_once_all_are_told_and_evidence_comes_by_and_by(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "EXPLAIN_NS_MAX", 1)
+    at = At(directory, slo=[finding(labels={"slo": f"s{number}"}) for number in range(5)])
+    assert [at.evaluate(), at.evaluate()] == [[], ["firing"] * 5]
+    assert [step.alert.evidence is not None for step in at.told] == [True, False, False, False, False]
+    for explained_count in range(2, 6):
+        at.evaluate()
+        assert len(at.explained) == explained_count
+    assert all(alert.evidence is not None for alert in at.desk.ledger.active())
+
+
+def test_a_clock_that_is_put_back_holds_no_alert_for_longer(directory: Path) -> None:
+    down = finding(cause=Cause.HOST_DOWN, labels={"host": "a"}, where={"host": "a"})
+    at = At(directory, slo=[down])
+    at.evaluate()
+    at.evaluate()
+    at.found["slo"] = []
+    desk = at.open()
+    at.told.clear()
+    now_ns = 0
+    for number in range(MINUTE_EVALUATIONS + 4):
+        desk.evaluate((), WELL, now_ns, at.wall_ns - number * 3600 * 1_000_000_000)
+        now_ns += EVALUATE_NS
+    assert [step.event for step in at.told] == ["resolved"]
 
 
 def test_an_alert_whose_evidence_fails_is_told_without_it(directory: Path) -> None:

@@ -176,7 +176,7 @@ class TestRouters:
         file = path / DIRECTORY / FILE
         assert FILE_BYTES_MAX // 3 < file.stat().st_size <= FILE_BYTES_MAX
         with file.open("ab") as opened:
-            opened.write(b'{"t_ns": 1, "kin')
+            opened.write(b'{"t_ns": 1, "kind": "start", "text": "caf\xc3"}\n{"t_ns": 1, "kin')
         assert read_changes(path)[-1].t_ns == 699
 
     def test_no_secret_is_written_and_a_secret_that_changes_is_told(self, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ source that fails keeps its last findings: what cannot be seen just now is not o
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,9 @@ EXPLAIN_AGAIN_NS: Final = 60_000_000_000
 """How old evidence may become while its alert fires: the first is made of the first bad requests only."""
 EXPLAINED_AGAIN_MAX: Final = 2
 """Alerts whose evidence is made anew at one evaluation: it takes a moment, and the rings go on."""
+EXPLAIN_NS_MAX: Final = 500_000_000
+"""No evidence is begun at an evaluation that has spent so long on it: an outage of a hundred groups is a hundred alerts
+at once, and what the rings hold is overwritten meanwhile."""
 
 Source = Callable[[int], Sequence[Finding]]
 """Returns the findings of now; takes calendar time."""
@@ -101,6 +105,8 @@ class Desk:
         self._run_dir = run_dir
         self._explain_again_ns = round(EXPLAIN_AGAIN_NS / scale)
         self._explained_ns: dict[str, int] = {}
+        self._explaining_ns = 0
+        """Spent on evidence at this evaluation."""
         self._evaluated_ns: int | None = None
         self._last: dict[str, Sequence[Finding]] = {}
         self._saved = b""
@@ -108,7 +114,7 @@ class Desk:
         self._load()
         self._before = self.ledger.active()
         """What fired when this observer began."""
-        self._begun_wall_ns: int | None = None
+        self._begun_ns: int | None = None
 
     def add(self, rows: Sequence[RequestRow], wall_ns: int) -> None:
         """Take finished requests, those of the routers themselves too: their hosts are as real."""
@@ -123,12 +129,16 @@ class Desk:
     def evaluate(self, routers: Sequence[RouterView], observer: ObserverSight, now_ns: int, wall_ns: int) -> None:
         """Look once. What a source or the evidence raised is raised at the end, when all else is done."""
         self._evaluated_ns, self.evaluated_wall_ns = now_ns, wall_ns
-        self.changes.read(self._run_dir, [each.instance for each in routers], wall_ns - now_ns)
-        sights = self._sights(routers)
-        found = [*self._asked("watch", lambda at: self.watch.findings(sights, observer, self.sinks(), at), wall_ns)]
+        self._explaining_ns = 0
+
+        def watched(wall_ns: int) -> Sequence[Finding]:
+            self.changes.read(self._run_dir, [each.instance for each in routers], wall_ns - now_ns)
+            return self.watch.findings(self._sights(routers), observer, self.sinks(), wall_ns)
+
+        found = [*self._asked("watch", watched, wall_ns)]
         for name, source in self.sources.items():
             found += self._asked(name, source, wall_ns)
-        steps = self.ledger.update([*inhibited(found), *self._held(wall_ns)], wall_ns)
+        steps = self.ledger.update([*inhibited(found), *self._held(now_ns)], wall_ns)
         steps = [self._explained(step, wall_ns) for step in steps]
         self._explain_again(wall_ns)
         self.tell(steps)
@@ -144,10 +154,11 @@ class Desk:
             self._errors.append(error)
         return self._last.get(name, ())
 
-    def _held(self, wall_ns: int) -> list[Finding]:
+    def _held(self, now_ns: int) -> list[Finding]:
         """Return what fired before the start and cannot be judged yet; a fresh finding of the same comes before it."""
-        self._begun_wall_ns = self._begun_wall_ns or wall_ns
-        age_ns = wall_ns - self._begun_wall_ns
+        if self._begun_ns is None:
+            self._begun_ns = now_ns
+        age_ns = now_ns - self._begun_ns
         findings = (alert.finding for alert in self._before)
         return [each for each in findings if age_ns < self.holds_ns.get(each.cause, 0)]
 
@@ -167,21 +178,27 @@ class Desk:
         if step.event == "resolved":
             self._explained_ns.pop(step.alert.fingerprint, None)
             return step
+        if self._explaining_ns >= EXPLAIN_NS_MAX:  # told without; it has its turn at one of the next evaluations
+            return step
         return step._replace(alert=self._with_evidence(step.alert, wall_ns))
 
     def _explain_again(self, wall_ns: int) -> None:
         oldest_first = sorted(self.ledger.active(), key=lambda alert: self._explained_ns.get(alert.fingerprint, 0))
         for alert in oldest_first[:EXPLAINED_AGAIN_MAX]:
-            if wall_ns - self._explained_ns.get(alert.fingerprint, 0) >= self._explain_again_ns:
+            is_old = wall_ns - self._explained_ns.get(alert.fingerprint, 0) >= self._explain_again_ns
+            if is_old and self._explaining_ns < EXPLAIN_NS_MAX:
                 self._with_evidence(alert, wall_ns)
 
     def _with_evidence(self, alert: Alert, wall_ns: int) -> Alert:
         self._explained_ns[alert.fingerprint] = wall_ns
+        begin_ns = time.monotonic_ns()
         try:
             evidence = self.explain(alert.finding, wall_ns, self.changes.recent(wall_ns))
         except Exception as error:  # an alert without its evidence is better than none
             self._errors.append(error)
             return alert
+        finally:
+            self._explaining_ns += time.monotonic_ns() - begin_ns
         return alert if evidence is None else self.ledger.explain(alert.fingerprint, evidence)
 
     # ------------------------------------------------------------ over restarts
