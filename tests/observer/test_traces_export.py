@@ -15,7 +15,7 @@ from router.observer.traces.exporter import TraceExporter
 from router.observer.traces.otlp import OtlpSender
 from router.observer.traces.sampling import Kept
 from router.observer.traces.spans import Naming, Span, spans_of
-from router.observer.traces.spool import TraceSpool
+from router.observer.traces.spool import BATCH_COUNT, TraceSpool
 from router.telemetry.records import Outcome
 from tests.observer.test_traces_spans import CALLER, changed, row
 from tests.support.otlp_collector import Collector, Got
@@ -219,6 +219,38 @@ class TestSpool:
         assert batch[0].row.request_seq == spool.dropped_count
         spool.remove(number)
         assert spool.first() != (number, batch)
+
+    def test_no_file_is_more_than_an_endpoint_takes(self, tmp_path: Path) -> None:
+        spool = TraceSpool(tmp_path, 64 << 20)
+        spool.add(kept(300))  # as a stop does with all that waits in memory
+        sizes = []
+        while (found := spool.first()) is not None:
+            sizes.append(len(found[1]))
+            spool.remove(found[0])
+        assert sum(sizes) == 300
+        assert max(sizes) <= BATCH_COUNT
+
+    def test_a_batch_larger_than_the_bound_is_not_dropped_as_a_whole(self, tmp_path: Path) -> None:
+        spool = TraceSpool(tmp_path, 65_536)
+        spool.add(kept(BATCH_COUNT))
+        assert spool.byte_count > 65_536 // 2
+        assert spool.trace_count + spool.dropped_count == BATCH_COUNT
+
+    def test_what_an_earlier_observer_left_is_known_and_counted_when_it_is_dropped(self, tmp_path: Path) -> None:
+        TraceSpool(tmp_path, SPOOL_BYTES).add(kept(5))
+        again = TraceSpool(tmp_path, 65_536)
+        assert again.trace_count == 5
+        again.add(kept(BATCH_COUNT, 5))
+        assert again.trace_count + again.dropped_count == 5 + BATCH_COUNT
+
+    def test_a_batch_that_is_dropped_while_it_is_sent_leaves_its_number_to_none(self, tmp_path: Path) -> None:
+        spool = TraceSpool(tmp_path, SPOOL_BYTES)
+        spool.add(kept(1))
+        number, _ = spool.first() or (0, [])
+        spool.remove(number)  # it had to make room
+        spool.add(kept(1, 1))
+        spool.remove(number)  # it was sent
+        assert spool.trace_count == 1
 
     def test_damage_is_passed_over_and_counted(self, tmp_path: Path) -> None:
         spool = TraceSpool(tmp_path, SPOOL_BYTES)

@@ -24,10 +24,8 @@ import structlog
 
 from router.observer.traces.sampling import Kept
 from router.observer.traces.spans import Span
-from router.observer.traces.spool import TraceSpool
+from router.observer.traces.spool import BATCH_COUNT, TraceSpool
 
-BATCH_COUNT: Final = 128
-"""Traces in one export: with some eight spans each a request of a few hundred KiB."""
 QUEUE_MAX: Final = 8192
 """Traces in memory; those beyond it, of a moment in which more are kept than can be sent, go to the spool."""
 LINGER_S: Final = 1.0
@@ -216,8 +214,8 @@ class TraceExporter:
     def _put_away(self) -> None:
         """Put what waits in memory on disk."""
         with self._lock:
-            while self._queue:
-                self._spool.add([self._queue.popleft() for _ in range(min(BATCH_COUNT, len(self._queue)))])
+            left, self._queue = self._queue, deque()
+            self._spool.add(list(left))
 
     def _sent(self, batch: Sequence[Kept]) -> bool:
         """Send a batch; true also for one that the endpoint will never take."""
