@@ -37,10 +37,10 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(body.decode() + "\n")
         return EXIT_OK
-    return _print_page(body, with_recent=args.recent or bool(args.fingerprint))
+    return _print_page(body, args.fingerprint, with_recent=args.recent or bool(args.fingerprint))
 
 
-def _print_page(body: bytes, *, with_recent: bool) -> int:
+def _print_page(body: bytes, only: str, *, with_recent: bool) -> int:
     try:
         from router.observer.alerts import bodies, text  # noqa: PLC0415 - other commands start without
         from router.observer.alerts.desk import AlertsPage  # noqa: PLC0415 - what it needs is an extra
@@ -52,7 +52,9 @@ def _print_page(body: bytes, *, with_recent: bool) -> int:
         fail(f"the observer's answer is not of schema {_PAGE_SCHEMA}: {error}")
         return EXIT_FAILED
     shown = [*page.active, *(page.recent if with_recent else ())]
-    if not page.active:
+    if only and not shown:
+        print(f"no alert of now, nor of the last hundred that ended, has the fingerprint {only}")
+    elif not only and not page.active:
         print("no alert fires" if page.evaluated_wall_ns is not None else "nothing was evaluated yet")
     for alert in shown:
         labels = bodies.labels_of(alert)
@@ -63,11 +65,14 @@ def _print_page(body: bytes, *, with_recent: bool) -> int:
         for line in text.lines(alert):
             print(f"    {line}")
     for sink in page.sinks:
-        state = "ok" if sink.failing_since_wall_ns is None else f"fails since {_time(sink.failing_since_wall_ns)}"
+        state = "ok" if not sink.error else "has a problem"
+        if sink.failing_since_wall_ns is not None:
+            state = f"fails since {_time(sink.failing_since_wall_ns)}"
         waiting = f", {sink.waiting_count:,} wait" if sink.waiting_count else ""
+        refused = f", {sink.refused_count:,} refused" if sink.refused_count else ""
         dropped = f", {sink.dropped_count:,} dropped" if sink.dropped_count else ""
         said = f": {sink.error}" if sink.error else ""
-        print(f"sink {sink.name} ({sink.kind}, {sink.target}) {state}{said}{waiting}{dropped}")
+        print(f"sink {sink.name} ({sink.kind}, {sink.target}) {state}{said}{waiting}{refused}{dropped}")
     return EXIT_OK
 
 

@@ -185,6 +185,17 @@ async def test_what_fires_is_told_to_an_alertmanager_again_and_again(tmp_path: P
 
 
 @in_loop
+async def test_an_alertmanager_that_is_back_is_not_told_again_and_again_that_it_fails(tmp_path: Path) -> None:
+    async with (
+        AlertReceiver() as receiver,
+        delivering(settings(f"alertmanager {receiver.url}", more="resend_s = 1"), tmp_path) as courier,
+    ):
+        courier.follow(lambda: [alert(finding(cause=Cause.SINK_DOWN, labels={"sink": "s0"})), alert()])
+        (told,) = await receiver.until(1)
+    assert [each["labels"]["alertname"] for each in told.body] == ["RingrouterSloBurn"], "its end is not told to it"
+
+
+@in_loop
 async def test_a_severity_that_rises_is_another_alert_to_an_alertmanager(tmp_path: Path) -> None:
     async with AlertReceiver() as receiver, AlertReceiver() as hook:
         alerts = settings(f"alertmanager {receiver.url}", f"webhook {hook.url}")
@@ -267,8 +278,12 @@ async def test_what_a_sink_does_not_want_holds_up_nothing(tmp_path: Path) -> Non
         AlertReceiver(400, says='{"message": "bad label"}') as receiver,
         delivering(settings(f"alertmanager {receiver.url}"), tmp_path) as courier,
     ):
-        courier.tell([fires(), ends()])
+        courier.tell([fires()])
+        await until(lambda: courier.states()[0].refused_count == 1)
+        assert courier.problems(WALL_NS) == [f'alerts: s0 at {receiver.url}: 400: {{"message": "bad label"}}']
+        courier.tell([ends()])
         await until(lambda: courier.states()[0].delivered_count == 1)
+        assert courier.problems(WALL_NS) == []
         (state,) = courier.states()
     assert (state.refused_count, state.failed_count, state.waiting_count) == (1, 0, 0)
 

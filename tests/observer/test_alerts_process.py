@@ -131,6 +131,9 @@ def test_a_router_that_dies_is_told_once_over_a_killed_observer_and_a_sink_that_
             said = capsys.readouterr().out
             assert "page RingrouterRouterDown since " in said
             assert "router main is dead: it ended without having been told to" in said
+            assert cli.main(["slo", "alerts", "--fingerprint", "no-such", *url]) == 0
+            assert "has the fingerprint no-such" in (said := capsys.readouterr().out)
+            assert "no alert fires" not in said
 
             site.router.start()
             wait_until(lambda: len(hook.names()) > 1, "the end to be told", ALERT_S)

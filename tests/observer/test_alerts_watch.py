@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from router import config
-from router.observer.alerts.changes import LEARN_NS, Changes
+from router.observer.alerts.changes import KEPT_MAX, LEARN_NS, Changes
 from router.observer.alerts.model import Cause, Finding, Severity
 from router.observer.alerts.watch import (
     FAILED_MIN,
@@ -157,6 +157,21 @@ class TestRouters:
         ]  # fmt: skip
         assert changes.recent(2000)[0].text == "hosts.a.slots: (absent) -> 9", "it says more than that it started"
         assert changes.recent(10**13) == [], "an hour later it is old"
+
+    def test_a_router_that_is_reloaded_all_the_time_fills_no_memory_and_the_newest_are_told(
+        self, tmp_path: Path
+    ) -> None:
+        log = self.life(tmp_path, 0)
+        changes = Changes(tmp_path)
+        for number in range(1, 2 * KEPT_MAX + 1):
+            log.note("reload", [f"key.{number}"], number)
+            if number % 50 == 0:
+                changes.read(tmp_path, ["main"], offset_ns=0)
+        assert len(changes._of_routers) <= KEPT_MAX, "nobody asked for them"
+        wanted = [f"key.{number}" for number in range(2 * KEPT_MAX, KEPT_MAX, -1)]
+        for _ in range(3):
+            changes.read(tmp_path, ["main"], offset_ns=0)
+            assert [each.text for each in changes.recent(1000)] == wanted
 
     def test_only_a_router_that_was_told_to_stop_has_said_so(self, tmp_path: Path) -> None:
         log = self.life(tmp_path, 100)

@@ -87,6 +87,9 @@ class Changes:
                         key = instance, entry.t_ns, entry.text
                         self._of_routers.setdefault(key, Change(wall_ns=wall_ns, instance=instance, text=entry.text))
         self._files = {path: known for path, known in self._files.items() if path in present}
+        if len(self._of_routers) > KEPT_MAX:
+            newest_last = sorted(self._of_routers.items(), key=lambda item: item[1].wall_ns)
+            self._of_routers = dict(newest_last[-KEPT_MAX:])
 
     def _entries(self, generation: Path) -> list[Entry]:
         try:
@@ -107,8 +110,7 @@ class Changes:
     def recent(self, wall_ns: int) -> Sequence[Change]:
         """Return the changes of the last hour, the newest first."""
         since_ns = wall_ns - self._kept_ns
-        routers = {key: each for key, each in self._of_routers.items() if each.wall_ns >= since_ns}
-        self._of_routers = dict(list(routers.items())[-KEPT_MAX:])
+        self._of_routers = {key: each for key, each in self._of_routers.items() if each.wall_ns >= since_ns}
         self._of_traffic = [each for each in self._of_traffic if each.wall_ns >= since_ns]
         found = [*self._of_routers.values(), *self._of_traffic]
         return sorted(found, key=lambda each: -each.wall_ns)[:KEPT_MAX]

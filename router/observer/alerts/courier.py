@@ -89,9 +89,16 @@ class _Route:
     def tell(self, step: Step) -> None:
         """Put what a step means for this sink into its spool."""
         for message in self._messages(step):
-            if _RANK[message.alert.finding.severity] >= _RANK[self.sink.config.severity]:
+            if self._concerns(message.alert):
                 self.spool.add(message)
         self.wake.set()
+
+    def _concerns(self, alert: Alert) -> bool:
+        """Say whether it is severe enough to be told here, and not that this very sink fails."""
+        finding = alert.finding
+        if finding.cause is Cause.SINK_DOWN and finding.labels.get("sink") == self.sink.config.name:
+            return False
+        return _RANK[finding.severity] >= _RANK[self.sink.config.severity]
 
     def _messages(self, step: Step) -> Iterator[Message]:
         if step.event == "escalated" and step.before is not None and self.sink.config.kind == "alertmanager":
@@ -131,8 +138,7 @@ class _Route:
         """Tell an Alertmanager what fires, if it is time; return whether anything was sent."""
         if self._resend_s is None or time.monotonic() - self._resent_s < self._resend_s:
             return False
-        least = _RANK[self.sink.config.severity]
-        firing = [alert for alert in self.firing() if _RANK[alert.finding.severity] >= least]
+        firing = [alert for alert in self.firing() if self._concerns(alert)]
         for begin in range(0, len(firing), ALERTS_PER_POST):
             reply = await self.sink.send("firing", firing[begin : begin + ALERTS_PER_POST])
             self._note(reply)
@@ -201,10 +207,8 @@ class Courier:
     def tell(self, steps: Iterable[Step]) -> None:
         """Take what is to be told. It is on disk when this returns; a sink's own failure is not told to it."""
         for step in steps:
-            for name, route in self._routes.items():
-                finding = step.alert.finding
-                if finding.cause is not Cause.SINK_DOWN or finding.labels.get("sink") != name:
-                    route.tell(step)
+            for route in self._routes.values():
+                route.tell(step)
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -250,8 +254,8 @@ class Courier:
             since_ns = each.failing_since_wall_ns
             if since_ns is not None and wall_ns - since_ns >= DEAD_AFTER_NS:
                 found.append(f"alerts: {each.name} at {each.target} fails: {each.error}; {each.waiting_count:,} wait")
-            elif since_ns is None and self._routes[each.name].spool.problem:
-                found.append(f"alerts: {each.error}")
+            elif since_ns is None and each.error:  # its disk, or it did not want the last message
+                found.append(f"alerts: {each.name} at {each.target}: {each.error}")
             if each.dropped_count:
                 found.append(f"alerts: {each.dropped_count:,} messages to {each.name} were dropped")
         return found
