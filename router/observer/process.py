@@ -258,13 +258,17 @@ class Observer:
     async def trace(self, identity: str) -> TracePage | None:
         """Return the requests with a request id or a trace id, with their spans; ``None`` where none is found.
 
-        What is not in memory is looked for on disk and in the rings, in a thread, one question at a time.
+        What is not in memory is looked for on disk and in the rings, in a thread, one question at a time. So are the
+        further requests of a caller's trace: not all of it need have been kept.
         """
         traces, source = self._pipeline.traces, OBSERVER
         rows = traces.find(identity)
-        if not rows and len(identity) <= find.ID_CHARS_MAX:
+        if len(identity) <= find.ID_CHARS_MAX and (not rows or find.may_be_more(identity, rows)):
             async with self._searching:
-                rows, source = await asyncio.to_thread(self._search, identity)
+                found, where = await asyncio.to_thread(self._search, identity)
+            both = find.merged([*found, *rows])
+            if len(both) > len(rows):
+                rows, source = both, where
         return page_of(identity, source, rows, traces.naming, traces.breaches) if rows else None
 
     def _search(self, identity: str) -> tuple[list[RequestRow], str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -16,6 +18,7 @@ from router.cli import trace_drawing
 from router.config import JournalConfig
 from router.observer import columns, parquet, segments
 from router.observer.journal import Journal
+from router.observer.process import Observer
 from router.observer.rows import RequestRow, RowCost, RowStall
 from router.observer.traces import find
 from router.observer.traces.page import SCHEMA, TracePage, page_of
@@ -23,6 +26,7 @@ from tests.observer.test_traces_spans import CALLER, NAMING, changed, row
 from tests.support.request_rows import attempt
 
 MS = 1_000_000
+T0_WALL_NS = 1_700_000_000_000_000_000
 COST = RowCost(0.25, None, 5, None, "USD", "occupancy", "")
 
 
@@ -38,6 +42,26 @@ def written(directory: Path, rows: list[RequestRow]) -> Path:
     journal.close()
     (path,) = segments.segment_paths(directory)
     return path
+
+
+@pytest.mark.parametrize("wanted", ["trace", "request"])
+def test_what_an_observer_did_not_keep_of_a_trace_comes_from_disk(wanted: str) -> None:
+    kept, other = changed(told(1, cost=None), **CALLER), changed(told(2), **CALLER)
+    traces = SimpleNamespace(find=lambda _: [kept], naming=NAMING, breaches=lambda _: ())
+    searched = []
+
+    def search(identity: str) -> tuple[list[RequestRow], str]:
+        searched.append(identity)
+        return [changed(told(1), **CALLER), other], find.JOURNAL
+
+    one: Any = SimpleNamespace(_pipeline=SimpleNamespace(traces=traces), _searching=asyncio.Lock(), _search=search)
+    page = asyncio.run(Observer.trace(one, "ab" * 16 if wanted == "trace" else "r-1"))
+    assert page is not None
+    if wanted == "trace":
+        assert [(each.request_seq, each.cost) for each in page.requests] == [(1, None), (2, COST.amount)]
+        assert page.source == find.JOURNAL
+    else:
+        assert (len(page.requests), page.source, searched) == (1, "observer", []), "it has all of it"
 
 
 class TestJournal:
@@ -60,6 +84,23 @@ class TestJournal:
         path.unlink()
         assert find.in_journal("r-1", tmp_path) == [full]
         assert find.in_journal("r-2", tmp_path) == [told(2, cost=None)]
+
+    def test_a_callers_trace_is_whole_though_half_of_it_is_in_parquet(self, tmp_path: Path) -> None:
+        early, late = changed(told(1), **CALLER), changed(told(2), **CALLER)
+        path = written(tmp_path, [early])
+        parquet.convert(tmp_path, path)
+        path.unlink()
+        written(tmp_path, [late])
+        assert [each.request_seq for each in find.in_journal("ab" * 16, tmp_path)] == [1, 2]
+
+    def test_of_more_than_are_shown_the_newest_are(self, tmp_path: Path) -> None:
+        count = find.ROWS_PER_ID_MAX + 40
+        rows = [changed(told(seq, start_wall_ns=T0_WALL_NS + seq), **CALLER) for seq in range(count)]
+        path = written(tmp_path, rows)
+        parquet.convert(tmp_path, path)
+        path.unlink()
+        found = [each.request_seq for each in find.in_journal("ab" * 16, tmp_path)]
+        assert found == list(range(40, count))
 
     def test_in_parquet_of_an_earlier_version(self, tmp_path: Path) -> None:
         parquet.convert(tmp_path, written(tmp_path, [told(1, tool_ns=7, cost=None)]))

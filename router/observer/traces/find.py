@@ -37,7 +37,16 @@ _FIELDS: Final = {field.name for field in msgspec.structs.fields(RequestRow)} - 
 def in_journal(identity: str, directory: Path) -> list[RequestRow]:
     """Return the rows of a journal's directory with a request id or a trace id; empty where there is no journal."""
     rows = list(_in_segments(identity, reversed(segments.segment_paths(directory))))
-    return _sorted(rows or _in_parquet(identity, segments.parquet_paths(directory)[-SEALED_FILES_MAX:]))
+    if not rows or may_be_more(identity, rows):
+        rows += _in_parquet(identity, segments.parquet_paths(directory)[-SEALED_FILES_MAX:])
+    return merged(rows)
+
+
+def may_be_more(identity: str, rows: Iterable[RequestRow]) -> bool:
+    """Return whether these rows are of a caller's trace, which may have others elsewhere that were not kept or are
+    older.
+    """
+    return any(row.span_id and row.trace_id == identity for row in rows)
 
 
 def in_rings(identity: str, instance_dirs: Iterable[Path]) -> list[RequestRow]:
@@ -50,7 +59,7 @@ def in_rings(identity: str, instance_dirs: Iterable[Path]) -> list[RequestRow]:
             continue
         for directory in generations:
             rows += _in_generation(identity, instance.name, directory)
-    return _sorted(rows)
+    return merged(rows)
 
 
 def _in_generation(identity: str, instance: str, directory: Path) -> list[RequestRow]:
@@ -110,7 +119,7 @@ def _in_parquet(identity: str, paths: Sequence[Path]) -> list[RequestRow]:
 def _records(connection: duckdb.DuckDBPyConnection, identity: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
     cursor = connection.execute(
         f"SELECT * FROM ({parquet.parquet_table(paths)}) "  # noqa: S608 - own names
-        f"WHERE request_id = $1 OR trace_id = $1 LIMIT {ROWS_PER_ID_MAX}",
+        f"WHERE request_id = $1 OR trace_id = $1 ORDER BY start_wall_ns DESC LIMIT {ROWS_PER_ID_MAX}",
         [identity],
     )
     names = [column[0] for column in cursor.description or ()]
@@ -136,7 +145,7 @@ _NULLABLE: Final = {
 }
 
 
-def _sorted(rows: Iterable[RequestRow]) -> list[RequestRow]:
-    """Return the newest rows, each once, in the order in which they began."""
+def merged(rows: Iterable[RequestRow]) -> list[RequestRow]:
+    """Return the newest rows, each once (the last of two), in the order in which they began."""
     by_key: dict[RowKey, RequestRow] = {row.key: row for row in rows}
-    return sorted(by_key.values(), key=lambda row: row.start_wall_ns)[-ROWS_PER_ID_MAX:]
+    return sorted(by_key.values(), key=lambda row: (row.start_wall_ns, row.key))[-ROWS_PER_ID_MAX:]
