@@ -133,8 +133,8 @@ class SloConfig(Section, frozen=True):
 
     @property
     def rules(self) -> list[SloWindow]:
-        """Its own rules, else those for its objective."""
-        return list(self.windows) or default_rules(self.target)
+        """Its own rules, else those for its objective that look back no longer than its period."""
+        return list(self.windows) or [rule for rule in default_rules(self.target) if rule.long_s <= self.period_s]
 
 
 def default_rules(objective: float) -> list[SloWindow]:

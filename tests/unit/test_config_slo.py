@@ -94,6 +94,11 @@ def test_the_usual_rules_are_those_of_the_sre_workbook_for_thirty_days() -> None
     assert all(rule.long_s == 12 * rule.short_s for rule in found.rules)
 
 
+@pytest.mark.parametrize(("days", "count"), [(1, 3), (2.9, 3), (3, 4)])
+def test_of_the_usual_rules_those_that_look_back_longer_than_the_period_are_left_out(days: float, count: int) -> None:
+    assert len(slo(f"{E2E}objective = 99\nwindow_days = {days}").rules) == count
+
+
 def test_up_to_97_percent_the_rules_need_a_share_that_can_happen_and_the_period_is_a_week() -> None:
     found = slo(f"{E2E}objective = 95")
     assert found.period_s == 7 * 86_400
