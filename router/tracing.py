@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from router.request import Request
 
 _GIVEN: Final = re.compile(
-    rb"traceparent: [0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-[^\r]*)?\r\n(.*)",
+    rb"traceparent: (?!ff|00[^\r]{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-[^\r]*)?\r\n(.*)",
     re.DOTALL,
 )
-"""The caller's lines as :func:`router.ingress.submission.trace_headers` makes them."""
+"""The caller's lines as :func:`router.ingress.submission.trace_headers` makes them; valid is what
+:mod:`router.telemetry.tags` takes, too. (Version ff is none, and version 00 has nothing behind its flags.)"""
 
 
 class Tracer:

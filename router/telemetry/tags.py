@@ -14,7 +14,8 @@ from urllib.parse import unquote
 from router.telemetry.records import OWN_TAG_FIRST, TAGS, TEXT_TAGS
 
 _PREFIX: Final = b"x-ringrouter-tag-"
-_TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_TRACEPARENT: Final = re.compile(rb"(?!ff|00.{54})[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+"""W3C Trace Context §3.2.2: version ff is none, and version 00 has nothing behind its flags."""
 _HEADER_BYTES_MAX: Final = 8192
 """Longer ``baggage`` is not read: the W3C lets a platform drop what exceeds 8,192 bytes."""
 _MODEL_TAG: Final = TAGS.index("model_name")

@@ -9,6 +9,7 @@ import pytest
 
 from router.ingress.submission import trace_headers
 from router.telemetry import trace_ids
+from router.telemetry.tags import TagReader
 from router.tracing import Tracer
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -47,12 +48,22 @@ def test_a_later_version_of_the_header_is_understood_as_far_as_it_is_known() -> 
         f"00-{'0' * 32}-{CALLER}-01",
         f"00-{TRACE}-{'0' * 16}-01",
         f"00-{TRACE}-{CALLER}-1",
+        f"00-{TRACE}-{CALLER}-01-more",
+        f"ff-{TRACE}-{CALLER}-01",
         "0" * 600,
     ],
 )
 def test_what_is_no_traceparent_is_not_passed_on(traceparent: str) -> None:
     own = trace_ids.trace_id(LIFE, 5).hex()
     assert lines({b"traceparent": traceparent.encode(), b"tracestate": b"a=b"}) == [f"traceparent: 00-{own}-{SPAN}-01"]
+
+
+@pytest.mark.parametrize("version", ["00", "01", "cc", "ff"])
+@pytest.mark.parametrize("more", ["", "-", "-more"])
+def test_a_record_and_a_host_are_told_of_the_same_callers(version: str, more: str) -> None:
+    header = f"{version}-{TRACE}-{CALLER}-01{more}".encode()
+    tags = TagReader(()).read({b"traceparent": header}, "m", "r", None, None)
+    assert (tags.trace[0].hex() == TRACE) is (TRACE in lines({b"traceparent": header})[0])
 
 
 def test_a_trace_of_its_own_is_flagged_as_sampled_for_a_share_of_all() -> None:
