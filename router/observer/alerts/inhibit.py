@@ -17,17 +17,23 @@ from router.observer.alerts.model import Cause, Finding
 
 FACTS_MAX: Final = 20
 """Facts of one finding; the text of an alert must stay one that is read."""
+_EXPLAINED_BY: Final = {Cause.REGRESSION: (Cause.HOST_DOWN, Cause.BURN), Cause.BUDGET: (Cause.BURN,)}
+"""What may explain what; all else is told. An outage of many groups is hundreds of findings that explain nothing."""
 
 
 def inhibited(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings that are told on their own, with what they explain among their facts."""
     found = list(findings)
+    reasons: dict[Cause, list[int]] = {}
+    for index, finding in enumerate(found):
+        reasons.setdefault(finding.cause, []).append(index)
     explained: dict[int, list[str]] = {}
     kept: list[int] = []
     for index, finding in enumerate(found):
-        reasons = [at for at, other in enumerate(found) if at != index and _explains(other, finding)]
-        if reasons:
-            explained.setdefault(reasons[0], []).append(finding.summary)
+        could = (at for cause in _EXPLAINED_BY.get(finding.cause, ()) for at in reasons.get(cause, ()))
+        reason = next((at for at in could if _explains(found[at], finding)), None)
+        if reason is not None:
+            explained.setdefault(reason, []).append(finding.summary)
         else:
             kept.append(index)
     return [_with_facts(found[index], explained.get(index, [])) for index in kept]
@@ -40,13 +46,11 @@ def _with_facts(finding: Finding, more: list[str]) -> Finding:
 
 
 def _explains(reason: Finding, other: Finding) -> bool:
-    if other.cause is Cause.REGRESSION:
-        if reason.cause is Cause.HOST_DOWN:
-            return other.where.get("host") == reason.labels.get("host")
-        return reason.cause is Cause.BURN and is_compatible(reason.where, other.where)
-    if other.cause is Cause.BUDGET:
-        return reason.cause is Cause.BURN and reason.slo == other.slo and is_compatible(reason.where, other.where)
-    return False
+    if reason.cause is Cause.HOST_DOWN:
+        return other.where.get("host") == reason.labels.get("host")
+    if other.cause is Cause.BUDGET and reason.slo != other.slo:
+        return False
+    return is_compatible(reason.where, other.where)
 
 
 def is_compatible(where: Mapping[str, str], other: Mapping[str, str]) -> bool:
