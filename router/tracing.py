@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from router.request import Request
 
 _GIVEN: Final = re.compile(
-    rb"traceparent: (?!ff|00[^\r]{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-[^\r]*)?\r\n(.*)",
+    rb"traceparent: (?!ff|00[^\r]{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})"
+    rb"(?:-[^\r]*)?\r\n(.*)",
     re.DOTALL,
 )
 """The caller's lines as :func:`router.ingress.submission.trace_headers` makes them; valid is what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,6 +108,12 @@ class TestUsers:
         assert (len(first.user_key), first.user_id) == (32, "hash")
         assert stat.S_IMODE(key_path(tmp_path).stat().st_mode) == 0o600
         assert [path.name for path in key_path(tmp_path).parent.iterdir()] == ["user-id.key"]
+
+    def test_who_was_killed_while_it_made_the_key_is_not_in_the_way(self, tmp_path: Path) -> None:
+        path = key_path(tmp_path)
+        path.parent.mkdir()
+        path.with_suffix(f".{os.getpid()}.tmp").write_bytes(b"half")  # in a container all have the same number
+        assert len(naming_of(settings(), tmp_path).user_key) == 32
 
     def test_several_machines_share_one_by_a_variable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("USERS", "k" * 16)
