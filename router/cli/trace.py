@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from router.observer.traces.page import TracePage
 
 
+_ID_SHOWN_MAX: Final = 80
+
+
 def run(args: argparse.Namespace) -> int:
     """Print a trace."""
     try:
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     except (ConfigError, RingError) as error:
         return fail(error)
     if page is None:
-        fail(f"no request with the id {args.id!r} is kept: not in the journal, and overwritten in the rings")
+        told = repr(args.id[:_ID_SHOWN_MAX])
+        fail(f"no request with the id {told} is kept: not in the journal, and overwritten in the rings")
         return EXIT_FAILED
     if args.json:
         sys.stdout.write(msgspec.json.encode(page).decode() + "\n")
@@ -56,7 +60,9 @@ def _asked(args: argparse.Namespace, kind: type[TracePage]) -> TracePage | None:
         return None  # other places than the observer's
     address = observer_address(args)
     try:
-        return msgspec.json.decode(client.get(address, f"/traces/{quote(args.id, safe='')}.json"), type=kind)
+        return msgspec.json.decode(
+            client.get(address, f"/traces/{quote(args.id, safe='', errors='replace')}.json"), type=kind
+        )
     except NotFoundError:
         return None
     except (ObserverError, msgspec.DecodeError) as error:
@@ -76,13 +82,14 @@ def _found(args: argparse.Namespace) -> TracePage | None:
     if args.url is not None:
         return None
     data_dir = journal_dir(args)
-    rows, source = find.in_journal(args.id, data_dir / JOURNAL), find.JOURNAL
+    identity = find.as_recorded(args.id)
+    rows, source = find.in_journal(identity, data_dir / JOURNAL), find.JOURNAL
     if not rows:
-        rows, source = find.in_rings(args.id, all_instance_dirs(args)), find.RINGS
+        rows, source = find.in_rings(identity, all_instance_dirs(args)), find.RINGS
     if not rows:
         return None
     try:
         naming = naming_of(settings_of(args), data_dir if key_path(data_dir).is_file() else None)
     except (ConfigError, OSError):  # a key that this user may not read: then nothing of users is told
         naming = Naming()
-    return page_of(args.id, source, rows, naming)
+    return page_of(identity, source, rows, naming)

@@ -262,8 +262,9 @@ class Observer:
         further requests of a caller's trace: not all of it need have been kept.
         """
         traces, source = self._pipeline.traces, OBSERVER
+        identity = find.as_recorded(identity)
         rows = traces.find(identity)
-        if len(identity) <= find.ID_CHARS_MAX and (not rows or find.may_be_more(identity, rows)):
+        if not rows or find.may_be_more(identity, rows):
             async with self._searching:
                 found, where = await asyncio.to_thread(self._search, identity)
             both = find.merged([*found, *rows])

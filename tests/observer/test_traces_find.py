@@ -190,6 +190,23 @@ class TestCommand:
         assert err.count("\n") == 1
         assert "'nobody'" in err
 
+    def test_an_id_that_records_hold_cut_is_found_whole(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = "é" * 40
+        written(tmp_path / segments.JOURNAL, [told(1, tags={"request_id": find.as_recorded(whole)})])
+        status, out, _ = self.run(capsys, whole, "--data-dir", str(tmp_path), "--run-dir", str(tmp_path))
+        assert (status, "é" * 32 in out, "é" * 33 in out) == (0, True, False)
+
+    @pytest.mark.parametrize("where", ["--data-dir", "--url"])
+    def test_an_id_that_is_no_text_is_not_kept(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+    ) -> None:
+        value = str(tmp_path) if where == "--data-dir" else "127.0.0.1:9"
+        status, out, err = self.run(capsys, "\udcff", where, value)
+        assert (status, out) == (1 if where == "--data-dir" else 2, "")
+        assert err.count("\n") == 1
+
     def test_without_the_extra_one_line_says_what_to_install(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 SEALED_FILES_MAX: Final = 72
 """Parquet files that are searched, the newest: three days of them. For older requests there is ``ringrouter query``."""
-ID_CHARS_MAX: Final = 256
-
 JOURNAL: Final = "journal"
 RINGS: Final = "rings"
 
 _WHATS: Final = frozenset({"done"})
 _decode: Final = msgspec.json.Decoder(RequestRow).decode
 _FIELDS: Final = {field.name for field in msgspec.structs.fields(RequestRow)} - {"cost", "message"}
+
+
+def as_recorded(identity: str) -> str:
+    """Return an id as records have it, in which a long one is cut."""
+    return identity.encode("utf-8", "replace")[: rec.TEXT_BYTES].decode("utf-8", "ignore")
 
 
 def in_journal(identity: str, directory: Path) -> list[RequestRow]:
@@ -70,11 +73,10 @@ def _in_generation(identity: str, instance: str, directory: Path) -> list[Reques
     generation = int(directory.name)
     origin = Origin(instance, generation, copy.names, copy.header.wall_ns)
     life = trace_ids.life_of(instance, generation)
-    known = identity.encode("utf-8", "replace")[: rec.TEXT_BYTES].decode("utf-8", "ignore")
     return [
         row_of(record, origin, seq)
         for seq, record in copy.decoded("done")
-        if record["request_id"] == known
+        if record["request_id"] == identity
         or record["trace_id"] == identity
         or trace_ids.trace_id(life, record["request_seq"]).hex() == identity
     ]
