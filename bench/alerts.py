@@ -65,7 +65,7 @@ def evidence_cost() -> None:
     for wall_ns, table in traffic.blocks(MONDAY_WALL_NS + 10 * HOUR, end, 60 * S):
         recent.add_table(table, wall_ns)
     found = Finding(cause=Cause.BURN, severity=Severity.PAGE, labels={}, summary="", since_wall_ns=end - HOUR // 2,
-                    metric="ttft", threshold=500 * MS, objective=0.99)  # fmt: skip
+                    metric="ttft", threshold=500 * MS, objective=99.0)  # fmt: skip
     took = []
     for _ in range(5):
         begin = time.process_time()

@@ -200,7 +200,7 @@ def breached(world: World, kind: str, seed: int) -> Outcome:
         since_wall_ns=world.now_wall_ns - 300 * S,
         metric=metric,
         threshold=float(np.nanquantile(values_of(before, metric), 0.97)),
-        objective=0.97,
+        objective=97.0,
         where=where,
     )
     return Outcome(plant, found, evidence(found, world.recent, world.now_wall_ns, currency="USD"), 0, 0.0)

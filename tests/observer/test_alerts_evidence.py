@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from router import config
 from router.config import JournalConfig, SloConfig
+from router.observer.alerts import text
 from router.observer.alerts.evidence import Recent, evidence
 from router.observer.alerts.evidence import refill as refill_module
 from router.observer.alerts.evidence.examples import examples
@@ -31,6 +32,7 @@ from router.observer.rows import STAGE_FIELDS, RequestRow, RowCost
 from router.observer.slo.objectives import objectives_of
 from tests.observer.alert_simulation import World
 from tests.observer.traffic import HOUR, MONDAY_WALL_NS, MS, Plant, S
+from tests.support.alerts import alert
 from tests.support.request_rows import row
 from tests.support.told_requests import ToldRouter
 from tests.support.waiting import shared_memory_directory, wait_until
@@ -46,7 +48,7 @@ def request(**given: Any) -> RequestRow:
 
 def finding(**given: Any) -> Finding:
     usual: dict[str, Any] = {"cause": Cause.BURN, "severity": Severity.PAGE, "labels": {}, "summary": "It burns."}
-    usual |= {"since_wall_ns": NOW, "metric": "ttft", "threshold": 500 * MS, "objective": 0.99}
+    usual |= {"since_wall_ns": NOW, "metric": "ttft", "threshold": 500 * MS, "objective": 99.0}
     return Finding(**usual | given)
 
 
@@ -376,8 +378,12 @@ def test_a_breach_from_the_first_request_on_has_no_before() -> None:
     recent = Recent()
     slow = [request(end_wall_ns=NOW + i * S, ttft_ns=900 * MS, feature_name="f", host=f"h{i % 2}") for i in range(60)]
     recent.add(slow, NOW)
-    told = evidence(finding(), recent, NOW + 60 * S)
+    told = evidence(finding(where={"feature_name": "f"}), recent, NOW + 60 * S)
     assert "100 % over 500 ms" in told.sentence
+    assert (told.slices[0].where, told.slices[0].baseline_ratio) == ({"feature_name": "f"}, None)
+    assert told.slices[0].excess == pytest.approx(60 * 0.99), "an objective of 99 % allows one in a hundred"
+    (line,) = (line for line in text.lines(alert(evidence=told)) if "of the bad requests" in line)
+    assert line.endswith("60 of 60 bad (none before)")
     assert told.cost_before is None
     assert len(told.examples) == 5
 

@@ -84,6 +84,7 @@ class Finding(_Part, frozen=True):
     threshold: float | None = None
     """In the metric's unit inside (:mod:`router.observer.catalogue`); good is at most that, or at least for paces."""
     objective: float | None = None
+    """Percent."""
     where: dict[str, str] = {}
     """The requests it is about: tags, ``model``, ``host``, ``endpoint``; empty: all."""
     burns: tuple[Burn, ...] = ()
@@ -100,10 +101,11 @@ class SliceShare(_Part, frozen=True):
     where: dict[str, str]
     bad: int
     total: int
-    baseline_ratio: float
-    """Share of bad requests that it had before."""
+    baseline_ratio: float | None
+    """Share of bad requests that it had before; ``None`` when nobody had these values then."""
     excess: float
-    """``bad − total × baseline_ratio``: bad requests more than there would have been."""
+    """``bad − total × baseline_ratio``: bad requests more than there would have been; of what is new by the share of
+    all requests before, without any by what the objective allows."""
     share: float
     """``excess`` over that of all requests."""
 

@@ -63,10 +63,8 @@ def _evidence(evidence: Evidence) -> Iterator[str]:
 
 def _slice_line(each: SliceShare) -> str:
     where = ", ".join(f"{name} {value or '–'}" for name, value in each.where.items()) or "all"
-    return (
-        f"{_percent(each.share)} of the bad requests: {where}, {each.bad:,} of {each.total:,} bad "
-        f"({_percent(each.baseline_ratio)} before)"
-    )
+    before = "none" if each.baseline_ratio is None else _percent(each.baseline_ratio)
+    return f"{_percent(each.share)} of the bad requests: {where}, {each.bad:,} of {each.total:,} bad ({before} before)"
 
 
 def _stage_line(stage: StageDelta) -> str:

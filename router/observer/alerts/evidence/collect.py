@@ -135,7 +135,7 @@ def _slices(finding: Finding, sides: _Sides, values: Values) -> tuple[Where, tup
     """Return the slice that it comes from, and those that contribute."""
     prior = _ratio(sides.before_bad, sides.before)
     if prior is None:
-        prior = 0.0 if finding.objective is None else 1 - finding.objective
+        prior = 0.0 if finding.objective is None else 1 - finding.objective / 100
     case = Case(
         sides.now, sides.now_bad, _deviation(finding.metric, sides, values), sides.before, sides.before_bad, prior
     )
@@ -163,7 +163,7 @@ def _share_of(where: Where, named: Where, sides: _Sides, excess: float, prior: f
         where=named,
         bad=round(bad),
         total=round(total),
-        baseline_ratio=prior if ratio is None else ratio,
+        baseline_ratio=ratio,
         excess=over,
         share=over / excess if excess > 0 else 0.0,
     )

@@ -182,7 +182,7 @@ def _share(found: Candidate, excess: float, values: Values) -> SliceShare:
         where=where_of(found, values),
         bad=round(found.bad),
         total=round(found.total),
-        baseline_ratio=found.baseline_ratio,
+        baseline_ratio=None if found.is_new else found.baseline_ratio,
         excess=found.excess,
         share=found.excess / excess if excess > 0 else 0.0,
     )
