@@ -300,6 +300,7 @@ class Store:
             touched += self._touch(transaction, key)
         for put in puts:
             if transaction.get(put.key, db=self._entries) is not None:
+                self._name(transaction, put)  # a command may have been first, which does not know the echo
                 touched += self._touch(transaction, put.key)
             elif self._name(transaction, put):
                 self._insert(transaction, put.key, put.entry)

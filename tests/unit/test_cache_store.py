@@ -267,3 +267,13 @@ def test_what_hosts_call_a_model_outlives_a_writer_that_does_not_know_it(tmp_pat
         assert store.spaces()[space_id].echo == "org/m-v2"
     finally:
         store.close()
+
+
+def test_what_hosts_call_a_model_is_learned_of_an_entry_that_is_there(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", STORE_BYTES)
+    try:
+        store.write([a_put(1)])
+        written = store.write([a_put(1, space=keys.Space("m", echo="org/m-v1"))])
+        assert (written.put_count, store.spaces()[SPACE.space_id()].echo) == (0, "org/m-v1")
+    finally:
+        store.close()
