@@ -164,8 +164,7 @@ def test_14_4_times_over_an_hour_fires_after_520_seconds_of_outage_and_ends_260_
     (burn,) = status.burns
     assert (burn.long_bad, burn.long_total, burn.short_bad, burn.short_total) == (52, 360, 30, 30)
     assert burn.long_burn == pytest.approx(52 / 360 / 0.01)
-    assert burn.long_s == pytest.approx(3600)
-    assert burn.short_s == pytest.approx(300)
+    assert (burn.long_s, burn.short_s) == (3600, 300)
     assert status.since_wall_ns == replay.now_ns - 52 * replay.width_ns, "when the first bad request came"
     replay.run(300, bad_count=1)
     assert replay.statuses()[0].since_wall_ns == status.since_wall_ns
@@ -348,6 +347,15 @@ def test_the_onset_of_a_burn_is_found_in_noise(seed: int) -> None:
     totals = rng.poisson(20, 360)
     counts = np.stack([rng.binomial(totals, ratio), totals], axis=1).astype(np.int64)
     assert abs(onset_ns(times, counts, 0.01) - 2400) <= 20
+
+
+@pytest.mark.parametrize("scale", [1, 7, 60, 99.9])
+def test_times_that_pass_faster_keep_their_names(scale: float) -> None:
+    replay = Replay(SLO, scale)
+    replay.run(60)
+    (status,) = replay.statuses()
+    assert status.period_s == 30 * 86_400
+    assert [each.long_s for each in status.burns] == [3600, 21_600, 86_400, 259_200]
 
 
 def test_times_are_written_as_people_and_as_prometheus_write_them() -> None:

@@ -54,8 +54,8 @@ def _burn(objective: Objective, rule: Rule, long: Sum, short: Sum) -> Burn:
     exceeds = _exceeds(long, rule) and _exceeds(short, rule)
     is_judged = long.total >= objective.min_events and (long.bad >= objective.min_bad or not exceeds)
     return Burn(
-        long_s=rule.long_ns * objective.time_scale / NS_PER_S,
-        short_s=rule.short_ns * objective.time_scale / NS_PER_S,
+        long_s=objective.told_s(rule.long_ns),
+        short_s=objective.told_s(rule.short_ns),
         factor=rule.factor,
         needed_ratio=rule.needed_ratio,
         severity=rule.severity,
@@ -98,7 +98,7 @@ def outlooks_of(objective: Objective, sums: Mapping[int, Sum], left: float | Non
 
 def _outlook(objective: Objective, seconds: int, sums: Mapping[int, Sum], left: float | None) -> Outlook:
     burn = burn_of(sums[round(seconds * NS_PER_S / objective.time_scale)], objective.budget_ratio)
-    period_s = objective.period_ns * objective.time_scale / NS_PER_S
+    period_s = objective.told_s(objective.period_ns)
     exhausted_s = None
     if left is not None and left <= 0:
         exhausted_s = 0.0

@@ -70,6 +70,10 @@ class Objective(NamedTuple):
         """Return the values of the group that a row belongs to; "" stands for a tag that was not given."""
         return values_of(row, row.tags, self.group_by)
 
+    def told_s(self, inside_ns: int) -> float:
+        """Return a time as the configuration has it, in seconds, to the millisecond: 3600 and not 3600.000000003."""
+        return round(inside_ns * self.time_scale / NS_PER_S, 3)
+
     @property
     def definition(self) -> str:
         """Return what the counts are counts of: while this stays the same they may be counted on."""
