@@ -201,6 +201,34 @@ class TestWhatFails:
         assert len(left) + exporter.dropped_count == 100
         assert left == sorted(left)
 
+    def test_a_fault_of_ours_ends_no_export_and_is_told(self, tmp_path: Path) -> None:
+        class Odd:
+            problem = ""
+            sent: list[str]
+
+            def __init__(self) -> None:
+                self.sent, self.faults = [], 2
+
+            def send(self, spans: Sequence[Span]) -> bool:
+                self.sent += [span.name for span in spans if not self.faults]
+                return not self.faults
+
+            @property
+            def is_refused(self) -> bool:
+                self.faults -= 1
+                raise KeyError("odd")
+
+            def interrupt(self) -> None:
+                pass
+
+        odd = Odd()
+        exporter = TraceExporter(lambda: odd, made, TraceSpool(tmp_path, SPOOL_BYTES), linger_s=0.0, retry_first_s=0.01)
+        exporter.offer(kept(3))
+        wait_until(lambda: exporter.failed_count, "it is told")
+        wait_until(lambda: exporter.exported_count == 3, "none of them is lost")
+        assert exporter.problem == ""
+        exporter.close()
+
 
 class TestSpool:
     def test_what_a_host_said_is_not_on_disk(self, tmp_path: Path) -> None:

@@ -153,7 +153,14 @@ class TraceExporter:
             if not is_last and not self._retry_s and self._linger_s:
                 self._gather()
             self._wake.clear()
-            self._step()
+            try:
+                self._step()
+            except Exception as error:  # a fault of ours must not end all export until the next start
+                _log.exception("traces_fault")
+                self._fail(f"{type(error).__name__}: {error}")
+                with self._lock:
+                    self._queue.extendleft(reversed(self._under_way))
+                    self._under_way = []
             if is_last or (self._stopping and self._retry_s):
                 return
 
