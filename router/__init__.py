@@ -27,8 +27,8 @@ What these pass on and agree about: :mod:`router.request` and its :mod:`router.t
 token), :mod:`router.models` with their :mod:`router.retry_budget`, :mod:`router.messages` (bodies of requests),
 :mod:`router.levers` (what rules change in them), :mod:`router.tracing` (what hosts are told of traces),
 :mod:`router.dialects` (APIs of hosts beyond OpenAI's), :mod:`router.http1` (framing), :mod:`router.stamps`,
-:mod:`router.errors` and :mod:`router.verdicts` (what an error means), :mod:`router.native` (code in C, or what stands in
-for it), :mod:`router.mould` (objects that begin alike).
+:mod:`router.errors` and :mod:`router.verdicts` (what an error means), :mod:`router.native` (code in C, or what stands
+in for it), :mod:`router.mould` (objects that begin alike).
 
 One process: :mod:`router.daemon` builds and runs it all, of :mod:`router.config` (checked by
 :mod:`router.config_schema`, described by :mod:`router.config_reference`; :mod:`router.masking` takes keys out of its

@@ -32,6 +32,8 @@ class Asked(NamedTuple):
 
     found: dict[bytes, bytes]
     refused: list[tuple[str, str]]
+    echo: str = ""
+    """What hosts call the model, where that is another name than the one asked for."""
 
 
 class _Item(msgspec.Struct):
@@ -45,6 +47,7 @@ class _Usage(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     data: list[_Item]
+    model: str = ""
     usage: _Usage | None = None
 
 
@@ -76,14 +79,15 @@ class Router:
         status, answer = self._patient(msgspec.json.encode(body))
         if status == 200:
             host_us = (time.monotonic_ns() - begun_ns) // 1000
-            return Asked(_entries(space, texts, answer, host_us), [])
+            return _asked(space, texts, answer, host_us)
         message = _message(answer) or f"status {status}"
         if not 400 <= status < 500 or status in {401, 403, 404}:
             raise AskError(f"the router refuses: {message}")
         if len(texts) == 1:
             return Asked({}, [(texts[0], message)])
         single = [self.vectors(space, [text]) for text in texts]
-        return Asked({k: v for each in single for k, v in each.found.items()}, [r for s in single for r in s.refused])
+        found = {key: entry for each in single for key, entry in each.found.items()}
+        return Asked(found, [text for each in single for text in each.refused], max(each.echo for each in single))
 
     def _patient(self, body: bytes) -> tuple[int, bytes]:
         """Ask again while the router is busy or away; raises :class:`AskError`."""
@@ -120,7 +124,7 @@ class Router:
             connection.close()
 
 
-def _entries(space: keys.Space, texts: Sequence[str], answer: bytes, host_us: int) -> dict[bytes, bytes]:
+def _asked(space: keys.Space, texts: Sequence[str], answer: bytes, host_us: int) -> Asked:
     try:
         decoded = _decode(answer)
     except UNDECODABLE as error:
@@ -137,7 +141,7 @@ def _entries(space: keys.Space, texts: Sequence[str], answer: bytes, host_us: in
         found[key] = entries.pack(
             key, kind, numbers, tokens=shares[index], host_us=host_us, made_s=made_s, exact=len(texts) == 1
         )
-    return found
+    return Asked(found, [], decoded.model if decoded.model != space.model else "")
 
 
 def _message(answer: bytes) -> str:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Final, TextIO
 
+import msgspec
+
 from router.caches import keys
 from router.cli.cache_ask import Asked, Router
 from router.cli.keeper_client import KeeperClient
@@ -88,7 +90,6 @@ class Warmer:
         self._keeper = keeper
         self._space = space
         self._space_id = space.space_id()
-        self._record = space.record()
         self._batch = batch
         self._parallel = parallel
         self._bar = Bar(total, sys.stderr)
@@ -139,7 +140,8 @@ class Warmer:
         for text, why in asked.refused[: max(0, _REFUSED_SHOWN - len(account.reasons))]:
             account.reasons.append(f"{text[:60]!r}: {why}")
         if asked.found:
-            head = len(self._record).to_bytes(2, "little") + self._record
+            record = msgspec.structs.replace(self._space, echo=asked.echo).record()
+            head = len(record).to_bytes(2, "little") + record
             answer = self._keeper.ask("cache.put", [head + key + entry for key, entry in asked.found.items()])
             account.durable += answer["durable"]
             account.dropped += len(asked.found) - answer["durable"]

@@ -300,7 +300,7 @@ class Store:
             touched += self._touch(transaction, key)
         for put in puts:
             if transaction.get(put.key, db=self._entries) is not None:
-                self._name(transaction, put)  # a command may have been first, which does not know the echo
+                self._name(transaction, put)  # whoever was first may not have known what hosts call the model
                 touched += self._touch(transaction, put.key)
             elif self._name(transaction, put):
                 self._insert(transaction, put.key, put.entry)
@@ -325,7 +325,7 @@ class Store:
             return True
         if known is None and transaction.stat(self._spaces)["entries"] >= SPACES_MAX:
             return False
-        if known is None or _decode_space(put.space).echo:  # commands do not know what hosts call the model
+        if known is None or _decode_space(put.space).echo:  # a writer may not know what hosts call the model
             transaction.put(space, put.space, db=self._spaces)
         return True
 
