@@ -48,6 +48,13 @@ class TestPairs:
     def test_a_chain_of_calls_is_paired_link_by_link(self) -> None:
         assert [each.tool_ns for each in pair(call(1, 0, 1), call(2, 2, 3), turn(3, 6, 7))] == [None, S, 3 * S]
 
+    def test_what_the_session_continued_the_trace_does_not_continue_again(self) -> None:
+        def traced(one: RequestRow) -> RequestRow:
+            return msgspec.structs.replace(one, trace_id=TRACE, span_id=CALLER)
+
+        rows = pair(traced(call(1, 0, 1)), turn(2, 2, 3), traced(turn(3, 4, 5, session="")))
+        assert [each.tool_ns for each in rows] == [None, S, None]
+
     def test_over_several_batches(self) -> None:
         turns = ToolTurns()
         first, second = [call(1, 0, 1)], [turn(2, 2, 3)]

@@ -41,6 +41,8 @@ class _Called(NamedTuple):
     endpoint: str
     n_in: int | None
     after: str
+    places: Sequence[_Place]
+    """Where it waits."""
 
 
 class ToolTurns:
@@ -85,12 +87,12 @@ class ToolTurns:
             found = [called for called in self._waiting.get(place, ()) if _continues(row, called)]
             if found:
                 last = max(found, key=lambda called: called.done_mono_ns)
-                self._forget(last, places)
+                self._forget(last)
                 return last
         return None
 
-    def _forget(self, called: _Called, places: Sequence[_Place]) -> None:
-        for place in places:
+    def _forget(self, called: _Called) -> None:
+        for place in called.places:
             left = [each for each in self._waiting.get(place, ()) if each.key != called.key]
             if left:
                 self._waiting[place] = left
@@ -101,7 +103,7 @@ class ToolTurns:
         life = trace_ids.life_of(row.instance, row.generation)
         span_id = trace_ids.span_id(life, row.request_seq, trace_ids.SERVER).hex()
         after = f"{row.trace_id}-{span_id}"
-        called = _Called(row.key, row.done_mono_ns, row.model, row.endpoint, row.n_in, after)
+        called = _Called(row.key, row.done_mono_ns, row.model, row.endpoint, row.n_in, after, places)
         for place in places:
             self._waiting[place] = [*self._waiting.get(place, ())[-ANSWERS_PER_PLACE_MAX + 1 :], called]
             self._waiting.move_to_end(place)
