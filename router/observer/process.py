@@ -39,7 +39,7 @@ from router.observer.slo.status import SloPage
 from router.observer.slowest import longest_stage
 from router.observer.state import SCHEMA, Health, SlowRequest, Source, State
 from router.observer.traces import find
-from router.observer.traces.page import OBSERVER, TracePage, page_of
+from router.observer.traces.page import OBSERVER, TooManySearchesError, TracePage, page_of
 from router.observer.view import View
 from router.observer.web import Condition, WebServer
 
@@ -61,6 +61,10 @@ _SECOND_NS: Final = 1_000_000_000
 _MS_NS: Final = 1_000_000
 
 
+_SEARCHES_MAX: Final = 8
+"""Traces that are looked for on disk at once, those that wait for it included: each may read all of a journal."""
+
+
 class Observer:
     """One observer. :meth:`run` returns when it was told to stop and has written what it had."""
 
@@ -72,6 +76,7 @@ class Observer:
         self._stop = asyncio.Event()
         self._web = WebServer(self, config.observer.http)
         self._searching = asyncio.Lock()
+        self._search_count = 0
         self._started_ns = time.monotonic_ns()
         self._turn_max_ns = 0
         self._fault_count = 0
@@ -259,14 +264,21 @@ class Observer:
         """Return the requests with a request id or a trace id, with their spans; ``None`` where none is found.
 
         What is not in memory is looked for on disk and in the rings, in a thread, one question at a time. So are the
-        further requests of a caller's trace: not all of it need have been kept.
+        further requests of a caller's trace: not all of it need have been kept. Raises
+        :class:`TooManySearchesError` when many wait already.
         """
         traces, source = self._pipeline.traces, OBSERVER
         identity = find.as_recorded(identity)
         rows = traces.find(identity)
         if not rows or find.may_be_more(identity, rows):
-            async with self._searching:
-                found, where = await asyncio.to_thread(self._search, identity)
+            if self._search_count >= _SEARCHES_MAX:
+                raise TooManySearchesError
+            self._search_count += 1
+            try:
+                async with self._searching:
+                    found, where = await asyncio.to_thread(self._search, identity)
+            finally:
+                self._search_count -= 1
             both = find.merged([*found, *rows])
             if len(both) > len(rows):
                 rows, source = both, where

@@ -22,7 +22,7 @@ from router.observer.alerts.desk import AlertsPage
 from router.observer.client import ASKED_HEADER
 from router.observer.slo.status import SloPage
 from router.observer.state import WINDOWS_S, State
-from router.observer.traces.page import TracePage
+from router.observer.traces.page import TooManySearchesError, TracePage
 
 DEFAULT_WINDOW_S: Final = 60.0
 _CLOSE_S: Final = 1.0
@@ -160,7 +160,10 @@ class WebServer:
 
     async def _trace(self, request: web.Request) -> web.Response:
         identity = request.match_info["id"]
-        page = await self._answers.trace(identity)
+        try:
+            page = await self._answers.trace(identity)
+        except TooManySearchesError:
+            return web.Response(status=503, headers={"retry-after": "1"}, text="too many traces are being looked for\n")
         if page is None:
             return web.Response(status=404, text=f"no request with the id {identity[:80]!r} is kept\n")
         return _json(page)

@@ -21,7 +21,7 @@ from router.observer.journal import Journal
 from router.observer.process import Observer
 from router.observer.rows import RequestRow, RowCost, RowStall
 from router.observer.traces import find
-from router.observer.traces.page import SCHEMA, TracePage, page_of
+from router.observer.traces.page import SCHEMA, TooManySearchesError, TracePage, page_of
 from tests.observer.test_traces_spans import CALLER, NAMING, changed, row
 from tests.support.request_rows import attempt
 
@@ -54,7 +54,9 @@ def test_what_an_observer_did_not_keep_of_a_trace_comes_from_disk(wanted: str) -
         searched.append(identity)
         return [changed(told(1), **CALLER), other], find.JOURNAL
 
-    one: Any = SimpleNamespace(_pipeline=SimpleNamespace(traces=traces), _searching=asyncio.Lock(), _search=search)
+    one: Any = SimpleNamespace(
+        _pipeline=SimpleNamespace(traces=traces), _searching=asyncio.Lock(), _search=search, _search_count=0
+    )
     page = asyncio.run(Observer.trace(one, "ab" * 16 if wanted == "trace" else "r-1"))
     assert page is not None
     if wanted == "trace":
@@ -62,6 +64,20 @@ def test_what_an_observer_did_not_keep_of_a_trace_comes_from_disk(wanted: str) -
         assert page.source == find.JOURNAL
     else:
         assert (len(page.requests), page.source, searched) == (1, "observer", []), "it has all of it"
+
+
+def test_a_flood_of_unknown_ids_is_refused_and_not_queued() -> None:
+    traces = SimpleNamespace(find=lambda _: [], naming=NAMING, breaches=lambda _: ())
+    one: Any = SimpleNamespace(
+        _pipeline=SimpleNamespace(traces=traces), _searching=asyncio.Lock(), _search=lambda _: ([], ""), _search_count=0
+    )
+
+    async def ask(count: int) -> list[TracePage | BaseException | None]:
+        return await asyncio.gather(*(Observer.trace(one, f"r-{i}") for i in range(count)), return_exceptions=True)
+
+    refused = [isinstance(each, TooManySearchesError) for each in asyncio.run(ask(50))]
+    assert refused == [False] * 8 + [True] * 42
+    assert asyncio.run(ask(1)) == [None], "afterwards all is as before"
 
 
 class TestJournal:

@@ -19,6 +19,10 @@ OBSERVER: Final = "observer"
 """Where rows come from that the observer has in memory; others: :mod:`router.observer.traces.find`."""
 
 
+class TooManySearchesError(Exception):
+    """So many traces are looked for on disk already that this one is not."""
+
+
 class TracedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a trace."""
 
