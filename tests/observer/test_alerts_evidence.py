@@ -384,6 +384,7 @@ def test_a_breach_from_the_first_request_on_has_no_before() -> None:
     assert told.slices[0].excess == pytest.approx(60 * 0.99), "an objective of 99 % allows one in a hundred"
     (line,) = (line for line in text.lines(alert(evidence=told)) if "of the bad requests" in line)
     assert line.endswith("60 of 60 bad (none before)")
+    assert "host h0: requests 30, failed 0 %, median TTFT 900 ms" in text.lines(alert(evidence=told))
     assert told.cost_before is None
     assert len(told.examples) == 5
 

@@ -12,6 +12,7 @@ SLICES_SHOWN: Final = 5
 STAGES_SHOWN: Final = 4
 CHANGES_SHOWN: Final = 8
 _MS_NS: Final = 1_000_000
+_HOST_WORDS: Final = {"failed_ratio": "failed", "ttft_p50_ns": "median TTFT", "tpot_p50_ns": "median TPOT"}
 
 
 def sentence(alert: Alert) -> str:
@@ -53,7 +54,8 @@ def _evidence(evidence: Evidence) -> Iterator[str]:
         before = f" ({_money(evidence.cost_before)} before)" if evidence.cost_before is not None else ""
         yield f"cost per response {_money(evidence.cost_now)} {evidence.currency}{before}".replace("  ", " ")
     for host, values in evidence.hosts.items():
-        yield f"host {host}: " + ", ".join(f"{name} {_value(name, value)}" for name, value in values.items())
+        told = (f"{_HOST_WORDS.get(name, name)} {_value(name, value)}" for name, value in values.items())
+        yield f"host {host}: {', '.join(told)}"
     for change in evidence.changes[:CHANGES_SHOWN]:
         where = f" ({change.instance})" if change.instance else ""
         yield f"{clock(change.wall_ns)} {change.text}{where}"
