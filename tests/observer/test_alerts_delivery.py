@@ -163,7 +163,7 @@ async def test_an_alertmanager_is_told_that_it_fires_and_that_it_is_over(tmp_pat
         "97 % of the bad requests: feature_name search, host gpu-1, 38 of 100 bad (1 % before)",
         "+410 ms in host_first_token (40 ms before)",
         "cost per response 0.0021 USD (0.0008 before)",
-        "host gpu-1: running 4, failed_ratio 50 %, ttft_p50_ns 450 ms",
+        "host gpu-1: running 4, failed 50 %, median TTFT 450 ms",
         "00:00:00Z limits.waiting: 1024 -> 64 (main)",
         "worst request r-1 (trace 00000000000000000000000000000r-1), ok at gpu-1, TTFT 700 ms, 20 tokens, 0.002 USD",
         "0.002 USD: host_first_token 690 ms, queue 1 ms",
