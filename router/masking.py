@@ -21,6 +21,10 @@ _UUID: Final = re.compile(r"(?<![A-Za-z0-9-])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){
 _IN_URL: Final = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
 _RUN: Final = re.compile(r"(?<![A-Za-z0-9_-])(?<![A-Za-z0-9_.-]/)[A-Za-z0-9_+=-]{20,}")
 """What may be random; names of directories and files are shown as they are."""
+_HEXADECIMAL: Final = re.compile(
+    r"(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{24,}|(?=[0-9]*[A-F])(?=[A-F]*[0-9])[0-9A-F]{24,}"
+)
+"""As long as 96 bits: its digits stand together too often for the count of changes below to tell it."""
 _UNBROKEN: Final = re.compile(r"[A-Za-z0-9]{16,}")
 _KINDS: Final = re.compile(r"[a-z]+|[A-Z]+|[0-9]+")
 _RUNS_OF_KIND_MIN: Final = 6
@@ -35,8 +39,8 @@ def masked(text: str) -> str:
 
 
 def _is_random(run: str) -> bool:
-    """Whether a run has an unbroken part in which letters and digits change as in a random one."""
-    return any(
+    """Whether a run has an unbroken part that is hexadecimal, or whose letters and digits change as in a random one."""
+    return _HEXADECIMAL.search(run) is not None or any(
         len(_KINDS.findall(part)) >= _RUNS_OF_KIND_MIN and any(map(str.isdigit, part)) and not part.isdigit()
         for part in _UNBROKEN.findall(run)
     )

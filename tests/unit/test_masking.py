@@ -20,6 +20,8 @@ KEYS = {
     "anthropic": f"sk-ant-api03-{secrets.token_urlsafe(32)}",
     "huggingface": "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ",
     "hexadecimal": secrets.token_hex(24),
+    "hexadecimal, digits together": "3fbffda818593845757221c886768600",
+    "hexadecimal, in capitals": "1234567890ABCDEF1234567890ABCDEF",
     "jwt": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
     "uuid": str(uuid.uuid4()),
 }
