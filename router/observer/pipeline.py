@@ -141,7 +141,13 @@ class Pipeline:
                 self._regressions.recall()
         follower = self.follower
         dropped_count = 0 if self.journal is None else self.journal.dropped_count
-        sight = ObserverSight(follower.lost_request_count, follower.lost_event_count, dropped_count, self.journal_state)
+        sight = ObserverSight(
+            lost_request_count=follower.lost_request_count,
+            lost_event_count=follower.lost_event_count,
+            dropped_row_count=dropped_count,
+            journal=self.journal_state,
+            ledger=desk.lost,
+        )
         desk.evaluate(follower.routers(), sight, now_ns, wall_ns)
 
     def settle(self, now_ns: int, wall_ns: int) -> None:

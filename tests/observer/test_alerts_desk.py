@@ -4,19 +4,23 @@ commands.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from router import config
 from router.observer.alerts import desk as desk_module
-from router.observer.alerts.desk import DIRECTORY, EVALUATE_NS, LEDGER_FILE, Desk
-from router.observer.alerts.ledger import Step
+from router.observer.alerts.desk import DIRECTORY, EVALUATE_NS, Desk
+from router.observer.alerts.ledger import Ledger, Step
+from router.observer.alerts.ledger_file import DAMAGED, FILE, FOLLOWS, LedgerFile
 from router.observer.alerts.model import Cause, Change, Evidence, Finding
 from router.observer.alerts.watch import MINUTE_EVALUATIONS, ObserverSight
 from router.observer.follow import RouterView
 from router.observer.life import HostLoads
+from router.observer.pipeline import Pipeline
 from tests.support.alerts import WALL_NS, evidence, finding
 from tests.support.waiting import shared_memory_directory
 
@@ -209,15 +213,111 @@ def test_a_router_that_dies_is_an_alert(directory: Path) -> None:
     assert at.told[0].alert.finding.labels == {"router": "main"}
 
 
-def test_a_ledger_that_is_damaged_is_put_aside_and_a_disk_that_is_full_is_told(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_its_place(ledger: Path, what: str) -> None:
+    """Put something else where the ledger was."""
+    ledger.unlink()
+    if what == "directory":
+        (ledger / "inside").mkdir(parents=True)
+    elif what == "pipe":
+        os.mkfifo(ledger)
+    elif what == "link in a circle":
+        ledger.symlink_to(ledger)
+    else:
+        ledger.write_bytes(FOREIGN[what])
+
+
+FOREIGN = {
+    "nothing": b"",
+    "bytes that are no text": bytes(range(256)),
+    "another schema": b'{"schema":"other","entries":{},"recent":[],"flaps":{}}',
+    "nested without end": b'{"x":' + b"[" * 200_000,
+    "another entry": b'{"schema":"ringrouter.alert-ledger/1","entries":{"a":{"finding":{"cause":"host_down",'
+    b'"severity":"page","labels":{},"summary":"","since_wall_ns":1}}},"recent":[],"flaps":{}}',
+}
+
+
+class TestDamagedLedger:
+    def fired(self, directory: Path) -> tuple[At, Path]:
+        at = At(directory, slo=[finding()])
+        assert [at.evaluate(), at.evaluate()] == [[], ["firing"]]
+        return at, directory / "data" / DIRECTORY / FILE
+
+    @pytest.mark.parametrize("what", [*FOREIGN, "directory", "pipe", "link in a circle"])
+    def test_it_is_put_aside_and_said_everywhere_and_what_fires_is_told_again(self, directory: Path, what: str) -> None:
+        at, ledger = self.fired(directory)
+        in_its_place(ledger, what)
+        with capture_logs() as lines:
+            at.open()
+        aside = ledger.with_name(DAMAGED)
+        assert os.path.lexists(aside)
+        (line,) = lines
+        assert (line["event"], line["log_level"], line["file"]) == ("alerts_not_remembered", "error", str(ledger))
+        assert line["error"], "what was wrong"
+        assert (line["follows"], line["now"]) == (FOLLOWS, f"it is {DAMAGED} now")
+        said = f"{ledger} {line['error']}: {FOLLOWS}; it is {DAMAGED} now"
+        assert at.desk.problem == at.desk.lost == at.desk.page(at.wall_ns).problem == said
+        assert [at.evaluate(), at.evaluate()] == [[], ["firing"]], "told again"
+        assert ledger.is_file(), "it is kept again"
+        with capture_logs() as lines:
+            assert (at.open().problem, lines) == ("", []), "once"
+        assert at.evaluate() == []
+
+    def test_wherever_it_was_cut_it_is_damaged(self, directory: Path) -> None:
+        at, ledger = self.fired(directory)
+        raw = ledger.read_bytes()
+        for size in range(len(raw)):
+            ledger.write_bytes(raw[:size])
+            file = LedgerFile(ledger.parent)
+            file.load(kept := Ledger(3))
+            assert f"{ledger} is damaged (" in file.lost, size
+            assert kept.active() == []
+        ledger.write_bytes(raw)
+        assert at.open().problem == ""
+        assert len(at.desk.ledger.active()) == 1
+
+    def test_one_that_cannot_be_read_or_put_aside_is_said(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        at, ledger = self.fired(directory)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", refuse)
+            at.open()
+        assert f"{ledger} cannot be read (Permission denied): {FOLLOWS}" in at.desk.problem
+        in_place = ledger.with_name(DAMAGED)
+        in_place.rename(ledger.with_name("ledger.elsewhere"))
+        (in_place / "inside").mkdir(parents=True)
+        ledger.mkdir()
+        at.open()
+        assert f"it cannot be renamed to {DAMAGED} (Directory not empty): remove it" in at.desk.problem
+        assert [at.evaluate(), at.evaluate()] == [[], ["firing"]]
+        assert at.desk.problem == f"{ledger.parent} cannot be written: Is a directory"
+
+    def test_the_ledger_that_was_lost_is_an_alert_for_ten_minutes(self, directory: Path) -> None:
+        settings = config.parse(f'version = 1\n[observer]\ndata_dir = "{directory}/data"\n')
+        ledger = directory / "data" / DIRECTORY / FILE
+        ledger.parent.mkdir(parents=True)
+        ledger.write_bytes(b"{")
+        (directory / "run").mkdir()
+        pipeline = Pipeline(settings, directory / "run", WALL_NS)
+        try:
+            assert pipeline.problems()[-1].startswith(f"alerts: {ledger} is damaged (")
+            for number in range(2):
+                pipeline.turn(number * EVALUATE_NS, WALL_NS + number * EVALUATE_NS)
+            assert pipeline.desk is not None
+            (alert,) = pipeline.desk.ledger.active()
+        finally:
+            pipeline.close(WALL_NS)
+        assert (alert.finding.cause, alert.finding.labels) == (Cause.LOSSY, {"what": "alerts"})
+        assert f"the observer does not know what fired before its start: {ledger} is damaged" in alert.finding.summary
+
+
+def test_a_disk_that_is_full_is_told(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = At(directory, slo=[finding()])
-    ledger = directory / "data" / DIRECTORY / LEDGER_FILE
-    at.evaluate()
-    ledger.write_bytes(b"{")
-    at.open()
-    assert ledger.with_suffix(".damaged").exists()
+    ledger = directory / "data" / DIRECTORY / FILE
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")

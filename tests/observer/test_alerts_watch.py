@@ -120,6 +120,15 @@ def test_losses_are_told_for_ten_minutes_and_a_disk_for_as_long_as_it_is_full() 
     assert Looks()(observer=ObserverSight(0, 0, 0, "off")) == []
 
 
+def test_a_ledger_that_was_lost_is_told_for_ten_minutes() -> None:
+    look = Looks()
+    lost = ObserverSight(0, 0, 0, "on", "ledger.json is damaged")
+    for _ in range(LOST_FOR_EVALUATIONS):
+        (found,) = look(observer=lost)
+        assert (found.severity, found.labels) == (Severity.TICKET, {"what": "alerts"})
+    assert look(observer=lost) == []
+
+
 def test_a_sink_is_told_after_a_minute() -> None:
     look = Looks()
     fails = SinkSight("pager", PERIOD_NS, "status 500", 3, 12)

@@ -7,7 +7,7 @@ values (:mod:`router.observer.alerts.model`).
     watch      findings about hosts, routers, the observer itself and its sinks; pure
     changes    what was changed in the last hour, at the routers and in the traffic
     inhibit    which findings are told by another one; pure
-    ledger     the life of alerts: when one fires, when it is over, over restarts; pure
+    ledger     the life of alerts: when one fires, when it is over, over restarts; pure; ``ledger_file`` has it on disk
     evidence   where and why, and regressions
     text       an alert in words; ``bodies`` what Alertmanager and webhooks get; pure
     desk       all of these, once an evaluation

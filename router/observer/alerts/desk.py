@@ -14,7 +14,6 @@ source that fails keeps its last findings: what cannot be seen just now is not o
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from router.observer.alerts.changes import Changes
 from router.observer.alerts.courier import SinkState
 from router.observer.alerts.inhibit import inhibited
 from router.observer.alerts.ledger import Ledger, Step
+from router.observer.alerts.ledger_file import LedgerFile
 from router.observer.alerts.model import Alert, Cause, Change, Evidence, Finding
 from router.observer.alerts.watch import (
     MINUTE_EVALUATIONS,
@@ -44,7 +44,6 @@ from router.telemetry.host_rows import read_hosts
 
 SCHEMA: Final = "ringrouter.alerts/1"
 DIRECTORY: Final = "alerts"
-LEDGER_FILE: Final = "ledger.json"
 EVALUATE_NS: Final = 10_000_000_000
 EXPLAIN_AGAIN_NS: Final = 60_000_000_000
 """How old evidence may become while its alert fires: the first is made of the first bad requests only."""
@@ -74,6 +73,8 @@ class AlertsPage(msgspec.Struct, frozen=True, kw_only=True):
     sinks: list[SinkState]
     untold_count: int
     """Findings for which there was no room."""
+    problem: str = ""
+    """What was not remembered over the last restart, or cannot be over the next one; empty when all is well."""
 
 
 class Desk:
@@ -99,8 +100,6 @@ class Desk:
         self.explain: Explain = lambda _finding, _wall_ns, _changes: None
         self.tell: Callable[[Sequence[Step]], None] = lambda _steps: None
         self.sinks: Callable[[], Sequence[SinkSight]] = tuple
-        self.problem = ""
-        """Why alerts cannot be remembered over a restart."""
         self.evaluated_wall_ns: int | None = None
         self._run_dir = run_dir
         self._explain_again_ns = round(EXPLAIN_AGAIN_NS / scale)
@@ -109,9 +108,11 @@ class Desk:
         """Spent on evidence at this evaluation."""
         self._evaluated_ns: int | None = None
         self._last: dict[str, Sequence[Finding]] = {}
-        self._saved = b""
         self._errors: list[Exception] = []
-        self._load()
+        self._unsaved = ""
+        """Why what was seen in the traffic cannot be written."""
+        self._file = LedgerFile(self.directory)
+        self._file.load(self.ledger)
         self._before = self.ledger.active()
         """What fired when this observer began."""
         self._begun_ns: int | None = None
@@ -203,28 +204,22 @@ class Desk:
 
     # ------------------------------------------------------------ over restarts
     def _save(self) -> None:
+        self._file.save(self.ledger)
         try:
             self.changes.save()
-            raw = self.ledger.dump()
-            if raw != self._saved:
-                path = self.directory / LEDGER_FILE
-                temporary = path.with_suffix(".tmp")
-                temporary.write_bytes(raw)
-                temporary.replace(path)
-                self._saved = raw
-            self.problem = ""
+            self._unsaved = ""
         except OSError as error:
-            self.problem = f"{self.directory} cannot be written: {error.strerror or error}"
+            self._unsaved = f"{self.directory} cannot be written: {error.strerror or error}"
 
-    def _load(self) -> None:
-        path = self.directory / LEDGER_FILE
-        try:
-            self.ledger.load(path.read_bytes())
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError):  # alerts that fire are told again, which is better than never
-            with contextlib.suppress(OSError):
-                path.replace(path.with_suffix(".damaged"))
+    @property
+    def lost(self) -> str:
+        """What was found of the last life and could not be used, and what follows; empty for nothing."""
+        return self._file.lost
+
+    @property
+    def problem(self) -> str:
+        """What cannot be written now, else what was lost at the start; empty when all is well."""
+        return self._file.problem or self._unsaved or self._file.lost
 
     # ------------------------------------------------------------ answers
     def page(self, wall_ns: int, sinks: Iterable[SinkState] = (), fingerprint: str = "") -> AlertsPage:
@@ -241,6 +236,7 @@ class Desk:
             recent=wanted(reversed(self.ledger.recent)),
             sinks=list(sinks),
             untold_count=self.ledger.untold_count,
+            problem=self.problem,
         )
 
     def readings(self) -> Iterator[Reading]:

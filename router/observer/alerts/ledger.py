@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -48,7 +48,7 @@ class _Entry(msgspec.Struct):
     finding: Finding
     seen_count: int = 1
     quiet_count: int = 0
-    flap_count: int = 0
+    flap_count: Annotated[int, msgspec.Meta(ge=0, le=FLAP_DOUBLINGS_MAX)] = 0
     alert: Alert | None = None
 
 
@@ -165,6 +165,9 @@ class Ledger:
         file = msgspec.json.decode(raw, type=_File)  # its errors are ValueErrors
         if file.schema != SCHEMA:
             raise ValueError(f"schema {file.schema!r}, expected {SCHEMA!r}")
+        for key, entry in file.entries.items():
+            if key != fingerprint(entry.finding) or (entry.alert is not None and entry.alert.fingerprint != key):
+                raise ValueError(f"entry {key!r} is not of the finding that it holds")
         self._entries, self.recent, self._flaps = file.entries, file.recent, file.flaps
 
 

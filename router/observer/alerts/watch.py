@@ -48,6 +48,8 @@ class ObserverSight(NamedTuple):
     dropped_row_count: int
     journal: str
     """``on``, ``off``, or what is wrong."""
+    ledger: str = ""
+    """What of the alerts of the last life is not known; empty for nothing."""
 
 
 class SinkSight(NamedTuple):
@@ -152,15 +154,22 @@ class Watch:
             ("rows", observer.dropped_row_count, "rows of the journal were given up"),
         )
         for what, count, words in lost:
-            known, left = self._losses.get(what, (0, 0))
-            left = LOST_FOR_EVALUATIONS if count > known else max(0, left - 1)
-            self._losses[what] = count, left
-            if left:
+            if self._is_told(what, count):
                 said = f"the observer does not see everything: {count:,} {words} since its start"
                 yield self._finding(Cause.LOSSY, Severity.TICKET, {"what": what}, said, wall_ns)
+        if self._is_told("alerts", int(bool(observer.ledger))):
+            said = f"the observer does not know what fired before its start: {observer.ledger}"
+            yield self._finding(Cause.LOSSY, Severity.TICKET, {"what": "alerts"}, said, wall_ns)
         if observer.journal not in {"on", "off"}:
             said = f"the journal cannot be written: {observer.journal}"
             yield self._finding(Cause.LOSSY, Severity.TICKET, {"what": "journal"}, said, wall_ns)
+
+    def _is_told(self, what: str, count: int) -> bool:
+        """Take how often something was lost since the start; return whether it was lately."""
+        known, left = self._losses.get(what, (0, 0))
+        left = LOST_FOR_EVALUATIONS if count > known else max(0, left - 1)
+        self._losses[what] = count, left
+        return left > 0
 
     def _sinks(self, sinks: Sequence[SinkSight], wall_ns: int) -> Iterator[Finding]:
         for sink in sinks:
