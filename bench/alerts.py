@@ -14,16 +14,21 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from bench import machine
 from bench.journal import made_rows
 from router.observer.alerts.evidence import Recent, evidence
+from router.observer.alerts.ledger import ACTIVE_MAX
 from router.observer.alerts.model import Cause, Finding, Severity
+from router.observer.alerts.spool import Message, Spool
 from tests.observer.alert_simulation import KINDS, Outcome, World, breached, lived, planted, quiet
 from tests.observer.traffic import HOUR, MONDAY_WALL_NS, MS, S, Traffic
+from tests.support.alerts import alert, finding
 
 WORLDS = 4
 """Baselines that plants are put into in turn."""
@@ -80,6 +85,21 @@ def evidence_cost() -> None:
     print(f"  a row that is kept: {row_us:.1f} us of processor time")
 
 
+def spool_cost() -> None:
+    """Print what it takes to have an outage of many groups on disk for one sink, all of it in one turn."""
+    took = []
+    for _ in range(5):
+        with TemporaryDirectory() as directory:
+            spool = Spool(Path(directory), ACTIVE_MAX, 1 << 30)
+            begin = time.monotonic()
+            for number in range(ACTIVE_MAX):
+                spool.add(Message("firing", alert(finding(labels={"slo": str(number)}))))
+            spool.flush()
+            took.append(time.monotonic() - begin)
+            kib = spool.byte_count / ACTIVE_MAX / 1024
+    print(f"  {ACTIVE_MAX} alerts of {kib:.1f} KiB on disk for one sink: {1e3 * median(took):.0f} ms")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.alerts", description=__doc__)
     parser.add_argument("--months", type=int, default=3)
@@ -89,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     print("\n".join(machine.facts()))
     evidence_cost()
+    spool_cost()
     worlds = [lived(seed, per_s=given.per_s) for seed in range(WORLDS)]
     plants("regression", planted, worlds, given.plants)
     plants("breach    ", breached, worlds, given.plants)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -17,6 +19,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from router import config
 from router.config import AlertsConfig
@@ -25,7 +28,7 @@ from router.observer.alerts import courier as courier_module
 from router.observer.alerts.courier import Courier
 from router.observer.alerts.ledger import Step
 from router.observer.alerts.model import Alert, Cause, Severity
-from router.observer.alerts.spool import Message, Spool
+from router.observer.alerts.spool import DAMAGED, FILE, Message, Spool
 from tests.support.alert_sink import AlertReceiver
 from tests.support.alerts import WALL_NS, alert, finding
 from tests.support.waiting import free_port
@@ -399,6 +402,15 @@ def told(number: int, event: str = "firing") -> Message:
     return Message(event, alert(finding(labels={"slo": str(number)}), evidence=None))  # type: ignore[arg-type]
 
 
+def filled(directory: Path, count: int, first: int = 0) -> Spool:
+    """Return a spool with further messages, each turn one."""
+    spool = Spool(directory, 100, 1 << 20)
+    for number in range(first, first + count):
+        spool.add(told(number))
+        spool.flush()
+    return spool
+
+
 def numbers(spool: Spool) -> list[str]:
     found = []
     while (first := spool.first()) is not None:
@@ -424,13 +436,125 @@ def test_a_spool_is_bounded_in_bytes_and_goes_on_after_a_restart(tmp_path: Path)
     for number in range(1, 5):
         spool.add(told(number))
     assert spool.dropped_count == 1
-    assert sum(each.stat().st_size for each in tmp_path.iterdir()) == spool.byte_count == 3 * size
-    (tmp_path / "00000000000000000002.json").write_bytes(b"{")
-    (tmp_path / "00000000000000000009.tmp").write_bytes(b"{")
-    again = Spool(tmp_path, 100, 1 << 20)
-    assert again.dropped_count == 1, "the damaged one, put aside"
-    assert (tmp_path / "00000000000000000002.damaged").exists()
-    assert numbers(again) == ["3", "4"]
+    spool.flush()
+    assert spool.byte_count == 3 * size
+    assert (tmp_path / FILE).stat().st_size == 3 * (size + 1), "a line each"
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == ["2", "3", "4"]
+    for number in range(5, 99):
+        spool.add(told(number))
+        spool.flush()
+        assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 5 * size, "what is gone has its bound too"
+    assert numbers(Spool(tmp_path, 2, 1 << 20)) == ["97", "98"], "another bound holds at once"
+
+
+def test_what_was_taken_is_not_sent_again_by_the_next_observer(tmp_path: Path) -> None:
+    spool = filled(tmp_path, 4)
+    for _ in range(2):
+        spool.remove(spool.first()[0])  # type: ignore[index]
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == ["2", "3"]
+    spool = filled(tmp_path, 2)
+    numbers(spool)
+    assert (tmp_path / FILE).stat().st_size == 0
+    spool.add(told(7))
+    spool.flush()
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == ["7"]
+
+
+def test_a_message_that_made_room_on_its_way_takes_no_other_with_it(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 9, len(msgspec.json.encode(told(0))))
+    spool.add(told(0))
+    number, _ = spool.first()  # type: ignore[misc]
+    spool.add(told(1000))
+    assert len(spool) == 0, "one that finds no room at all"
+    spool.add(told(1))
+    spool.remove(number)
+    assert numbers(spool) == ["1"]
+
+
+@in_loop
+async def test_all_alerts_of_a_turn_are_on_disk_with_one_sync_for_each_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fdatasync = os.fdatasync
+
+    def counted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr("os.fdatasync", counted)
+    courier = Courier(settings("webhook http://127.0.0.1:9", "log -"), tmp_path, BASE, Log())
+    for _ in range(2):
+        synced.clear()
+        courier.tell([fires(told(number).alert) for number in range(500)])
+        files = [tmp_path / "spool" / name / FILE for name in courier.names]
+        assert synced == [each.stat().st_size for each in files], "after the last byte"
+    courier.tell([])
+    assert len(synced) == 2, "nothing new, nothing written"
+
+
+def test_wherever_a_write_was_cut_what_was_there_before_goes_on(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    before_bytes = (tmp_path / FILE).stat().st_size
+    filled(tmp_path, 2, first=2)
+    raw = (tmp_path / FILE).read_bytes()
+    second_bytes = raw.index(b"\n", before_bytes) + 1
+    for size in range(before_bytes, len(raw) + 1):
+        (tmp_path / FILE).write_bytes(raw[:size])
+        spool = Spool(tmp_path, 100, 1 << 20)
+        assert spool.dropped_count == 0, "nobody was told that it was accepted"
+        spool.add(told(9))
+        spool.flush()
+        whole = ["0", "1"] + ["2"] * (size >= second_bytes) + ["3"] * (size == len(raw))
+        assert numbers(Spool(tmp_path, 100, 1 << 20)) == [*whole, "9"]
+
+
+@pytest.mark.parametrize("at", ["append", "write anew"])
+def test_an_observer_that_is_killed_between_write_and_sync_loses_nothing_that_it_accepted(
+    tmp_path: Path, at: str
+) -> None:
+    filled(tmp_path, 3)
+    child = os.fork()
+    if not child:
+        try:
+            spool = Spool(tmp_path, 100, 1 << 20)
+            spool._is_whole = at == "append"
+            os.fdatasync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            spool.add(told(3))
+            spool.flush()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    expected = ["0", "1", "2", "3"] if at == "append" else ["0", "1", "2"]
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == expected
+
+
+def test_what_is_damaged_is_put_aside_and_said_and_the_rest_is_sent(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    lines = (tmp_path / FILE).read_bytes().splitlines(keepends=True)
+    lines[1] = b"\xff" + lines[1][1:]
+    (tmp_path / FILE).write_bytes(b"".join(lines))
+    with capture_logs() as told_lines:
+        spool = Spool(tmp_path, 100, 1 << 20)
+    assert spool.dropped_count == 1
+    (line,) = told_lines
+    assert (line["event"], line["error"]) == ("alert_messages_not_understood", "1 messages cannot be understood")
+    assert (tmp_path / DAMAGED).read_bytes() == b"".join(lines)
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == ["0", "2"]
+
+
+def test_a_directory_in_its_place_is_put_aside_and_a_file_that_was_removed_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / FILE / "inside").mkdir(parents=True)
+    spool = Spool(tmp_path, 100, 1 << 20)
+    assert (tmp_path / DAMAGED / "inside").exists()
+    for number in range(3):
+        spool.add(told(number))
+        spool.flush()
+        assert spool.problem == ""
+        (tmp_path / FILE).unlink()
+    spool.add(told(3))
+    spool.flush()
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == ["0", "1", "2", "3"]
 
 
 def test_a_message_that_is_larger_than_the_spool_goes_without_its_evidence(tmp_path: Path) -> None:
@@ -449,13 +573,23 @@ def test_a_disk_that_cannot_be_written_is_told_and_the_message_waits(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", refuse)
+    monkeypatch.setattr("os.fdatasync", refuse)
     spool.add(told(0))
+    spool.flush()
     assert spool.problem == f"{tmp_path} cannot be written: No space left on device"
     monkeypatch.undo()
+    spool.flush()
+    assert spool.problem == "", "tried again"
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == ["0"]
+    monkeypatch.setattr("os.fdatasync", refuse)
     spool.add(told(1))
-    assert spool.problem == ""
+    spool.flush()
+    assert spool.problem
     assert numbers(spool) == ["0", "1"]
+    monkeypatch.undo()
+    spool.flush()
+    assert spool.problem == "", "what was delivered meanwhile holds it up no longer"
+    assert numbers(Spool(tmp_path, 100, 1 << 20)) == []
 
 
 # ---------------------------------------------------------------- the configuration

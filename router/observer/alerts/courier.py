@@ -86,11 +86,13 @@ class _Route:
         self._in_a_row = 0
 
     # ------------------------------------------------------------ what it is told
-    def tell(self, step: Step) -> None:
-        """Put what a step means for this sink into its spool."""
-        for message in self._messages(step):
-            if self._concerns(message.alert):
-                self.spool.add(message)
+    def tell(self, steps: Iterable[Step]) -> None:
+        """Put what steps mean for this sink into its spool, and all of it on disk."""
+        for step in steps:
+            for message in self._messages(step):
+                if self._concerns(message.alert):
+                    self.spool.add(message)
+        self.spool.flush()
         self.wake.set()
 
     def _concerns(self, alert: Alert) -> bool:
@@ -204,11 +206,12 @@ class Courier:
         for route in self._routes.values():
             route.firing = firing
 
-    def tell(self, steps: Iterable[Step]) -> None:
-        """Take what is to be told. It is on disk when this returns; a sink's own failure is not told to it."""
-        for step in steps:
-            for route in self._routes.values():
-                route.tell(step)
+    def tell(self, steps: Sequence[Step]) -> None:
+        """Take what is to be told. It is on disk when this returns, with one sync for each sink; a sink's own failure
+        is not told to it. What a disk did not take the last time is tried again.
+        """
+        for route in self._routes.values():
+            route.tell(steps)
 
     async def run(self) -> None:
         """Deliver until cancelled."""
