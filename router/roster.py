@@ -18,6 +18,7 @@ from router.errors import ConfigError, ErrorKind
 from router.hosts.host import Host
 from router.models import Model
 from router.telemetry import records as rec
+from router.telemetry.host_rows import HostModels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +139,13 @@ class Roster:
         for alias, name in aliases(self.config).items():
             if name in models:
                 by_name[alias] = models[name]
+        self._telemetry.host_rows.keep_models(self._host_models())
+
+    def _host_models(self) -> HostModels:
+        """Return which models each host has, as far as is known: what it is asked for comes with its first probe."""
+        present = [host for host in self.hosts if not host.removed]
+        hosts = {host.name: sorted(host.models or host.config.models) for host in present}
+        return HostModels(hosts, sorted(self.config.models))
 
     # ------------------------------------------------------------ another configuration
     def apply(self, config: Config, now: int) -> None:

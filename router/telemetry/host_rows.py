@@ -11,11 +11,14 @@ Row, 256 bytes, behind its word of 8:
 
 ``bar`` is a :class:`router.routing.Reason`, 0 for a host that gets requests; ``slots`` how many of its ``slot_count``
 it may use now; ``text`` how it is in words; texts are UTF-8, cut, filled up with zeros.
+
+Beside it ``models.json``, written when it changes: which models each host has (:class:`HostModels`).
 """
 
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FILE: Final = "hosts.tab"
+MODELS_FILE: Final = "models.json"
 ROW_COUNT: Final = 256
 """Hosts beyond these are served, but not shown."""
 ROW_BYTES: Final = 256
@@ -51,6 +55,16 @@ class HostRow(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class HostModels(msgspec.Struct, frozen=True):
+    """Which models a router has, and where."""
+
+    hosts: dict[str, list[str]] = {}
+    """Of each host that was not taken out the models that it has, by the names that clients use; none of a host that
+    has not told them yet."""
+    configured: list[str] = []
+    """Models that the configuration has a section for, wherever they are."""
+
+
 class HostRows:
     """Writes the rows; a host keeps the row that it gets first."""
 
@@ -59,6 +73,17 @@ class HostRows:
             path / FILE, row_count=ROW_COUNT, row_size=ROW_BYTES, record_schema=RECORD_SCHEMA, name="hosts"
         )
         self._rows: dict[int, int] = {}
+        self._models_path = path / MODELS_FILE
+        self._models = HostModels()
+
+    def keep_models(self, models: HostModels) -> None:
+        """Show where models are. What cannot be written is left out, and tried again with the next change."""
+        if models != self._models:
+            with suppress(OSError):
+                temporary = self._models_path.with_suffix(".tmp")
+                temporary.write_bytes(msgspec.json.encode(models))
+                temporary.replace(self._models_path)
+                self._models = models
 
     def write(self, rows: Iterable[HostRow]) -> None:
         """Show these hosts and no others."""
@@ -103,6 +128,14 @@ def read_hosts(directory: Path) -> list[HostRow]:
     finally:
         table.close()
     return sorted(rows, key=lambda row: row.name)
+
+
+def read_models(directory: Path) -> HostModels:
+    """Return where the models of a generation are; nothing of a router that did not write it."""
+    try:
+        return msgspec.json.decode((directory / MODELS_FILE).read_bytes(), type=HostModels)
+    except (OSError, ValueError):
+        return HostModels()
 
 
 def _unpacked(payload: bytes) -> HostRow:

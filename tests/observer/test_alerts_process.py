@@ -19,6 +19,7 @@ from router.observer import client
 from router.observer.alerts.desk import AlertsPage
 from router.observer.client import ObserverError
 from router.telemetry.change_log import read_changes
+from router.telemetry.host_rows import read_models
 from tests.support.alert_sink import WebhookThread
 from tests.support.processes import Program, RouterProcess, host_toml
 from tests.support.scripted_host import ScriptedHost
@@ -163,6 +164,38 @@ def test_a_host_that_is_down_is_told_with_what_was_changed_before(directory: Pat
     assert told["commonLabels"] == {"alertname": "RingrouterHostDown", "severity": "page", "host": "alpha"}
     assert "host alpha is down: its probes fail" in told["commonAnnotations"]["summary"]
     assert "limits.waiting: 1024 -> 64 (main)" in told["commonAnnotations"]["description"]
+
+
+def test_the_last_host_of_a_model_pages_and_the_model_is_named(directory: Path) -> None:
+    """The host is asked which models it has: only the router knows."""
+    with (
+        ScriptedHost("alpha") as host,
+        ScriptedHost("beta", models=["small"]) as both,
+        ScriptedHost("gamma", models=["large", "small"]) as only,
+        WebhookThread() as hook,
+    ):
+        more = "".join(host_toml(each.name, each.url, kind="vllm") for each in (both, only))
+        site = Site(directory, host, hook, f"{more}[health]\ninterval_s = 0.1\nfail_after = 2\n")
+        with site.router, site.observer:
+            site.wait_looking()
+            wait_until(lambda: read_models(site.generation).hosts["gamma"], "the probe of gamma", ALERT_S)
+            both.health_status = 503
+            wait_until(hook.names, "an alert", ALERT_S)
+            both.health_status = 200
+            wait_until(lambda: len(hook.names()) > 1, "its end", ALERT_S)
+            only.health_status = 503
+            wait_until(lambda: len(hook.names()) > 2, "the other alert", ALERT_S)
+            path = site.router.config_path
+            path.write_text(path.read_text().replace(host_toml("gamma", only.url, kind="vllm"), ""))
+            site.router.signal(signal.SIGHUP)
+            wait_until(lambda: len(hook.names()) > 3, "its end: the host was taken out", ALERT_S)
+            assert read_models(site.generation).hosts == {"alpha": ["m"], "beta": ["small"]}
+    ticket, _, page = hook.told[:3]
+    assert ticket["commonLabels"] == {"alertname": "RingrouterHostDown", "severity": "ticket", "host": "beta"}
+    assert "2 of 3 hosts still serve" in ticket["commonAnnotations"]["summary"]
+    assert "no host left" not in ticket["commonAnnotations"]["summary"]
+    assert page["commonLabels"] == {"alertname": "RingrouterHostDown", "severity": "page", "host": "gamma"}
+    assert "2 of 3 hosts still serve; model large has no host left" in page["commonAnnotations"]["summary"]
 
 
 def test_an_observer_without_what_its_sinks_need_says_so_and_ends(directory: Path) -> None:

@@ -22,7 +22,7 @@ from router.observer.alerts.watch import (
 )
 from router.routing import Reason
 from router.telemetry.change_log import DIRECTORY, FILE, FILE_BYTES_MAX, TEXTS_MAX, ChangeLog, read_changes
-from router.telemetry.host_rows import HostRow
+from router.telemetry.host_rows import HostModels, HostRow
 from tests.support.request_rows import attempt, row
 
 PERIOD_NS = 10_000_000_000
@@ -35,8 +35,15 @@ def host(name: str, bar: int = 0, text: str = "healthy", **given: Any) -> HostRo
     return HostRow(name=name, bar=bar, text=text, **values)
 
 
-def router(*hosts: HostRow, instance: str = "main", state: str = "alive", has_said_stop: bool = False) -> RouterSight:
-    return RouterSight(instance, state, has_said_stop, hosts)
+def router(
+    *hosts: HostRow,
+    instance: str = "main",
+    state: str = "alive",
+    has_said_stop: bool = False,
+    models: dict[str, list[str]] | None = None,
+    configured: list[str] | None = None,
+) -> RouterSight:
+    return RouterSight(instance, state, has_said_stop, hosts, HostModels(models or {}, configured or []))
 
 
 class Looks:
@@ -75,6 +82,51 @@ class TestHosts:
         (found,) = Looks()(router(host("a", Reason.BREAKER_OPEN, "breaker open"), host("b", 0, "", is_removed=True)))
         assert found.severity is Severity.PAGE
         assert found.summary.endswith("its breaker is open (breaker open), says router main; no other host serves")
+
+    def test_the_last_host_of_a_model_pages_and_the_model_is_named(self) -> None:
+        look = Looks()
+        rows = host("a", Reason.UNHEALTHY), host("b"), host("c")
+        models = {"a": ["large", "small"], "b": ["small"], "c": ["embed"]}
+        (found,) = look(router(*rows, models=models))
+        assert found.severity is Severity.PAGE
+        assert found.summary.endswith("; 2 of 3 hosts still serve; model large has no host left")
+        (found,) = look(router(*rows, models=models | {"b": ["small", "large"]}))
+        assert found.severity is Severity.TICKET
+        assert found.summary.endswith("; 2 of 3 hosts still serve")
+
+    def test_a_host_that_drains_serves_no_model(self) -> None:
+        rows = host("a", Reason.UNHEALTHY), host("b", Reason.DRAINING), host("c")
+        (found,) = Looks()(router(*rows, models={"a": ["m"], "b": ["m"], "c": ["n"]}))
+        assert found.severity is Severity.PAGE
+        assert found.summary.endswith("; 1 of 3 hosts still serve; model m has no host left")
+        (found,) = Looks()(router(*rows[:2]))
+        assert found.severity is Severity.PAGE
+        assert Looks()(router(*rows[1:], models={"b": ["m"], "c": ["n"]})) == [], "somebody wanted it so"
+
+    def test_a_model_is_lost_at_one_router_although_another_has_it(self) -> None:
+        rows = host("a", Reason.UNHEALTHY), host("b")
+        two = router(host("b"), instance="two", models={"b": ["m"]})
+        (found,) = Looks()(router(*rows, models={"a": ["m"], "b": ["n"]}), two)
+        assert found.severity is Severity.PAGE
+        dead = router(*rows, instance="two", state="dead", has_said_stop=True, models={"a": ["x"]})
+        (found,) = Looks()(router(*rows, models={"a": ["m"], "b": ["m"]}), dead)
+        assert found.severity is Severity.TICKET, "a router that is gone serves nobody"
+
+    def test_a_model_of_the_configuration_may_be_at_a_host_that_was_never_up(self) -> None:
+        rows = host("a", Reason.UNHEALTHY), host("b")
+        sight = router(*rows, models={"a": [], "b": ["n"]}, configured=["m", "n"])
+        (found,) = Looks()(sight)
+        assert found.severity is Severity.PAGE
+        assert found.summary.endswith("; 1 of 2 hosts still serve; model m has no host left")
+        (found,) = Looks()(router(*rows, models={"a": [], "b": ["n"]}))
+        assert found.severity is Severity.TICKET, "nobody knows that it had any"
+        (found,) = Looks()(router(*rows, host("c"), models={"a": [], "b": ["n"], "c": []}, configured=["m"]))
+        assert found.severity is Severity.TICKET, "it may be at another one that was not asked yet"
+
+    def test_of_many_models_some_are_named_and_the_rest_counted(self) -> None:
+        models = [f"m{number}" for number in range(7)]
+        (found,) = Looks()(router(host("a", Reason.UNHEALTHY), host("b"), models={"a": models}))
+        assert found.summary.endswith("; models m0, m1, m2, m3, m4 and 2 more have no host left")
 
     @pytest.mark.parametrize("bar", [Reason.DRAINING, Reason.EJECTED])
     def test_a_host_that_is_left_out_for_another_reason_is_not_down(self, bar: Reason) -> None:

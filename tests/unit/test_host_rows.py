@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.telemetry.host_rows import ROW_COUNT, HostRow, HostRows, read_hosts
+from router.telemetry.host_rows import MODELS_FILE, ROW_COUNT, HostModels, HostRow, HostRows, read_hosts, read_models
 from tests.support.waiting import shared_memory_directory
 
 
@@ -33,6 +33,24 @@ def test_rows_come_back_as_they_were_written(directory: Path) -> None:
     assert read_hosts(directory) == [rows[1], rows[0]], "by name"
     writer.write([row(1, running=0)])
     assert read_hosts(directory) == [row(1, running=0)], "who is gone is shown no more"
+    writer.table.close()
+
+
+def test_models_come_back_as_they_were_written_and_are_written_when_they_change(directory: Path) -> None:
+    writer = HostRows(directory)
+    assert read_models(directory) == HostModels(), "a router that wrote none"
+    (directory / MODELS_FILE).with_suffix(".tmp").mkdir()
+    writer.keep_models(HostModels({"gpu-1": ["m"]}))
+    assert read_models(directory) == HostModels(), "it cannot be written"
+    (directory / MODELS_FILE).with_suffix(".tmp").rmdir()
+    models = HostModels({"gpu-1": ["m"], "gpu-2": []}, ["m", "n"])
+    writer.keep_models(models)
+    assert read_models(directory) == models
+    written_ns = (directory / MODELS_FILE).stat().st_mtime_ns
+    writer.keep_models(msgspec.structs.replace(models))
+    assert (directory / MODELS_FILE).stat().st_mtime_ns == written_ns, "the same: not written again"
+    (directory / MODELS_FILE).write_bytes(b'{"hosts": 1}')
+    assert read_models(directory) == HostModels()
     writer.table.close()
 
 

@@ -40,7 +40,7 @@ from router.observer.alerts.watch import (
 from router.observer.follow import RouterView
 from router.observer.prometheus import PREFIX, Reading
 from router.observer.rows import RequestRow
-from router.telemetry.host_rows import read_hosts
+from router.telemetry.host_rows import HostModels, read_hosts, read_models
 
 SCHEMA: Final = "ringrouter.alerts/1"
 DIRECTORY: Final = "alerts"
@@ -168,11 +168,11 @@ class Desk:
         for each in routers:
             try:
                 generation = find_current(self._run_dir / each.instance)
-                hosts = read_hosts(generation)
+                hosts, models = read_hosts(generation), read_models(generation)
                 has_said_stop = self.changes.has_said_stop(generation)
             except RingError:  # it is going away just now
-                hosts, has_said_stop = [], each.state != "hung"
-            found.append(RouterSight(each.instance, each.state, has_said_stop, hosts))
+                hosts, models, has_said_stop = [], HostModels(), each.state != "hung"
+            found.append(RouterSight(each.instance, each.state, has_said_stop, hosts, models))
         return found
 
     def _explained(self, step: Step, wall_ns: int) -> Step:

@@ -1,21 +1,22 @@
 """Findings about what must be up: hosts, routers, the observer's own eyes, and the sinks of alerts; pure.
 
 A host is down when every living router that has it keeps requests from it because its probes fail or its breaker is
-open (``hosts.tab``), or when all its answers of the last minute failed by its own fault. A router is down when it died
-without having said that it stops, or lives and makes no progress.
+open (``hosts.tab``), or when all its answers of the last minute failed by its own fault. It wakes somebody when no
+other host serves, or a model has no host left at a router (``models.json``). A router is down when it died without
+having said that it stops, or lives and makes no progress.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from router.errors import ErrorKind
 from router.observer.alerts.model import Cause, Finding, Severity
 from router.observer.rows import RequestRow
 from router.routing import Reason
-from router.telemetry.host_rows import HostRow
+from router.telemetry.host_rows import HostModels, HostRow
 from router.verdicts import blames_host
 
 MINUTE_EVALUATIONS: Final = 6
@@ -25,6 +26,9 @@ FAILED_MIN: Final = 5
 LOST_FOR_EVALUATIONS: Final = 60
 """How long a loss is told: the numbers of the last ten minutes are not complete."""
 SINK_FAILS_EVALUATIONS: Final = 6
+MODELS_NAMED_MAX: Final = 5
+"""Models without a host that a sentence names; of more it says how many."""
+_DRAINING: Final = int(Reason.DRAINING)
 _BARS: Final = {int(Reason.UNHEALTHY): "its probes fail", int(Reason.BREAKER_OPEN): "its breaker is open"}
 _BY_WORD: Final = {kind.name.lower(): kind for kind in ErrorKind}
 
@@ -38,6 +42,7 @@ class RouterSight(NamedTuple):
     has_said_stop: bool
     """It ended because it was told to."""
     hosts: Sequence[HostRow]
+    models: HostModels = HostModels()
 
 
 class ObserverSight(NamedTuple):
@@ -111,12 +116,17 @@ class Watch:
         rows = [(router.instance, row) for router in living for row in router.hosts if not row.is_removed]
         names = dict.fromkeys(row.name for _, row in rows)
         down = {name: said for name in names if (said := self._why_down(name, rows))}
-        others = [name for name in names if name not in down]
+        drained = {name for name in names if all(row.bar == _DRAINING for _, row in rows if row.name == name)}
+        others = [name for name in names if name not in down and name not in drained]
+        unserved = _unserved(living, {*down, *drained})
         for name, said in down.items():
             usable = f"{len(others)} of {len(names)} hosts still serve" if others else "no other host serves"
+            models = sorted(model for model, hosts in unserved.items() if name in hosts)
+            if models:
+                usable += f"; {_without_host(models)}"
             yield self._finding(
                 Cause.HOST_DOWN,
-                Severity.TICKET if others else Severity.PAGE,
+                Severity.PAGE if models or not others else Severity.TICKET,
                 {"host": name},
                 f"host {name} is down: {said[0]}; {usable}",
                 wall_ns,
@@ -202,6 +212,30 @@ class Watch:
             where=where or {},
             facts=facts,
         )
+
+
+def _unserved(routers: Iterable[RouterSight], away: Collection[str]) -> dict[str, set[str]]:
+    """Return the models that some router has no host for that is not ``away``, each with the hosts that it had."""
+    found: dict[str, set[str]] = {}
+    for router in routers:
+        untold = {host for host, models in router.models.hosts.items() if not models}
+        hosts_of: dict[str, set[str]] = {model: set() for model in router.models.configured}
+        for host, models in router.models.hosts.items():
+            for model in models:
+                hosts_of.setdefault(model, set()).add(host)
+        for model, hosts in hosts_of.items():
+            could = hosts or untold  # what no host has is at one that has not told what it has, if anywhere
+            if could and could.issubset(away):
+                found.setdefault(model, set()).update(could)
+    return found
+
+
+def _without_host(models: Sequence[str]) -> str:
+    named = ", ".join(models[:MODELS_NAMED_MAX])
+    if len(models) == 1:
+        return f"model {named} has no host left"
+    more = f" and {len(models) - MODELS_NAMED_MAX} more" if len(models) > MODELS_NAMED_MAX else ""
+    return f"models {named}{more} have no host left"
 
 
 def _is_hosts_fault(error: str, status: int) -> bool:
