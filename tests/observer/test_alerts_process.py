@@ -166,6 +166,26 @@ def test_a_host_that_is_down_is_told_with_what_was_changed_before(directory: Pat
     assert "limits.waiting: 1024 -> 64 (main)" in told["commonAnnotations"]["description"]
 
 
+def test_a_damaged_ledger_is_said_where_an_operator_looks(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedHost("alpha") as host, WebhookThread() as hook:
+        site = Site(directory, host, hook)
+        ledger = directory / "data" / "alerts" / "ledger.json"
+        ledger.parent.mkdir(parents=True)
+        ledger.write_bytes(b"\0" * 4096)
+        with site.router, site.observer:
+            wait_until(hook.names, "the alert", ALERT_S)
+            assert cli.main(["slo", "alerts", "--url", site.address]) == 0
+            page, health = site.page(), client.get(site.address, "/healthz").decode()
+            log_text = site.observer.log_text()
+    assert hook.names() == [("RingrouterObserverLossy", "firing")]
+    said = f"{ledger} is damaged ("
+    assert f"the observer does not know what fired before its start: {said}" in capsys.readouterr().out
+    assert page is not None
+    assert page.problem.startswith(said)
+    assert said in health
+    assert "alerts_not_remembered" in log_text
+
+
 def test_the_last_host_of_a_model_pages_and_the_model_is_named(directory: Path) -> None:
     """The host is asked which models it has: only the router knows."""
     with (
