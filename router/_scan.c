@@ -15,6 +15,7 @@
 //
 // Words of an event's code (see records.py): kind | flags << 8 | choice << 32.
 
+#include "_json.h"
 #include "_native.h"
 #include "_slots.h"
 
@@ -952,6 +953,15 @@ static PyObject *split_body(PyObject *module, PyObject *body)
     return tuple_of((PyObject *[]){rest, PyLong_FromSsize_t(before), PyLong_FromSsize_t(messages.end - begin)}, 3);
 }
 
+static bool is_array(text begin, text end)
+{
+    event_facts nothing = {0};
+    cursor c = {begin, end, 0, &nothing};
+    return begin < end && *begin == '[' && take_container(&c, false) && c.at == end;
+}
+
+static const json_t json = {is_array};
+
 // ---------------------------------------------------------------- usage
 
 enum { USAGE_NUMBERS = 5, COUNT_DIGITS_MAX = 10 };  // the layout is that of TOKENS in records.py
@@ -1089,8 +1099,11 @@ PyMODINIT_FUNC PyInit__scan(void)
 {
     fill_tables();
     PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&scan_spec);
-    if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Scan", type) != 0)
+    PyObject *shared = PyCapsule_New((void *)&json, RINGROUTER_JSON, NULL);
+    if (module == NULL || type == NULL || shared == NULL || PyModule_AddObjectRef(module, "Scan", type) != 0
+        || PyModule_AddObjectRef(module, "json", shared) != 0)
         Py_CLEAR(module);
     Py_XDECREF(type);
+    Py_XDECREF(shared);
     return module;
 }
