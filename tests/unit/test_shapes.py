@@ -25,7 +25,9 @@ from bench.gate_lockstep import REQUEST
 from bench.gate_path import TokenPath, Transport
 from router import native
 from router.errors import ErrorKind, RequestError
+from router.http1 import Head
 from router.ingress.http import ClientConnection
+from router.ingress.route import Route
 from router.ingress.shapes import NoIntake, make_intake
 from router.messages import decode_body
 from router.mould import slot_names
@@ -249,6 +251,7 @@ def is_known(path: Ingress, data: bytes) -> bool:
     """Whether native code takes a read; the router has it then."""
     taken: bool = path.server.intake.take(path.client, data)
     path.client.request = None
+    path.client.request_id = ""
     path.submitted.clear()
     return taken
 
@@ -275,6 +278,37 @@ def test_others_are_not(path: Ingress, data: bytes) -> None:
     for _ in range(4):
         path.read(data)
     assert not is_known(path, data)
+
+
+@needs_native
+def test_each_byte_counts(both: tuple[Ingress, Ingress]) -> None:
+    data = whole(HEADS[0], BODIES[2] % MESSAGES[0])
+    known(both[0], data)
+    for _ in range(4):
+        both[1].read(data)  # ids go on in step
+    for position in range(len(data)):
+        changed = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+        assert both[0].read(changed) == both[1].read(changed), changed
+
+
+@needs_native
+def test_requests_with_keys_and_models_with_rules_are_for_the_plain_way(path: Ingress) -> None:
+    data = whole(HEADS[0], BODIES[0] % MESSAGES[0])
+
+    class Access:
+        """As one of keys is: whoever asks has an account."""
+
+        def route(self, head: Head) -> Route:
+            route = Route(head)
+            route.is_special = True
+            return route
+
+    model = path.loop.by_name[MODEL]
+    for access, model.has_rules in ((Access(), False), (None, True)):
+        path.server.configure(path._daemon.config, access)  # type: ignore[arg-type]
+        for _ in range(3):
+            path.read(data)
+        assert not is_known(path, data)
 
 
 @needs_native
@@ -314,6 +348,9 @@ def test_a_new_configuration_holds_for_known_requests(path: Ingress) -> None:
     known(path, data)
     longer = data.replace(b"content-length: ", b"content-length: 00")
     assert not is_known(path, longer), "its head is longer than heads may be"
+    path.server.intake.forget(1 << 16, body_bytes + 1)
+    known(path, data)
+    assert not is_known(path, whole(HEADS[0], BODIES[0] % b'[{"role":"user","content":"hi!"}]')), "nor may its body be"
 
 
 @needs_native
