@@ -40,8 +40,8 @@ enum { EGRESS, REQUEST_ID, BODY, RECV, BODY_NS, FOLD, REQUEST_SLOTS };
 typedef struct {
     PyObject_HEAD
     PyTypeObject *connection_type, *request_type;
-    slot of_connection[CONNECTION_SLOTS], of_request[REQUEST_SLOTS], *copied;
-    Py_ssize_t copied_count;
+    slot of_connection[CONNECTION_SLOTS], of_request[REQUEST_SLOTS];
+    Py_ssize_t copied_at, copied_count;  // the slots of a request lie side by side: where the first does
     const json_t *json;
     PyObject *json_capsule, *loop, *by_name, *add, *counter, *submit, *hosts, *facts, *cancels;
     Py_ssize_t head_bytes_max, body_bytes_max;
@@ -171,10 +171,11 @@ static PyObject *copy_of(const Intake *self, PyObject *pattern)
 {
     allocfunc allocate = (allocfunc)PyType_GetSlot(self->request_type, Py_tp_alloc);
     PyObject *made = allocate(self->request_type, 0);
-    for (Py_ssize_t i = 0; made != NULL && i < self->copied_count; i++) {
-        PyObject *value = object_at(pattern, self->copied + i);
-        *(PyObject **)((char *)made + self->copied[i].offset) = Py_XNewRef(value);
-    }
+    if (made == NULL)
+        return NULL;
+    PyObject **from = (PyObject **)((char *)pattern + self->copied_at), **to = (PyObject **)((char *)made + self->copied_at);
+    for (Py_ssize_t i = 0; i < self->copied_count; i++)
+        to[i] = Py_XNewRef(from[i]);
     return made;
 }
 
@@ -368,22 +369,23 @@ static bool find_slots(PyObject *probe, const char *const *names, slot *to, int 
 
 static bool find_copied(Intake *self, PyObject *probe, PyObject *names)
 {
-    Py_ssize_t count = PyTuple_Size(names);
-    self->copied = PyMem_Calloc(count + 1, sizeof(slot));
-    if (self->copied == NULL) {
-        PyErr_NoMemory();
-        return false;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        slot *to = self->copied + i;
-        to->name = Py_NewRef(PyTuple_GetItem(names, i));
-        self->copied_count++;
-        if (!find_slot(probe, to))
+    Py_ssize_t first = PY_SSIZE_T_MAX, last = 0;
+    self->copied_count = PyTuple_Size(names);
+    for (Py_ssize_t i = 0; i < self->copied_count; i++) {
+        slot each = {.name = PyTuple_GetItem(names, i)};
+        if (!find_slot(probe, &each))
             return false;
-        if (to->kind != IS_OBJECT) {
-            PyErr_Format(PyExc_ValueError, "%S is no slot", to->name);
+        if (each.kind != IS_OBJECT) {
+            PyErr_Format(PyExc_ValueError, "%S is no slot", each.name);
             return false;
         }
+        first = each.offset < first ? each.offset : first;
+        last = each.offset > last ? each.offset : last;
+    }
+    self->copied_at = first;
+    if (self->copied_count == 0 || last - first != (self->copied_count - 1) * (Py_ssize_t)sizeof(PyObject *)) {
+        PyErr_SetString(PyExc_ValueError, "the slots of requests do not lie side by side");
+        return false;
     }
     return true;
 }
@@ -478,9 +480,6 @@ static void intake_dealloc(Intake *self)
         Py_XDECREF(self->of_connection[i].name);
     for (int i = 0; i < REQUEST_SLOTS; i++)
         Py_XDECREF(self->of_request[i].name);
-    for (Py_ssize_t i = 0; i < self->copied_count; i++)
-        Py_XDECREF(self->copied[i].name);
-    PyMem_Free(self->copied);
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }

@@ -474,7 +474,9 @@ def test_misuse_is_refused(path: Ingress) -> None:
     slots, loop = tuple(slot_names(Request)), path.loop
     made: list[Any] = [path.client, new_request(), slots, loop, {}, print, 1, native.scan.json, "p"]
     for position, wrong in (
-        (0, object()), (1, object()), (2, ["egress"]), (2, ("workload",)), (2, (1,)), (4, []), (7, None), (8, "p" * 60)
+        (0, object()), (1, object()), (2, ["egress"]),
+        (2, ()),
+        (2, ("egress", "metrics")), (2, ("workload",)), (2, (1,)), (4, []), (7, None), (8, "p" * 60)
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError, AttributeError)):
             native.intake.Intake(*made[:position], wrong, *made[position + 1 :])
