@@ -54,7 +54,8 @@ class Route:
         self.body_refusal: RequestError | None = None
         """Why none is that has a body: what is open to all has none."""
         self.wishes = read_wishes(headers, has_features=has_features)
-        self.is_plain = not (self.endpoint is None or self.request_id or self.trace_headers or self.host or self.wishes)
+        says_more = self.request_id or self.trace_headers or self.host or self.wishes is not None
+        self.is_plain = self.endpoint is not None and not says_more
         """Whether it says nothing of its own of how its requests are to be served, be it that they have a key."""
         self.identities: dict[str, tuple[bytes, bytes]] = {}
         """By model: what stands before and behind the request's id in the identity of its records."""

@@ -61,17 +61,23 @@ def make_intake(loop: Loop, probe: ClientConnection) -> Any:
 def learn(server: HttpServer, connection: ClientConnection, head: Head, data: bytes, end: int) -> None:
     """Have requests like this one taken as it was, if what they come to is known; ``data`` has all of it, its head up
     to ``end``.
+
+    It is the loop's by now, which may have changed it. So the pattern is made anew.
     """
     route, request = head.route, connection.request
-    if request is None or not route.is_plain or route.is_special or request.model.has_rules:
+    if request is None or not route.is_plain or route.is_special:
         return
-    messages = shared_messages(request.fields, request.body)
+    body = data[end:]
+    messages = shared_messages(request.fields, body)
     length = _LENGTH.search(data, 0, end)
     if messages is None or length is None or end > _HEAD_BYTES_MAX or any(n in head.headers for n in _OTHER_EACH_TIME):
         return
+    fields = request.fields
+    model = server.loop.by_name.get(fields.model)
+    if model is None or model.has_rules:
+        return
     begin, messages_end = messages
-    model, fields = request.model, request.fields
-    pattern = server.make(connection, head, route.endpoint, request.body)
+    pattern = server.make(connection, head, route.endpoint, body)
     asks_hosts = not pattern.stream and model.config.fold == "auto" and not fields.logprobs
     pattern.egress, pattern.body, pattern.recv, pattern.body_ns, pattern.request_id = None, b"", 0, 0, ""  # type: ignore[assignment]
     word4, word5 = record_words(pattern, 0)

@@ -29,7 +29,7 @@ from router.http1 import Head
 from router.ingress.http import ClientConnection
 from router.ingress.route import Route
 from router.ingress.shapes import NoIntake, make_intake
-from router.messages import decode_body
+from router.messages import add_field, decode_body
 from router.mould import slot_names
 from router.request import NO_TERMS, Request, Terms, new_request
 from router.telemetry.counters import Counter
@@ -309,6 +309,27 @@ def test_requests_with_keys_and_models_with_rules_are_for_the_plain_way(path: In
         for _ in range(3):
             path.read(data)
         assert not is_known(path, data)
+
+
+@needs_native
+def test_what_the_loop_changes_is_not_learned(path: Ingress) -> None:
+    """Caches put tools into bodies, and where no host can answer another model does."""
+    body = BODIES[0] % MESSAGES[0]
+    edited, other = add_field(body, b'"a":1'), path._daemon.roster._model("other")
+    submit = path.loop.submit
+
+    def change(request: Request, *words: int) -> None:
+        submit(request, *words)
+        request.body, request.model, request.max_tokens = edited, other, 7
+
+    path.loop.submit = change  # type: ignore[method-assign]
+    data = whole(HEADS[0], body)
+    for _ in range(3):
+        path.read(data)
+    found = path.read(data)["submitted"][0]
+    assert (found.model, found.fields["body"], found.fields["max_tokens"]) == (MODEL, body, 0)
+    assert is_known(path, data)
+    assert not is_known(path, whole(HEADS[0], edited))
 
 
 @needs_native
