@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from router import outbound, verdicts
 from router.admission import Admission, Turns, admit, class_name, is_idle, next_of, slots_of
 from router.attempt import Attempt
+from router.clients import Clients
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
 from router.hosts.standing import condition
 from router.models import Model
@@ -83,6 +84,7 @@ class Loop:
         self._pumping = False
         self._ended: deque[Request] = deque()
         self.recovery = Recovery(self, hosts)
+        self.clients = Clients(self)
 
     @property
     def backlog(self) -> int:
@@ -495,7 +497,7 @@ class Loop:
         """A time-out of the router has come: end the attempt, if there is one, and the request."""
         attempt = request.attempt
         if request.ending:  # the answer is complete: nothing may be written behind it
-            self.client_stalled(request, now)
+            self.clients.stalled(request, now)
         elif attempt is not None:
             self.recovery.attempt_failed(attempt, kind, text, now)
         else:
@@ -508,83 +510,6 @@ class Loop:
             self.waiting_count -= 1
             request.phase = Phase.NONE
 
-    # ------------------------------------------------------------ the client
-    def client_left(self, request: Request, now: int) -> None:
-        """The client is gone: whatever is done for it stops in this very call."""
-        self.drop_client(request, Outcome.CLIENT_GONE, ErrorKind.CLIENT_GONE, now)
-
-    def client_stalled(self, request: Request, now: int) -> None:
-        """The client has taken no byte for too long: its own fault."""
-        egress = request.egress
-        self.drop_client(request, Outcome.CLIENT_STALLED, ErrorKind.CLIENT_STALLED, now)
-        egress.abort()
-
-    def drop_client(self, request: Request, outcome: Outcome, kind: ErrorKind, now: int) -> None:
-        """End a request that nobody waits for any more, and whatever is done for it."""
-        if request.phase is _DONE:
-            return
-        request.left_ns = now
-        self.leave_waiting(request)
-        attempt = request.attempt
-        if attempt is not None and not attempt.over:
-            host = attempt.host
-            self.recovery.end_attempt(attempt, now, host_may_work=bool(request.sent_ns))
-            if request.model.forecast is not None:
-                request.model.forecast.note_held(now - request.routed, now)
-            request.cancel_latency_ns = monotonic_ns() - now
-            request.tokens_saved = max(0, request.max_tokens - request.content_count)
-            self.telemetry.event(now, request, Kind.CANCEL)
-            self._finish(request, outcome, kind, now)
-            self.pump(host, now)
-            return
-        self._finish(request, outcome, kind, now)
-
-    def client_blocked(self, request: Request) -> None:
-        """The client's socket does not take everything."""
-        now = monotonic_ns()
-        request.blocked_ns = now
-        request.taken_bytes = request.bytes_out - request.egress.untaken_bytes()
-        request.check_ns = 0
-        self.on_blocked()
-        self.telemetry.event(now, request, Kind.BLOCKED)
-
-    def client_drained(self, request: Request) -> None:
-        """The client's socket has taken everything that was written."""
-        now = monotonic_ns()
-        self.telemetry.event(now, request, Kind.DRAINED)
-        request.blocked_ns = 0
-        if request.tok1:
-            request.out_n = now
-            if not request.out1:
-                request.out1 = now
-        self.resume_host(request)
-        if request.ending:
-            self._finish(request, request.ending, request.error, now)
-
-    def pause_host(self, request: Request) -> None:
-        """Read a host no further: its client is too far behind."""
-        if request.attempt is not None and request.attempt.connection is not None:
-            request.host_paused = True
-            request.attempt.connection.pause(paused=True)
-
-    def heartbeat(self, request: Request, text: bytes) -> None:
-        """Tell the client of a silent stream that it is still being served."""
-        if not request.committed:
-            request.committed = True
-            request.status = 200
-            request.flags |= int(DoneFlag.HEARTBEAT)
-            request.egress.begin_stream(request, b"", b"text/event-stream")
-        request.egress.write_comment(text)
-        self.counters.add(Counter.HEARTBEATS)
-
-    def resume_host(self, request: Request) -> None:
-        """Read a host again that was paused for its client."""
-        if request.host_paused:
-            request.host_paused = False
-            if request.attempt is not None and request.attempt.connection is not None:
-                request.attempt.last_read_ns = monotonic_ns()  # its silence until now was ours
-                request.attempt.connection.pause(paused=False)
-
     # ------------------------------------------------------------ the end
     def end_ok(self, request: Request, now: int) -> None:
         """The answer is written and complete."""
@@ -595,7 +520,7 @@ class Loop:
             if host.on_trial:
                 self.recovery.standing.served(host, request.routed, now)
         if request.stream and not request.folded and not request.egress.blocked:
-            self._finish(request, _OK, request.error, now)
+            self.finish(request, _OK, request.error, now)
         else:
             self.end(request, _OK, now)
 
@@ -615,9 +540,10 @@ class Loop:
             return
         if request.tok1 and (request.folded or not request.stream):
             request.out1 = request.out_n = monotonic_ns()
-        self._finish(request, outcome, request.error, now)
+        self.finish(request, outcome, request.error, now)
 
-    def _finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
+    def finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
+        """A request is over: its last event is recorded, and its done record will be, by :meth:`flush`."""
         if request.phase is _DONE:
             return
         if request.row < 0:
