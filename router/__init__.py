@@ -6,7 +6,8 @@ The path of a request, in order:
     :mod:`router.ingress.zeromq`      or messages of a ZeroMQ client
     and :mod:`router.ingress.access`  whose it is, where there are keys (:mod:`router.keys`)
 2.  :mod:`router.ingress.server`      which path → :mod:`router.ingress.submission`: which model, a request
-3.  :mod:`router.loop`                published into the request ring, drained in the same turn
+3.  :mod:`router.loop`                published into the request ring, drained in the same turn;
+    :mod:`router.dispatching`         this and the steps to 8 in one native call, for the usual request
 4.  :mod:`router.admission`           run, wait, or refuse (pure)
 5.  :mod:`router.routing`             which host (pure); :mod:`router.picking`, the default policy in one step
 6.  :mod:`router.outbound`            the request as that host gets it

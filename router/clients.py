@@ -1,4 +1,4 @@
-"""What clients do while their requests run: leave, stall, fall behind and catch up; and what they are told meanwhile."""
+"""What clients do while their requests run: leave, stall, fall behind, catch up; and what they are told meanwhile."""
 
 from __future__ import annotations
 

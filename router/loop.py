@@ -11,12 +11,13 @@ import asyncio
 from collections import deque
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from router import outbound, verdicts
 from router.admission import Admission, Turns, admit, class_name, is_idle, next_of, slots_of
 from router.attempt import Attempt
 from router.clients import Clients
+from router.dispatching import DRAIN_MAX, dispatcher
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
 from router.hosts.standing import condition
 from router.models import Model
@@ -44,8 +45,6 @@ _OK: Final = Outcome.OK
 _CONNECTING, _DONE = Phase.CONNECTING, Phase.DONE
 _OPEN, _DISPATCHED, _DONE_EVENT = int(Kind.OPEN), int(Kind.DISPATCHED), int(Kind.DONE)
 _FLAG_STREAM, _FLAG_FOLDED = int(DoneFlag.STREAM), int(DoneFlag.FOLDED)
-_DRAIN_MAX: Final = 64
-"""Requests taken off the ring in one turn."""
 _ENDED_MAX: Final = 16
 """Ended requests whose records wait to be written; then they are written at once."""
 _RETRY_AFTER_S: Final = 1
@@ -85,6 +84,8 @@ class Loop:
         self._ended: deque[Request] = deque()
         self.recovery = Recovery(self, hosts)
         self.clients = Clients(self)
+        if type(self).place is _PLACE and (submit := dispatcher(self, self._published, Attempt)) is not None:
+            self.submit = submit  # type: ignore[method-assign, assignment]  # in one call
 
     @property
     def backlog(self) -> int:
@@ -108,17 +109,21 @@ class Loop:
         request.pub = monotonic_ns()
         sequence = self.telemetry.requests.try_publish(request.recv, request.body_ns, request.pub, w4, w5, w6, 0)
         if sequence < 0:
-            text = "the request ring is full (rings.requests)"
-            self.telemetry.errors.note(f"overloaded: {text}", request.pub)
-            raise RequestError(ErrorKind.OVERLOADED, text)
+            self.refuse_ring_full(request)
         request.seq = sequence
         self._published[sequence] = request
         self.drain()
 
+    def refuse_ring_full(self, request: Request) -> NoReturn:
+        """Raise what a client is told whose request found no room in the ring."""
+        text = "the request ring is full (rings.requests)"
+        self.telemetry.errors.note(f"overloaded: {text}", request.pub)
+        raise RequestError(ErrorKind.OVERLOADED, text)
+
     def drain(self) -> None:
         """Take what was published off the ring, in order, in one batch."""
         reader = self.telemetry.loop_reader
-        first, end = reader.poll(_DRAIN_MAX)
+        first, end = reader.poll(DRAIN_MAX)
         try:
             for sequence in range(first, end):
                 request = self._published.pop(sequence)
@@ -608,6 +613,8 @@ class Loop:
         self.recovery.standing.note(request.model.name, request.host, ttft_ns=ttft_ns, ok=True)
 
 
+_PLACE: Final = Loop.place
+"""Who has another way to place requests gets each of them by it."""
 _TOKEN_EVENTS, _BYTES_TO_CLIENTS = Counter.TOKEN_EVENTS, Counter.BYTES_TO_CLIENTS
 _OUTCOME_COUNTER: Final = {
     Outcome.OK: Counter.REQUESTS_OK,
