@@ -274,7 +274,7 @@ static int find(const Dispatch *self, passage *way)
 
 static const char ID_NAME[] = "x-request-id: ", LENGTH_NAME[] = "content-length: ", HEAD_END[] = "\r\n\r\n";
 
-enum { PARTS_MAX = 10, LENGTH_DIGITS_MAX = 24 };
+enum { PARTS_MAX = 11, LENGTH_DIGITS_MAX = 24 }; // head 1, id 3, trace 1, length 3, body and usage 3
 
 typedef struct {
     const char *begin;
@@ -395,10 +395,13 @@ static PyObject *build(const Dispatch *self, const passage *way)
     Py_ssize_t before = brace == NULL ? 0 : brace + 1 - begin; // of the body, what stands before the field for usage
     if (asks_usage && brace == NULL)
         return NULL;
-    char digits[LENGTH_DIGITS_MAX];
-    int digit_count = PyOS_snprintf(digits, sizeof digits, "%zd", bytes + usage_bytes);
+    char digits[LENGTH_DIGITS_MAX], *first = digits + sizeof digits;
+    Py_ssize_t left = bytes + usage_bytes; // written by hand: a format takes ten times as long
+    do
+        *--first = (char)('0' + left % 10);
+    while ((left /= 10) != 0);
     add(&whole, LENGTH_NAME, sizeof LENGTH_NAME - 1);
-    add(&whole, digits, digit_count);
+    add(&whole, first, digits + sizeof digits - first);
     add(&whole, HEAD_END, sizeof HEAD_END - 1);
     if (asks_usage) {
         add(&whole, begin, before);
@@ -416,25 +419,22 @@ static PyObject *build(const Dispatch *self, const passage *way)
 // Publish a record of this request's life: by native code where there is some, or by Python.
 static bool publish(const Dispatch *self, const passage *way, PyObject *at_ns, number kind)
 {
-    PyObject *telemetry = self->held[TELEMETRY], *request = way->request, *zero = self->held[ZERO];
+    PyObject *native = at(self, way->attempt, a_native_publish), *by_python = at(self, way->attempt, a_publish);
+    PyObject *request = way->request, *zero = self->held[ZERO];
     number now, seq, host_id, event_index;
     if (!to_number(at_ns, &now) || !number_in(self, request, r_seq, &seq) || !number_in(self, request, r_host, &host_id)
         || !named_number(request, names.event_index, &event_index))
         return false;
     const uint64_t words[7] = {now, seq, kind | host_id << 16, event_index, 0, 0, 0};
-    PyObject *native = PyObject_GetAttr(telemetry, names.native_publish);
-    if (native == NULL)
-        return false;
-    const publish_t *to = native == Py_None ? NULL : PyCapsule_GetPointer(native, RINGBUFFER_PUBLISH);
-    if (to != NULL)
-        to->publish(to->ring, words);
-    bool is_by_python = native == Py_None;
-    Py_DECREF(native);
-    if (!is_by_python)
+    if (native != Py_None) {
+        const publish_t *to = PyCapsule_GetPointer(native, RINGBUFFER_PUBLISH);
+        if (to != NULL)
+            to->publish(to->ring, words);
         return to != NULL;
+    }
     PyObject *word3 = PyLong_FromUnsignedLongLong(words[2]), *word4 = PyLong_FromUnsignedLongLong(event_index);
     bool is_done = word3 != NULL && word4 != NULL
-        && done_with(PyObject_CallMethodObjArgs(telemetry, names.publish_token, at_ns, at(self, request, r_seq), word3, word4, zero, zero, zero, NULL));
+        && done_with(PyObject_CallFunctionObjArgs(by_python, at_ns, at(self, request, r_seq), word3, word4, zero, zero, zero, NULL));
     Py_XDECREF(word3);
     Py_XDECREF(word4);
     return is_done;
