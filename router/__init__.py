@@ -18,9 +18,10 @@ The path of a request, in order:
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
-Beside the path: :mod:`router.recovery` (what comes after a failed attempt), :mod:`router.clients` (who leave or fall
-behind), :mod:`router.hosts.standing` (which hosts may get requests), :mod:`router.hosts.health` (probes),
-:mod:`router.roster` (hosts and models of a configuration), :mod:`router.asking` (what routing policies are asked),
+Beside the path: :mod:`router.refusals` (what gets no host), :mod:`router.recovery` (what comes after a failed attempt),
+:mod:`router.clients` (who leave or fall behind), :mod:`router.hosts.standing` (which hosts may get requests),
+:mod:`router.hosts.health` (probes), :mod:`router.roster` (hosts and models of a configuration),
+:mod:`router.asking` (what routing policies are asked),
 :mod:`router.caches` (what is answered without a host), :mod:`router.sharing` (hosts whose slots several routers use),
 :mod:`router.watch` (the one timer, and with it :mod:`router.memory`), :mod:`router.wait_strategy` (how the loop waits).
 

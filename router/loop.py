@@ -14,15 +14,15 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from router import outbound, verdicts
-from router.admission import Admission, Turns, admit, class_name, is_idle, next_of, slots_of
+from router.admission import Admission, Turns, admit, next_of
 from router.attempt import Attempt
 from router.clients import Clients
 from router.dispatching import DRAIN_MAX, dispatcher
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
-from router.hosts.standing import condition
 from router.models import Model
 from router.picking import pick
 from router.recovery import Recovery
+from router.refusals import RETRY_AFTER_S, Refusals
 from router.request import NO_TERMS
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
@@ -47,9 +47,6 @@ _OPEN, _DISPATCHED, _DONE_EVENT = int(Kind.OPEN), int(Kind.DISPATCHED), int(Kind
 _FLAG_STREAM, _FLAG_FOLDED = int(DoneFlag.STREAM), int(DoneFlag.FOLDED)
 _ENDED_MAX: Final = 16
 """Ended requests whose records wait to be written; then they are written at once."""
-_RETRY_AFTER_S: Final = 1
-_U32: Final = 0xFFFFFFFF
-_MS_NS: Final = 1_000_000
 
 
 class Loop:
@@ -84,6 +81,7 @@ class Loop:
         self._ended: deque[Request] = deque()
         self.recovery = Recovery(self, hosts)
         self.clients = Clients(self)
+        self.refusals = Refusals(self)
         if type(self).place is _PLACE and (submit := dispatcher(self, self._published, Attempt)) is not None:
             self.submit = submit  # type: ignore[method-assign, assignment]  # in one call
 
@@ -183,7 +181,7 @@ class Loop:
         if waiting and free and not self._is_behind(request):
             waiting = 0
         decision = _RUN if free and not waiting else admit(waiting, self.limits.waiting, healthy, free)
-        if request.terms.deadline_ns and self._is_hopeless(request, decision, candidates, now):
+        if request.terms.deadline_ns and self.refusals.is_hopeless(request, decision, candidates, now):
             return
         if decision is _RUN:
             if not self._run(request, now, candidates):  # free are only hosts that have failed it, as another model's
@@ -193,55 +191,9 @@ class Loop:
         elif decision is Admission.WAIT and not model.waiting.is_full(request.workload):
             self._wait(request)
         elif decision is Admission.WAIT or decision is Admission.REFUSE_FULL:
-            self._refuse_full(request, candidates, now)
+            self.refusals.refuse_full(request, candidates, now)
         elif not self.recovery.fall_back(request, now):
-            self.fail(request, ErrorKind.NO_HOST, self._no_host_text(request), now)
-
-    def _refuse_full(self, request: Request, candidates: list[Candidate], now: int) -> None:
-        """Refuse a request for which the waiting room has no place, and say when it may have one."""
-        self.counters.add(Counter.REFUSED_FULL)
-        room, forecast, name = request.model.waiting, request.model.forecast, request.model.name
-        text = f"{self.limits.waiting} requests wait for {name!r} (limits.waiting)"
-        if room.is_full(request.workload):
-            which = class_name(request.workload)
-            key = f"models.{name}.admission.classes.{which}.waiting"
-            text = f"{room.count(request.workload)} {which} requests wait for {name!r} ({key})"
-        retry_after_s = forecast.until_next_s(slots_of(candidates), now) if forecast is not None else _RETRY_AFTER_S
-        self.fail(request, ErrorKind.OVERLOADED, text, now, retry_after_s)
-
-    def _is_hopeless(self, request: Request, decision: Admission, candidates: list[Candidate], now: int) -> bool:
-        """Refuse a request that cannot have its first token by its deadline, as far as can be told; false if it can."""
-        if decision is not _RUN and decision is not Admission.WAIT:
-            return False
-        model = request.model
-        if now >= request.deadline_ns and not request.serves_late:
-            self.deadline_passed(request, now)
-            return True
-        if model.forecast is None:
-            from router.admission.predict import Forecast  # noqa: PLC0415 - only who sets deadlines loads it
-
-            model.forecast = Forecast()
-        ahead = -1
-        if decision is not _RUN:
-            self._know_share(request)
-            ahead = model.waiting.ahead_of(request.workload, request.deadline_ns, request.share_key)
-        foretold = model.forecast.of(ahead, slots_of(candidates), now, whole=not (request.stream or request.fold))
-        if foretold is None:
-            return False
-        request.own_terms().predicted_ttft_us = min(foretold.ttft_ns // 1000, _U32)
-        if request.serves_late or now + foretold.ttft_ns <= request.deadline_ns or is_idle(candidates):
-            return False
-        self.counters.add(Counter.REFUSED_DEADLINE)
-        text, retry_after_s = foretold.refusal(request.deadline_ns - request.recv, request.deadline_ns - now)
-        self.fail(request, ErrorKind.DEADLINE_UNREACHABLE, text, now, retry_after_s)
-        return True
-
-    def deadline_passed(self, request: Request, now: int) -> None:
-        """End a request whose deadline has passed before a host was free."""
-        self.counters.add(Counter.DEADLINES_EXCEEDED)
-        after_ms = (request.deadline_ns - request.recv) // _MS_NS
-        text = f"no host was free by the deadline, {after_ms} ms after the request came"
-        self.fail(request, ErrorKind.DEADLINE_EXCEEDED, text, now)
+            self.fail(request, ErrorKind.NO_HOST, self.refusals.no_host_text(request), now)
 
     def _book(self, request: Request) -> None:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
@@ -262,18 +214,12 @@ class Loop:
         free = [h for h in self.hosts_of(request) if h.usable and h.free_slots > 0]
         return any(self._may_serve(host, waiting) for waiting in request.model.waiting for host in free)
 
-    def _no_host_text(self, request: Request) -> str:
-        now, name = monotonic_ns(), request.model.name
-        hosts = self.hosts_of(request) or [h for h in self.hosts if name in h.config.models]  # not probed yet
-        reasons = "; ".join(f"{h.name}: {condition(h, now)}" for h in hosts) or "none is configured"
-        return f"no host can serve {name!r} now ({reasons})"
-
     def _wait(self, request: Request, *, first: bool = False) -> None:
         waiting = request.model.waiting
         request.phase = Phase.WAITING
         request.check_ns = 0
         if not first:
-            self._know_share(request)
+            self.know_share(request)
             deadline_ns, key = request.deadline_ns, request.share_key
             request.waiting_ahead = waiting.ahead_of(request.workload, deadline_ns, key)
         waiting.add(request, first=first)
@@ -283,7 +229,7 @@ class Loop:
         self._book(request)
         self.telemetry.show_phase(request)
 
-    def _know_share(self, request: Request) -> None:
+    def know_share(self, request: Request) -> None:
         """Find out with whom a request shares its turns."""
         if not request.share_key and request.model.waiting.is_fair and (user := self.telemetry.user_of(request)):
             request.own_terms().share_key = user
@@ -481,7 +427,7 @@ class Loop:
     def on_standing(self, host: Host, old_bar: int) -> None:
         """Called when a host may get requests again, no more, or for another reason not; the daemon logs it."""
 
-    def fail(self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = _RETRY_AFTER_S) -> None:
+    def fail(self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = RETRY_AFTER_S) -> None:
         """End a request with an error of the router's own; a refusal says when to ask again."""
         request.error = kind
         request.message = text

@@ -168,7 +168,7 @@ class Watch:
         due, kind = self._phase_deadline(request)
         if now >= due:
             if kind is ErrorKind.DEADLINE_EXCEEDED:
-                self._loop.deadline_passed(request, now)
+                self._loop.refusals.deadline_passed(request, now)
             else:
                 self._loop.time_out(request, kind, self._reason(request, kind), now)
             return
