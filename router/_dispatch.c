@@ -493,7 +493,8 @@ static bool show(const Dispatch *self, const passage *way)
     if (!identify(self, way))
         return false;
     PyObject *record = PyObject_CallFunctionObjArgs(self->held[PACK_ROW], request, NULL);
-    bool is_shown = record != NULL && done_with(PyObject_CallFunctionObjArgs(self->held[WRITE_ROW], at(self, request, r_row), record, NULL));
+    bool is_shown = record != NULL
+        && done_with(PyObject_CallFunctionObjArgs(self->held[WRITE_ROW], at(self, request, r_row), record, NULL));
     Py_XDECREF(record);
     return is_shown;
 }
@@ -522,15 +523,16 @@ static bool book(const Dispatch *self, const passage *way)
 // As SpareTarget.start(): count one request that takes a connection.
 static bool count_start(const Dispatch *self, PyObject *spares, number now, number running)
 {
-    number bucket, count, largest, wanted;
-    if (!number_in(self, spares, s_bucket, &bucket) || !number_in(self, spares, s_count, &count) || !number_in(self, spares, s_largest, &largest))
+    number last_bucket, count, largest, bucket = now / BUCKET_NS;
+    if (!number_in(self, spares, s_bucket, &last_bucket) || !number_in(self, spares, s_count, &count)
+        || !number_in(self, spares, s_largest, &largest))
         return false;
-    bool is_new = bucket != now / BUCKET_NS;
-    count = is_new ? 1 : count + 1;
-    bucket = now / BUCKET_NS;
-    if ((is_new && !put_new(self, spares, s_bucket, PyLong_FromUnsignedLongLong(bucket))) || !put_new(self, spares, s_count, PyLong_FromUnsignedLongLong(count)))
+    count = last_bucket == bucket ? count + 1 : 1;
+    number wanted = count < running ? count : running;
+    if (last_bucket != bucket && !put_new(self, spares, s_bucket, PyLong_FromUnsignedLongLong(bucket)))
         return false;
-    wanted = count < running ? count : running;
+    if (!put_new(self, spares, s_count, PyLong_FromUnsignedLongLong(count)))
+        return false;
     PyObject *peaks = at(self, spares, s_peaks);
     for (Py_ssize_t left = PyObject_Size(peaks); left != 0; left--) {
         PyObject *last = left < 0 ? NULL : PySequence_GetItem(peaks, left - 1);
@@ -763,7 +765,9 @@ static bool drain(const Dispatch *self, PyObject *request, PyObject *sequence)
     return is_well;
 }
 
-PyDoc_STRVAR(submit_doc, "submit(request, w4, w5, w6)\n--\n\nPublish a request into the ring and drain it in this turn, as Loop.submit() does.");
+PyDoc_STRVAR(submit_doc,
+    "submit(request, w4, w5, w6)\n--\n\n"
+    "Publish a request into the ring and drain it in this turn, as Loop.submit() does.");
 
 static PyObject *dispatch_submit(Dispatch *self, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -773,8 +777,10 @@ static PyObject *dispatch_submit(Dispatch *self, PyObject *const *arguments, Py_
     }
     PyObject *request = arguments[0], *zero = self->held[ZERO];
     int room = has_room(self);
-    if (room != 1)
-        return room < 0 ? NULL : PyObject_CallFunctionObjArgs(self->held[PLAIN], request, arguments[1], arguments[2], arguments[3], NULL);
+    if (room < 0)
+        return NULL;
+    if (room == 0)
+        return PyObject_CallFunctionObjArgs(self->held[PLAIN], request, arguments[1], arguments[2], arguments[3], NULL);
     if (!put_new(self, request, r_pub, PyLong_FromUnsignedLongLong(monotonic_ns())))
         return NULL;
     PyObject *sequence = PyObject_CallFunctionObjArgs(
@@ -844,7 +850,8 @@ static PyObject *dispatch_new(PyTypeObject *type, PyObject *arguments, PyObject 
     self->held[ZERO] = PyLong_FromLong(0);
     self->held[ONE] = PyLong_FromLong(1);
     self->held[BATCH_MAX] = PyLong_FromUnsignedLongLong(batch_max);
-    if (self->held[ZERO] == NULL || self->held[ONE] == NULL || self->held[BATCH_MAX] == NULL || !hold_parts(self, parts) || !find_slots(self, probes))
+    if (self->held[ZERO] == NULL || self->held[ONE] == NULL || self->held[BATCH_MAX] == NULL || !hold_parts(self, parts)
+        || !find_slots(self, probes))
         Py_CLEAR(self);
     return (PyObject *)self;
 }
