@@ -7,7 +7,8 @@ The path of a request, in order:
     and :mod:`router.ingress.access`  whose it is, where there are keys (:mod:`router.keys`)
 2.  :mod:`router.ingress.server`      which path → :mod:`router.ingress.submission`: which model, a request;
     :mod:`router.ingress.shapes`      or both at once, of requests like earlier ones
-3.  :mod:`router.loop`                published into the request ring, drained in the same turn
+3.  :mod:`router.loop`                published into the request ring, drained in the same turn;
+    :mod:`router.dispatching`         this and the steps to 8 in one native call, for the usual request
 4.  :mod:`router.admission`           run, wait, or refuse (pure)
 5.  :mod:`router.routing`             which host (pure); :mod:`router.picking`, the default policy in one step
 6.  :mod:`router.outbound`            the request as that host gets it
@@ -18,9 +19,10 @@ The path of a request, in order:
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
-Beside the path: :mod:`router.recovery` (what comes after a failed attempt), :mod:`router.hosts.standing` (which hosts
-may get requests), :mod:`router.hosts.health` (probes), :mod:`router.roster` (hosts and models of a configuration),
-:mod:`router.asking` (what routing policies are asked), :mod:`router.picking` (the default policy in one step),
+Beside the path: :mod:`router.refusals` (what gets no host), :mod:`router.recovery` (what comes after a failed attempt),
+:mod:`router.clients` (who leave or fall behind), :mod:`router.hosts.standing` (which hosts may get requests),
+:mod:`router.hosts.health` (probes), :mod:`router.roster` (hosts and models of a configuration),
+:mod:`router.asking` (what routing policies are asked),
 :mod:`router.caches` (what is answered without a host), :mod:`router.sharing` (hosts whose slots several routers use),
 :mod:`router.watch` (the one timer, and with it :mod:`router.memory`), :mod:`router.wait_strategy` (how the loop waits).
 

@@ -263,7 +263,7 @@ class Attempt:
         """Return what waits for the client's socket; when it is too much, the host is read no further."""
         unsent = request.egress.unsent_bytes()
         if unsent > self._loop.limits.client_buffer_bytes and not request.host_paused:
-            self._loop.pause_host(request)
+            self._loop.clients.pause_host(request)
         return unsent
 
     def _record(self, now: int, written: int) -> None:

@@ -11,16 +11,18 @@ import asyncio
 from collections import deque
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from router import outbound, verdicts
-from router.admission import Admission, Turns, admit, class_name, is_idle, next_of, slots_of
+from router.admission import Admission, Turns, admit, next_of
 from router.attempt import Attempt
+from router.clients import Clients
+from router.dispatching import DRAIN_MAX, dispatcher
 from router.errors import UNDECODABLE, WIRE, ErrorKind, RequestError
-from router.hosts.standing import condition
 from router.models import Model
 from router.picking import pick
 from router.recovery import Recovery
+from router.refusals import RETRY_AFTER_S, Refusals
 from router.request import NO_TERMS
 from router.routing import NO_HOST, Candidate, choose
 from router.telemetry.counters import Counter
@@ -43,13 +45,8 @@ _OK: Final = Outcome.OK
 _CONNECTING, _DONE = Phase.CONNECTING, Phase.DONE
 _OPEN, _DISPATCHED, _DONE_EVENT = int(Kind.OPEN), int(Kind.DISPATCHED), int(Kind.DONE)
 _FLAG_STREAM, _FLAG_FOLDED = int(DoneFlag.STREAM), int(DoneFlag.FOLDED)
-_DRAIN_MAX: Final = 64
-"""Requests taken off the ring in one turn."""
 _ENDED_MAX: Final = 16
 """Ended requests whose records wait to be written; then they are written at once."""
-_RETRY_AFTER_S: Final = 1
-_U32: Final = 0xFFFFFFFF
-_MS_NS: Final = 1_000_000
 
 
 class Loop:
@@ -83,6 +80,10 @@ class Loop:
         self._pumping = False
         self._ended: deque[Request] = deque()
         self.recovery = Recovery(self, hosts)
+        self.clients = Clients(self)
+        self.refusals = Refusals(self)
+        if type(self).place is _PLACE and (submit := dispatcher(self, self._published, Attempt)) is not None:
+            self.submit = submit  # type: ignore[method-assign, assignment]  # in one call
 
     @property
     def backlog(self) -> int:
@@ -106,17 +107,21 @@ class Loop:
         request.pub = monotonic_ns()
         sequence = self.telemetry.requests.try_publish(request.recv, request.body_ns, request.pub, w4, w5, w6, 0)
         if sequence < 0:
-            text = "the request ring is full (rings.requests)"
-            self.telemetry.errors.note(f"overloaded: {text}", request.pub)
-            raise RequestError(ErrorKind.OVERLOADED, text)
+            self.refuse_ring_full(request)
         request.seq = sequence
         self._published[sequence] = request
         self.drain()
 
+    def refuse_ring_full(self, request: Request) -> NoReturn:
+        """Raise what a client is told whose request found no room in the ring."""
+        text = "the request ring is full (rings.requests)"
+        self.telemetry.errors.note(f"overloaded: {text}", request.pub)
+        raise RequestError(ErrorKind.OVERLOADED, text)
+
     def drain(self) -> None:
         """Take what was published off the ring, in order, in one batch."""
         reader = self.telemetry.loop_reader
-        first, end = reader.poll(_DRAIN_MAX)
+        first, end = reader.poll(DRAIN_MAX)
         try:
             for sequence in range(first, end):
                 request = self._published.pop(sequence)
@@ -176,7 +181,7 @@ class Loop:
         if waiting and free and not self._is_behind(request):
             waiting = 0
         decision = _RUN if free and not waiting else admit(waiting, self.limits.waiting, healthy, free)
-        if request.terms.deadline_ns and self._is_hopeless(request, decision, candidates, now):
+        if request.terms.deadline_ns and self.refusals.is_hopeless(request, decision, candidates, now):
             return
         if decision is _RUN:
             if not self._run(request, now, candidates):  # free are only hosts that have failed it, as another model's
@@ -186,55 +191,9 @@ class Loop:
         elif decision is Admission.WAIT and not model.waiting.is_full(request.workload):
             self._wait(request)
         elif decision is Admission.WAIT or decision is Admission.REFUSE_FULL:
-            self._refuse_full(request, candidates, now)
+            self.refusals.refuse_full(request, candidates, now)
         elif not self.recovery.fall_back(request, now):
-            self.fail(request, ErrorKind.NO_HOST, self._no_host_text(request), now)
-
-    def _refuse_full(self, request: Request, candidates: list[Candidate], now: int) -> None:
-        """Refuse a request for which the waiting room has no place, and say when it may have one."""
-        self.counters.add(Counter.REFUSED_FULL)
-        room, forecast, name = request.model.waiting, request.model.forecast, request.model.name
-        text = f"{self.limits.waiting} requests wait for {name!r} (limits.waiting)"
-        if room.is_full(request.workload):
-            which = class_name(request.workload)
-            key = f"models.{name}.admission.classes.{which}.waiting"
-            text = f"{room.count(request.workload)} {which} requests wait for {name!r} ({key})"
-        retry_after_s = forecast.until_next_s(slots_of(candidates), now) if forecast is not None else _RETRY_AFTER_S
-        self.fail(request, ErrorKind.OVERLOADED, text, now, retry_after_s)
-
-    def _is_hopeless(self, request: Request, decision: Admission, candidates: list[Candidate], now: int) -> bool:
-        """Refuse a request that cannot have its first token by its deadline, as far as can be told; false if it can."""
-        if decision is not _RUN and decision is not Admission.WAIT:
-            return False
-        model = request.model
-        if now >= request.deadline_ns and not request.serves_late:
-            self.deadline_passed(request, now)
-            return True
-        if model.forecast is None:
-            from router.admission.predict import Forecast  # noqa: PLC0415 - only who sets deadlines loads it
-
-            model.forecast = Forecast()
-        ahead = -1
-        if decision is not _RUN:
-            self._know_share(request)
-            ahead = model.waiting.ahead_of(request.workload, request.deadline_ns, request.share_key)
-        foretold = model.forecast.of(ahead, slots_of(candidates), now, whole=not (request.stream or request.fold))
-        if foretold is None:
-            return False
-        request.own_terms().predicted_ttft_us = min(foretold.ttft_ns // 1000, _U32)
-        if request.serves_late or now + foretold.ttft_ns <= request.deadline_ns or is_idle(candidates):
-            return False
-        self.counters.add(Counter.REFUSED_DEADLINE)
-        text, retry_after_s = foretold.refusal(request.deadline_ns - request.recv, request.deadline_ns - now)
-        self.fail(request, ErrorKind.DEADLINE_UNREACHABLE, text, now, retry_after_s)
-        return True
-
-    def deadline_passed(self, request: Request, now: int) -> None:
-        """End a request whose deadline has passed before a host was free."""
-        self.counters.add(Counter.DEADLINES_EXCEEDED)
-        after_ms = (request.deadline_ns - request.recv) // _MS_NS
-        text = f"no host was free by the deadline, {after_ms} ms after the request came"
-        self.fail(request, ErrorKind.DEADLINE_EXCEEDED, text, now)
+            self.fail(request, ErrorKind.NO_HOST, self.refusals.no_host_text(request), now)
 
     def _book(self, request: Request) -> None:
         """Give a request its row and its first record: once, and after it went to a host where that is at once."""
@@ -255,18 +214,12 @@ class Loop:
         free = [h for h in self.hosts_of(request) if h.usable and h.free_slots > 0]
         return any(self._may_serve(host, waiting) for waiting in request.model.waiting for host in free)
 
-    def _no_host_text(self, request: Request) -> str:
-        now, name = monotonic_ns(), request.model.name
-        hosts = self.hosts_of(request) or [h for h in self.hosts if name in h.config.models]  # not probed yet
-        reasons = "; ".join(f"{h.name}: {condition(h, now)}" for h in hosts) or "none is configured"
-        return f"no host can serve {name!r} now ({reasons})"
-
     def _wait(self, request: Request, *, first: bool = False) -> None:
         waiting = request.model.waiting
         request.phase = Phase.WAITING
         request.check_ns = 0
         if not first:
-            self._know_share(request)
+            self.know_share(request)
             deadline_ns, key = request.deadline_ns, request.share_key
             request.waiting_ahead = waiting.ahead_of(request.workload, deadline_ns, key)
         waiting.add(request, first=first)
@@ -276,7 +229,7 @@ class Loop:
         self._book(request)
         self.telemetry.show_phase(request)
 
-    def _know_share(self, request: Request) -> None:
+    def know_share(self, request: Request) -> None:
         """Find out with whom a request shares its turns."""
         if not request.share_key and request.model.waiting.is_fair and (user := self.telemetry.user_of(request)):
             request.own_terms().share_key = user
@@ -474,7 +427,7 @@ class Loop:
     def on_standing(self, host: Host, old_bar: int) -> None:
         """Called when a host may get requests again, no more, or for another reason not; the daemon logs it."""
 
-    def fail(self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = _RETRY_AFTER_S) -> None:
+    def fail(self, request: Request, kind: ErrorKind, text: str, now: int, retry_after_s: int = RETRY_AFTER_S) -> None:
         """End a request with an error of the router's own; a refusal says when to ask again."""
         request.error = kind
         request.message = text
@@ -495,7 +448,7 @@ class Loop:
         """A time-out of the router has come: end the attempt, if there is one, and the request."""
         attempt = request.attempt
         if request.ending:  # the answer is complete: nothing may be written behind it
-            self.client_stalled(request, now)
+            self.clients.stalled(request, now)
         elif attempt is not None:
             self.recovery.attempt_failed(attempt, kind, text, now)
         else:
@@ -508,83 +461,6 @@ class Loop:
             self.waiting_count -= 1
             request.phase = Phase.NONE
 
-    # ------------------------------------------------------------ the client
-    def client_left(self, request: Request, now: int) -> None:
-        """The client is gone: whatever is done for it stops in this very call."""
-        self.drop_client(request, Outcome.CLIENT_GONE, ErrorKind.CLIENT_GONE, now)
-
-    def client_stalled(self, request: Request, now: int) -> None:
-        """The client has taken no byte for too long: its own fault."""
-        egress = request.egress
-        self.drop_client(request, Outcome.CLIENT_STALLED, ErrorKind.CLIENT_STALLED, now)
-        egress.abort()
-
-    def drop_client(self, request: Request, outcome: Outcome, kind: ErrorKind, now: int) -> None:
-        """End a request that nobody waits for any more, and whatever is done for it."""
-        if request.phase is _DONE:
-            return
-        request.left_ns = now
-        self.leave_waiting(request)
-        attempt = request.attempt
-        if attempt is not None and not attempt.over:
-            host = attempt.host
-            self.recovery.end_attempt(attempt, now, host_may_work=bool(request.sent_ns))
-            if request.model.forecast is not None:
-                request.model.forecast.note_held(now - request.routed, now)
-            request.cancel_latency_ns = monotonic_ns() - now
-            request.tokens_saved = max(0, request.max_tokens - request.content_count)
-            self.telemetry.event(now, request, Kind.CANCEL)
-            self._finish(request, outcome, kind, now)
-            self.pump(host, now)
-            return
-        self._finish(request, outcome, kind, now)
-
-    def client_blocked(self, request: Request) -> None:
-        """The client's socket does not take everything."""
-        now = monotonic_ns()
-        request.blocked_ns = now
-        request.taken_bytes = request.bytes_out - request.egress.untaken_bytes()
-        request.check_ns = 0
-        self.on_blocked()
-        self.telemetry.event(now, request, Kind.BLOCKED)
-
-    def client_drained(self, request: Request) -> None:
-        """The client's socket has taken everything that was written."""
-        now = monotonic_ns()
-        self.telemetry.event(now, request, Kind.DRAINED)
-        request.blocked_ns = 0
-        if request.tok1:
-            request.out_n = now
-            if not request.out1:
-                request.out1 = now
-        self.resume_host(request)
-        if request.ending:
-            self._finish(request, request.ending, request.error, now)
-
-    def pause_host(self, request: Request) -> None:
-        """Read a host no further: its client is too far behind."""
-        if request.attempt is not None and request.attempt.connection is not None:
-            request.host_paused = True
-            request.attempt.connection.pause(paused=True)
-
-    def heartbeat(self, request: Request, text: bytes) -> None:
-        """Tell the client of a silent stream that it is still being served."""
-        if not request.committed:
-            request.committed = True
-            request.status = 200
-            request.flags |= int(DoneFlag.HEARTBEAT)
-            request.egress.begin_stream(request, b"", b"text/event-stream")
-        request.egress.write_comment(text)
-        self.counters.add(Counter.HEARTBEATS)
-
-    def resume_host(self, request: Request) -> None:
-        """Read a host again that was paused for its client."""
-        if request.host_paused:
-            request.host_paused = False
-            if request.attempt is not None and request.attempt.connection is not None:
-                request.attempt.last_read_ns = monotonic_ns()  # its silence until now was ours
-                request.attempt.connection.pause(paused=False)
-
     # ------------------------------------------------------------ the end
     def end_ok(self, request: Request, now: int) -> None:
         """The answer is written and complete."""
@@ -595,7 +471,7 @@ class Loop:
             if host.on_trial:
                 self.recovery.standing.served(host, request.routed, now)
         if request.stream and not request.folded and not request.egress.blocked:
-            self._finish(request, _OK, request.error, now)
+            self.finish(request, _OK, request.error, now)
         else:
             self.end(request, _OK, now)
 
@@ -615,9 +491,10 @@ class Loop:
             return
         if request.tok1 and (request.folded or not request.stream):
             request.out1 = request.out_n = monotonic_ns()
-        self._finish(request, outcome, request.error, now)
+        self.finish(request, outcome, request.error, now)
 
-    def _finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
+    def finish(self, request: Request, outcome: Outcome, error: ErrorKind, now: int) -> None:
+        """A request is over: its last event is recorded, and its done record will be, by :meth:`flush`."""
         if request.phase is _DONE:
             return
         if request.row < 0:
@@ -682,6 +559,8 @@ class Loop:
         self.recovery.standing.note(request.model.name, request.host, ttft_ns=ttft_ns, ok=True)
 
 
+_PLACE: Final = Loop.place
+"""Who has another way to place requests gets each of them by it."""
 _TOKEN_EVENTS, _BYTES_TO_CLIENTS = Counter.TOKEN_EVENTS, Counter.BYTES_TO_CLIENTS
 _OUTCOME_COUNTER: Final = {
     Outcome.OK: Counter.REQUESTS_OK,

@@ -1,9 +1,9 @@
 """The router's native code, or what stands in for it where it could not be compiled.
 
-Four modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more
-token like the last and for records of events, ``router._steps`` for steps of a request, ``router._intake`` for requests
-like earlier ones. Each of their functions has a
-twin in plain Python that comes to the same; which of the two this process has is decided here, once.
+Five modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more token
+like the last and for records of events, ``router._steps`` for steps of a request, ``router._intake`` for requests like
+earlier ones, ``router._dispatch`` for the way from the ring to a host. Each of their functions has a twin in plain
+Python that comes to the same; which of the two this process has is decided here, once.
 """
 
 from __future__ import annotations
@@ -30,5 +30,7 @@ relay: Final = _find("router._relay")
 """Likewise."""
 intake: Final = scan and _find("router._intake")
 """Likewise; it asks the scan."""
-BACKEND: Final = "plain" if scan is None or steps is None or relay is None or intake is None else "c"
+dispatch: Final = _find("router._dispatch")
+"""Likewise."""
+BACKEND: Final = "plain" if None in (scan, steps, relay, intake, dispatch) else "c"
 """``c`` or ``plain``."""

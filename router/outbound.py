@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from router.messages import RequestBody
 
 _USAGE_FIELD: Final = b'"stream_options":%b' % USAGE_OPTIONS
-_USAGE_FIELD_BEFORE: Final = _USAGE_FIELD + b","
-_USAGE_ADDED: Final = int(DoneFlag.USAGE_ADDED)
+USAGE_FIELD_BEFORE: Final = _USAGE_FIELD + b","
+USAGE_ADDED: Final = int(DoneFlag.USAGE_ADDED)
 
 
 def build(attempt: Attempt) -> bytes:
@@ -61,9 +61,9 @@ def _stream_body(attempt: Attempt) -> bytes:
     if not facts.include_usage:
         return body
     attempt.drop_usage = not request.fold
-    request.flags |= _USAGE_ADDED
+    request.flags |= USAGE_ADDED
     brace = body.index(b"{") + 1  # as add_field() does
-    return body[:brace] + _USAGE_FIELD_BEFORE + body[brace:]
+    return body[:brace] + USAGE_FIELD_BEFORE + body[brace:]
 
 
 def _edited_stream_body(attempt: Attempt) -> bytes:
@@ -81,7 +81,7 @@ def _edited_stream_body(attempt: Attempt) -> bytes:
     wants_progress = facts.progress and not fields.return_progress
     if wants_usage:
         attempt.drop_usage = not request.fold
-        request.flags |= _USAGE_ADDED
+        request.flags |= USAGE_ADDED
     if wants_progress:
         attempt.drop_progress = True
     if fields.stream is True and same_model:

@@ -94,7 +94,7 @@ class Recovery:
             self.attempt_failed(attempt, ErrorKind.INTERNAL, "the router failed; its log says how", now)
         finally:
             if request.phase is not _DONE and not request.ending:
-                loop.drop_client(request, Outcome.ABORTED, ErrorKind.INTERNAL, now)
+                loop.clients.drop(request, Outcome.ABORTED, ErrorKind.INTERNAL, now)
                 request.egress.abort()
 
     def closed_before_answer(self, attempt: Attempt, now: int) -> None:

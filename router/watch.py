@@ -168,7 +168,7 @@ class Watch:
         due, kind = self._phase_deadline(request)
         if now >= due:
             if kind is ErrorKind.DEADLINE_EXCEEDED:
-                self._loop.deadline_passed(request, now)
+                self._loop.refusals.deadline_passed(request, now)
             else:
                 self._loop.time_out(request, kind, self._reason(request, kind), now)
             return
@@ -220,7 +220,7 @@ class Watch:
         if now < last + beat_ns:
             return last + beat_ns
         request.last_out_ns = now
-        self._loop.heartbeat(request, _HEARTBEAT_TEXT)
+        self._loop.clients.heartbeat(request, _HEARTBEAT_TEXT)
         return now + beat_ns
 
     def _check_blocked(self, request: Request, now: int) -> bool:
@@ -232,10 +232,10 @@ class Watch:
             request.blocked_ns = now
         request.taken_bytes = taken
         if now - request.blocked_ns >= request.model.stall_ns:
-            loop.client_stalled(request, now)
+            loop.clients.stalled(request, now)
             return True
         if request.host_paused and request.egress.unsent_bytes() <= limits.client_resume_bytes:
-            loop.resume_host(request)
+            loop.clients.resume_host(request)
         return False
 
 

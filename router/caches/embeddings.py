@@ -261,7 +261,7 @@ class _Answer:
         if not self.is_gone and any(calls.waits_for_host(key, pin) for key in missing):
             self._over = True
             self._note(monotonic_ns())
-            self._cache.loop.deadline_passed(self._request, monotonic_ns())
+            self._cache.loop.refusals.deadline_passed(self._request, monotonic_ns())
 
     # ------------------------------------------------------------ what was missing
     @property

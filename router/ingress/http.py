@@ -127,7 +127,7 @@ class ClientConnection(asyncio.Protocol):
         """The client has left, or ends its side: both cancel what runs for it."""
         self._buffer = b""  # what it has sent ahead is for nobody any more
         if self.request is not None:
-            self._server.loop.client_left(self.request, monotonic_ns())
+            self._server.loop.clients.left(self.request, monotonic_ns())
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface of asyncio
@@ -137,19 +137,19 @@ class ClientConnection(asyncio.Protocol):
         self.write = _drop
         self._server.forget(self)
         if request is not None:
-            self._server.loop.client_left(request, monotonic_ns())
+            self._server.loop.clients.left(request, monotonic_ns())
 
     def pause_writing(self) -> None:
         """The client's socket does not take everything."""
         self.blocked = True
         if self.request is not None:
-            self._server.loop.client_blocked(self.request)
+            self._server.loop.clients.blocked(self.request)
 
     def resume_writing(self) -> None:
         """The client's socket has taken everything."""
         self.blocked = False
         if self.request is not None:
-            self._server.loop.client_drained(self.request)
+            self._server.loop.clients.drained(self.request)
         else:
             self._advance()
 

@@ -206,7 +206,7 @@ class Telemetry:
         request.shown_phase = request.phase
         if not request.identity:
             self.identify(request)
-        self.inflight.write(request.row, _inflight.pack(request))
+        self.inflight.write(request.row, row_packer.pack(request))
 
     def event(self, now: int, request: Request, kind: int, gap_ns: int = 0) -> None:
         """Publish a token record of the request's life (not of a host's event)."""
@@ -309,7 +309,7 @@ _pack_usage: Final[Callable[[bytes], bytes | None] | None] = native.scan and nat
 """Packs usage of the usual shape as :func:`_pack_report` does, of any other returns ``None``."""
 _ESTIMATED: Final = int(rec.DoneFlag.N_OUT_ESTIMATED)
 _UNHEALTHY, _PINNED = int(Reason.UNHEALTHY), int(Reason.PINNED)
-_inflight: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE, new_request())
+row_packer: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.INFLIGHT_SOURCE, new_request())
 _done: Final = packer(rec.DONE_PAYLOAD_BYTES, rec.DONE_SOURCE, new_request())
 
 

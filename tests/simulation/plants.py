@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from router import loop as loop_module
 from router.attempt import Attempt
+from router.clients import Clients
 from router.dialects import Failure
 from router.errors import ConfigError, ErrorKind
 from router.hosts import connection
@@ -262,7 +263,7 @@ PLANTS: Final[dict[str, Plant]] = {
     "a deadline is forgotten": _plant(Watch, "_phase_deadline", _without(ErrorKind.DEADLINE_EXCEEDED)),
     "total_s is forgotten": _plant(Watch, "_check", _no_total),
     "a client that stalls is kept": _plant(Watch, "_check_blocked", lambda _: lambda _watch, _request, _now: False),
-    "a host is read on for a slow client": _plant(Loop, "pause_host", _nothing),
+    "a host is read on for a slow client": _plant(Clients, "pause_host", _nothing),
     "who waits is miscounted": _plant(Loop, "leave_waiting", _miscount),
     "a record is lost": _plant(Telemetry, "done", _lost_record),
     "a row is not given back": _plant(Telemetry, "done", _lost_row),

@@ -27,6 +27,7 @@ import msgspec
 
 import router
 import router.attempt as attempt_module
+from router import dispatching
 from router.config import parse, timeout_s_min
 from router.daemon import Daemon
 from router.errors import ConfigError, RequestError
@@ -417,6 +418,7 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     read = clock.read
     patched = [m for m in _router_modules() if getattr(m, "monotonic_ns", None) is _real_clock]
     relay, attempt_module._relay = attempt_module._relay, None  # type: ignore[misc]  # it reads the real clock
+    dispatch, dispatching._dispatch = dispatching._dispatch, None  # type: ignore[misc]  # so does this
     for module in patched:
         module.monotonic_ns = read  # type: ignore[attr-defined]
     time.monotonic_ns = read
@@ -425,6 +427,7 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     finally:
         time.monotonic_ns = _real_clock
         attempt_module._relay = relay  # type: ignore[misc]
+        dispatching._dispatch = dispatch  # type: ignore[misc]
         for module in patched:
             module.monotonic_ns = _real_clock  # type: ignore[attr-defined]
 

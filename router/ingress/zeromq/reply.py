@@ -193,7 +193,7 @@ class Reply:
         self.blocked = False
         self._client.blocked.pop(self, None)
         if self.request is not None:
-            self._server.loop.client_drained(self.request)
+            self._server.loop.clients.drained(self.request)
 
     # ------------------------------------------------------------ inside
     def _block(self) -> None:
@@ -202,7 +202,7 @@ class Reply:
         self.blocked = True
         self._client.blocked[self] = None
         if self.request is not None:
-            self._server.loop.client_blocked(self.request)
+            self._server.loop.clients.blocked(self.request)
 
     def _send_held(self) -> bool:
         """Send held events in one message, as many as credit allows; return whether none is left."""

@@ -390,7 +390,7 @@ class ZmqServer:
         requests = [reply.request for reply in client.replies.values() if reply.request is not None]
         requests.sort(key=lambda request: request.phase != Phase.WAITING)  # or they would take the slots of the others
         for request in requests:
-            self.loop.client_left(request, monotonic_ns())
+            self.loop.clients.left(request, monotonic_ns())
         client.replies.clear()
         client.blocked.clear()
         client.control.clear()
@@ -524,7 +524,7 @@ class ZmqServer:
         if reply is None or reply.request is None:
             self._counters.add(Counter.ZEROMQ_DROPPED)
             return
-        self.loop.client_left(reply.request, monotonic_ns())
+        self.loop.clients.left(reply.request, monotonic_ns())
         self.control(
             client,
             reply.error(WIRE[ErrorKind.CANCELLED].status),
