@@ -30,6 +30,7 @@ from router.hosts.connection import HostConnection
 from router.hosts.host import Host
 from router.hosts.spares import SpareTarget
 from router.ingress.http import ClientConnection
+from router.ingress.shapes import NoIntake
 from router.mould import slot_names
 from router.request import NO_TERMS, Request, new_request
 from router.routing import Candidate
@@ -86,6 +87,7 @@ class Requests(TokenPath):
         self.topped_up: list[tuple[str, int]] = []
         self.ended: list[Request] = []
         self.spare_calls = 0
+        self._daemon.surfaces.http.intake = NoIntake()  # makes ids of its own; tests/unit/test_shapes.py is about it
         self._daemon.surfaces.http.next_id = map("rr-{}".format, itertools.count()).__next__
         loop.fleet.request = lambda attempt: attempt.host.queue.append(attempt)  # type: ignore[method-assign]
         loop.fleet.top_up = self._top_up  # type: ignore[method-assign]
