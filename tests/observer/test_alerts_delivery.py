@@ -259,7 +259,7 @@ async def test_a_sink_is_told_of_what_is_severe_enough_and_not_of_its_own_failur
 async def test_what_is_not_taken_is_sent_again_in_order(tmp_path: Path, fault: int | str) -> None:
     async with (
         AlertReceiver(fault, fault) as receiver,
-        delivering(settings(f"webhook {receiver.url} timeout_s = 0.1"), tmp_path) as courier,
+        delivering(settings(f"webhook {receiver.url} timeout_s = {0.5 if fault == 'hang' else 30}"), tmp_path) as courier,
     ):
         courier.tell([fires(), ends()])
         told = await receiver.until(4)

@@ -53,7 +53,7 @@ from router import config
 from router.embedded import hosts
 from router.embedded.plan import Plan
 from router import supervisor
-supervisor.HOST_STOP_S = 0.5
+supervisor.HOST_STOP_S = 0.5 if "--hasty" in sys.argv else 10
 directory, port = Path(sys.argv[1]), sys.argv[2]
 def command(name, port):
     return [sys.executable, str(directory / "child.py"), name, str(directory), port]
@@ -63,7 +63,7 @@ version = 1
 http = "127.0.0.1:{port}"
 run_dir = "{directory}"
 [timeouts]
-drain_s = 1
+drain_s = 10
 ''')
 embedded = {host: command(host.name, "0") for host in (hosts.CHAT, hosts.EMBEDDING)}
 observer = command("observer", "0") if "--observer" in sys.argv else None
@@ -155,7 +155,7 @@ def test_a_child_that_ends_is_started_again(directory: Path, name: str) -> None:
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_its_time(directory: Path) -> None:
-    with Supervised(directory) as supervisor:
+    with Supervised(directory, CHILD, "--hasty") as supervisor:
         pids = supervisor.wait_up()
         os.kill(pids["chat"], signal.SIGSTOP)  # a stopped process takes no SIGTERM
         supervisor.signal(signal.SIGTERM)
@@ -174,7 +174,7 @@ def test_a_second_signal_does_not_wait(directory: Path) -> None:
             supervisor.signal(signal.SIGINT)
             return not supervisor.is_running
 
-        wait_until(ended_after_another_signal, "an end at once", timeout_s=3.0)  # the drain alone would take 4 s
+        wait_until(ended_after_another_signal, "an end at once", timeout_s=9.0)  # the drain alone would take longer
     assert not any(is_alive(pid) for pid in pids.values())
 
 
