@@ -242,4 +242,4 @@ def test_a_block_that_one_of_them_causes_is_found(stage: Stage, host: ScriptedHo
             stage.router.signal(signal.SIGCONT)
 
     rounds = (look_for_blocks(stage, host, 1, stand_still) for _ in range(ROUNDS_MAX))
-    assert any(planted in found for found in rounds), "unless the machine itself stood still as long in the round before"
+    assert any(planted in found for found in rounds), "unless the machine itself stood still as long before"

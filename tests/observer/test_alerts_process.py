@@ -26,7 +26,7 @@ from tests.support.waiting import free_port, shared_memory_directory, wait_until
 
 TIME_SCALE = 50
 """An evaluation takes 0.2 s."""
-ALERT_S = 20.0
+ALERT_S = 60.0
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ NAMING = Naming(user_id="hash", user_key=b"k" * 32)
 RESOURCE = {"service.name": "ringrouter", "service.version": "1", "service.instance.id": "here", "team": "a"}
 SPOOL_BYTES = 1 << 20
 SHORT_S = 0.7
-"""Enough for an answer on a busy machine, too little for the exporter's own pause of 0.8 s or more before it asks again."""
+"""Enough for an answer on a busy machine, and less than the exporter itself pauses before it asks again (0.8 s)."""
 
 
 def kept(count: int, first: int = 0) -> list[Kept]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 Answer = int | str
 """A status; ``hang``: no byte and no end; ``close``: the connection ends after the request was read."""
