@@ -123,7 +123,7 @@ def test_a_router_that_dies_is_told_once_over_a_killed_observer_and_a_sink_that_
             site.router.kill()
             wait_until(lambda: hook.refused_count > refused_count, "the alert to be tried", ALERT_S)
             site.observer.kill()
-            hook.take = True
+            hook.take_again()
             site.observer.start()
             wait_until(hook.names, "the alert to be delivered by the next observer", ALERT_S)
             site.wait_looking()
