@@ -6,10 +6,10 @@ Beside each test a stream of another client is under way, which must come to its
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -245,7 +245,14 @@ def test_any_header_is_answered_or_counted(
 def test_raw_bytes_on_the_socket_file(stage: Stage) -> None:
     path = stage.zeromq_endpoint.removeprefix("ipc://")
     greeting = b"\xff" + bytes(8) + b"\x7f\x03"
-    for data in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000), b"\xff" * 100, greeting, greeting + b"\xff" * 1000):
+    for data in (
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        Random(5).randbytes(5000),
+        b"\xff" * 100,
+        greeting,
+        greeting + b"\xff" * 1000,
+    ):
         with socket.socket(socket.AF_UNIX) as raw:
             raw.connect(path)
             raw.settimeout(20)

@@ -24,6 +24,8 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Self, TypeVar
 
+from tests.support.waiting import free_port
+
 WAIT_S = 60.0
 """So long only what never comes is waited for, even by a machine that does much else."""
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -205,9 +207,10 @@ class ScriptedHost:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"host-{name}", daemon=True)
         self._listener: socket.socket | None = None
-        self._address: tuple[str, int] | str = ("127.0.0.1", 0) if directory is None else str(directory / f"{name}.s")
+        # A port that the kernel gives to nobody else while this host refuses.
+        where = ("127.0.0.1", free_port()) if directory is None else str(directory / f"{name}.s")
+        self._address: tuple[str, int] | str = where
         self._listen()
-        where = self._address
         self.url = f"unix://{where}" if isinstance(where, str) else f"http://{where[0]}:{where[1]}"
 
     # ------------------------------------------------------------ life
