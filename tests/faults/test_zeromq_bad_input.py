@@ -50,6 +50,7 @@ def healthy_host() -> Iterator[ScriptedHost]:
 def running_stage(directory: Path, host: ScriptedHost, healthy_host: ScriptedHost) -> Iterator[Stage]:
     toml = (
         f'{QUIET}{SHORT_TICK}[limits]\nbody_bytes = {BODY_BYTES}\nconnections = {CONNECTIONS}\n[tags]\nown = ["team"]\n'
+        "[timeouts]\nidle_s = 600\n"  # a stream stands still beside all that hypothesis tries
     )
     with Stage(directory, [host, healthy_host], toml + host_entry(host) + host_entry(healthy_host)) as stage:
         yield stage
