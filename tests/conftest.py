@@ -7,6 +7,20 @@ import signal
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Every run of the tests draws the same examples and none is timed: what fails, fails for everybody and again, and no
+# busy machine fails anything. `pytest --hypothesis-profile=search` looks for new ones.
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("search", settings.get_profile("suite"), derandomize=False)
+settings.load_profile("suite")
 
 # A shell starts what runs behind it with the interrupt ignored, and children inherit that: tests that interrupt a
 # program would wait for ever.

@@ -11,7 +11,7 @@ from typing import Any, Self
 from tests.captures import data_of, split_events
 
 READ_BYTES = 1 << 16
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 CHAT = "/v1/chat/completions"
 
 

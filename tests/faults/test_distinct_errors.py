@@ -25,7 +25,7 @@ breaker = { failures = 0, share = 0 }
 attempts = 1
 waiting = 1
 [models.m.timeouts]
-queue_s = 0.6
+queue_s = 1.5
 """
 
 

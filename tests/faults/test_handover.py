@@ -77,7 +77,7 @@ def test_the_next_process_has_the_same_sockets_and_rings_of_its_own(router: Rout
     assert new != router.pid
     assert os.readlink(router.run_dir / "main" / "current") != generation
     assert get("127.0.0.1", router.port, "/ready")[0] == 200
-    assert router.wait(10) == 0  # the first one has drained
+    assert router.wait(60) == 0  # the first one has drained
     assert get("127.0.0.1", router.port, "/ready")[0] == 200
     assert (router.run_dir / "main" / generation).is_dir()  # for who has not read it to its end
 
@@ -93,7 +93,7 @@ def test_a_second_signal_while_one_is_under_way_is_ignored(router: RouterProcess
     os.kill(router.pid, signal.SIGUSR2)
     os.kill(router.pid, signal.SIGUSR2)
     wait_until(lambda: writer_pid(router) != router.pid, "another process holds the instance")
-    assert router.wait(10) == 0
+    assert router.wait(60) == 0
     assert router.log_text().count('"handed over"') == 1
 
 
@@ -105,7 +105,7 @@ def test_zeromq_clients_are_served_by_the_old_one_until_it_ends_and_then_by_the_
         with Client(endpoint) as after:
             assert said(after) == "one two three"
         assert said(before) == "one two three"
-        assert router.wait(10) == 0
+        assert router.wait(60) == 0
         assert said(before) == "one two three"
     assert Path(f"{router.run_dir}/main/zmq.sock").exists()
     assert alive(new)
@@ -190,7 +190,7 @@ def test_a_stop_while_the_next_process_begins_ends_both(router: RouterProcess) -
         host.wait_asked()
         new = child_of(router.pid)
         router.signal(signal.SIGTERM)
-        assert router.wait(10) == 0
+        assert router.wait(60) == 0
     wait_until(lambda: not alive(new), "the new one ends too")
     assert '"handed over"' not in router.log_text()
 
@@ -222,7 +222,7 @@ def test_who_is_stopped_waits_for_the_one_before_it(router: RouterProcess, host:
         gate.open()
         text = b"".join(iter(lambda: client.recv(65536), b""))
     assert b"[DONE]" in text
-    assert router.wait(10) == 0
+    assert router.wait(60) == 0
     wait_until(lambda: not alive(new), "both end")
 
 
@@ -270,7 +270,7 @@ def test_a_stop_in_the_middle_of_a_reload_is_the_last_word(
         router.signal(signal.SIGTERM)
         messages_until(manager, "STOPPING=1")
         router.config_path.write_text(text)
-        assert router.wait(10) == 0
+        assert router.wait(60) == 0
         manager.setblocking(False)
         later = []
         with suppress(BlockingIOError):

@@ -241,4 +241,5 @@ def test_a_block_that_one_of_them_causes_is_found(stage: Stage, host: ScriptedHo
             sleep(PLANTED_S)
             stage.router.signal(signal.SIGCONT)
 
-    assert planted in look_for_blocks(stage, host, 1, stand_still)
+    rounds = (look_for_blocks(stage, host, 1, stand_still) for _ in range(ROUNDS_MAX))
+    assert any(planted in found for found in rounds), "unless the machine itself stood still as long before"

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 SOURCES = """
 [cache.tools]
 select_model = "v"
-select_wait_ms = 600
+select_wait_ms = 2000
 [[cache.tools.sources]]
 name = "weather"
 file = "/nowhere/weather.json"
@@ -248,7 +248,7 @@ def test_without_an_answer_in_time_all_are_sent(
         gate.open()
     record = next(r for r in stage.finished(2) if r["endpoint"] == "chat")
     if script == "late":
-        assert 595e6 <= record["stages_ns"]["queue"] < stage.allowed_ns(800_000_000), (
+        assert 1995e6 <= record["stages_ns"]["queue"] < stage.allowed_ns(2_200_000_000), (
             "it waited as long as it may, no longer"
         )
 
@@ -259,7 +259,7 @@ def test_a_request_that_is_held_stands_among_those_in_flight(
     gate = stage.gate()
     embedder.script(gate, vector(0.0, 1.0))
     client = ask_nearest(stage, 1, more="x-ringrouter-class: batch\r\n")
-    assert gate.reached.wait(5)
+    gate.wait_reached()
     stage.wait(lambda: {row["endpoint"] for row in stage.in_flight()} == {"chat", "embeddings"}, "it and its question")
     gate.open()
     assert client.answer().status == 200

@@ -13,10 +13,10 @@ import pytest
 from tests.faults.client import Client
 from tests.faults.stage import QUIET, SHORT_TICK, Stage, host_entry
 from tests.support.embedding_host import EmbeddingHost, vector_of
-from tests.support.scripted_host import Gate
+from tests.support.scripted_host import WAIT_S, Gate
 
 PATH = "/v1/embeddings"
-TOML = "[timeouts]\nqueue_s = 0.4\n[models.solo.timeouts]\nqueue_s = 30\n"
+TOML = "[timeouts]\nqueue_s = 1.5\n[models.solo.timeouts]\nqueue_s = 30\n"
 TOML += "[cache.embeddings]\nenabled = true\nbatch_texts = 2\nwait_ms = 1\n"
 _numbers = itertools.count()
 REALTIME, BATCH = "x-ringrouter-class: realtime\r\n", "x-ringrouter-class: batch\r\n"
@@ -42,7 +42,7 @@ def gate(stage: Stage, hosts: list[EmbeddingHost]) -> Iterator[Gate]:
     hosts[0].exchanges.clear()
     hosts[0].gate = gate = stage.gate()
     ask(stage, f"first {next(_numbers)}")
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(WAIT_S)
     yield gate
     hosts[0].gate = None
 
@@ -123,9 +123,9 @@ def test_a_deadline_holds_until_a_host_has_the_text_and_no_longer(
 ) -> None:
     gate.open()
     hosts[0].gate = held = stage.gate()
-    client = ask(stage, ["at the host"], "x-ringrouter-deadline-ms: 100\r\n")
-    assert held.reached.wait(5)
-    other = ask(stage, ["behind it"], "x-ringrouter-deadline-ms: 300\r\n")
+    client = ask(stage, ["at the host"], "x-ringrouter-deadline-ms: 600\r\n")
+    assert held.reached.wait(WAIT_S)
+    other = ask(stage, ["behind it"], "x-ringrouter-deadline-ms: 900\r\n")
     assert other.answer().status == 503, "by now the first one's has passed too"
     held.open()
     got(client, "at the host")
@@ -150,7 +150,7 @@ def test_a_reload_does_not_have_the_time_in_the_queue_run_out_for_who_waits_for_
     stage.wait(lambda: not stage.in_flight(), "the first is answered")
     hosts[0].gate = held = stage.gate()
     client = ask(stage, ["a slow one"], "x-ringrouter-host: e1\r\n", model="m")
-    assert held.reached.wait(5)
+    assert held.reached.wait(WAIT_S)
     stage.router.signal(signal.SIGHUP)
     stage.wait_counter("config_reloads", 1)
     parked = next(row for row in stage.in_flight() if not row["request_id"].startswith("cache-call"))

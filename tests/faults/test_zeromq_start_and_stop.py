@@ -21,6 +21,7 @@ from router.errors import ConfigError
 from tests.faults.stage import QUIET, SHORT_TICK, Stage, host_entry
 from tests.faults.zeromq_client import ZeromqClient
 from tests.support import scripted_host as sh
+from tests.support.machine_delays import MachineDelays
 from tests.support.processes import RouterProcess
 from tests.support.scripted_host import ScriptedHost, chunk
 from tests.support.waiting import free_port, shared_memory_directory, wait_until
@@ -263,8 +264,8 @@ def test_a_client_over_tcp_that_leaves_is_noticed(own_directory: Path, host: Scr
         host.script(*BEGUN, sh.End.HANG)
         answer = client.chat()
         client.wait_events(answer, 2)
-        closed_ns = client.close()
-        assert host.exchanges[-1].wait_gone() - closed_ns < 100_000_000
+        delays, closed_ns = MachineDelays(), client.close()
+        assert host.exchanges[-1].wait_gone() - closed_ns < delays.allowed_ns(100_000_000)
 
 
 # ------------------------------------------------------------------ the configuration

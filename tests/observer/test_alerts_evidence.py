@@ -486,10 +486,10 @@ def test_a_pipeline_keeps_requests_and_has_them_again_after_a_restart() -> None:
             told.dispatch(begin_ns + MS)
             told.event(begin_ns + 20 * MS)
             told.finish(begin_ns + 60 * MS)
-        wait_until(lambda: first.kept_count() == 2, "the requests", 20.0)
+        wait_until(lambda: first.kept_count() == 2, "the requests")
         first.pipeline.close(time.time_ns())
         again = Turning(directory)
-        wait_until(lambda: again.kept_count() == 2, "the requests of before", 20.0)
+        wait_until(lambda: again.kept_count() == 2, "the requests of before")
         assert again.kept_count() == 2
         again.pipeline.close(time.time_ns())
         router.die()

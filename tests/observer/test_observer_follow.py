@@ -611,6 +611,7 @@ lines = [line.split() for line in book.read_text().splitlines() if line.endswith
 durable = {(line[0], int(line[1]), int(line[2])): int(line[3]) for line in lines if line[0] != "lost"}
 follower = Follower(run_dir, state_dir, durable=durable)
 with open(book, "ab", buffering=0) as out:
+    out.write(b"\\n")  # the last line may have been cut off by a kill
     while True:
         batch = follower.poll(time.monotonic_ns())
         for loss in batch.losses:

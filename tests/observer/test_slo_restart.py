@@ -418,12 +418,12 @@ def test_a_real_observer_that_is_killed_counts_each_request_once(
 
     with observer:
         ask(40)
-        wait_until(are_counted, "all requests to be counted", 30.0)
+        wait_until(are_counted, "all requests to be counted")
         ask(40)
         observer.kill()
         ask(40)
         observer.start()
-        wait_until(are_counted, "all requests to be counted", 30.0)
+        wait_until(are_counted, "all requests to be counted")
         assert total(address) == asked == 120
         observer.kill()
 

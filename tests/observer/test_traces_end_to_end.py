@@ -111,7 +111,7 @@ class Traced:
             except ObserverError:
                 return False
 
-        wait_until(look, "the observer", 20)
+        wait_until(look, "the observer")
 
     def spans_of(self, name: str) -> list[Got]:
         """Return the spans of a request that the collector got, the whole first."""
@@ -127,7 +127,7 @@ class Traced:
     def trace(self, identity: str, *arguments: str) -> TracePage:
         """Run ``ringrouter trace``."""
         command = [sys.executable, "-m", "router", "trace", identity, "--json", *arguments]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=30)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=100)
         assert done.returncode == 0, done.stderr.decode()
         return msgspec.json.decode(done.stdout, type=TracePage)
 
@@ -241,7 +241,7 @@ def test_an_unknown_id_is_not_found(traced: Traced) -> None:
 def test_an_endpoint_that_fails_is_told_and_nothing_is_lost_over_a_stop(traced: Traced) -> None:
     traced.collector.status = 500
     traced.ask("while it fails")
-    health = wait_until(lambda: _reasons(traced, "traces are not exported"), "the health says so", 20)
+    health = wait_until(lambda: _reasons(traced, "traces are not exported"), "the health says so")
     assert health == [health[0]]
     assert "127.0.0.1: answers 500" in health[0]
     assert traced.observer.stop() == 0

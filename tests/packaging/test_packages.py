@@ -50,7 +50,7 @@ def build(what: str, sources: Path, into: Path, **environment: str) -> Path:
         capture_output=True,
         text=True,
         cwd=sources,
-        timeout=110,
+        timeout=280,
         env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def backend_of(wheel: Path, tmp_path: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, sys.argv.pop())\n{USE}",
          str(tmp_path / "a.ring"), str(tmp_path / "installed")],
-        check=True, capture_output=True, text=True, timeout=60,
+        check=True, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     return done.stdout.strip()
 

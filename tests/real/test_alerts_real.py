@@ -136,7 +136,7 @@ class Site:
         self.router = stack.enter_context(RouterProcess(self.directory, toml))
         command = [sys.executable, "-m", "router", "observe", "--config", str(self.router.config_path)]
         self.observer = stack.enter_context(Program("observer", command, self.directory / "observer.log"))
-        wait_until(lambda: self.get("/alerts.json"), "the observer", 20.0)
+        wait_until(lambda: self.get("/alerts.json"), "the observer")
 
     def get(self, path: str) -> Any:
         try:

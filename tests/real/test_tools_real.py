@@ -78,7 +78,7 @@ def stand(llama_host: HostProcess, embed_host: HostProcess) -> Iterator[Stand]:
         keeper = KeeperProcess(router)
         keeper = stack.enter_context(keeper)
         stand = Stand(stack.enter_context(router), keeper, server)
-        wait_until(lambda: stand.counter("tools") == 3, "all three tools", 30)
+        wait_until(lambda: stand.counter("tools") == 3, "all three tools")
         yield stand
 
 
@@ -121,7 +121,7 @@ def test_the_tool_nearest_to_the_question_is_found_by_a_real_embedding_model(sta
         record = done_record(stand.router, answer._request_id)
         return answer if record["tool_count"] == 1 else None
 
-    answer = wait_until(selected, "the tools have vectors", 30)
+    answer = wait_until(selected, "the tools have vectors")
     check_call(answer)
 
 

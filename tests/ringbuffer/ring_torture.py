@@ -23,6 +23,7 @@ BATCHES = (1, 2, 7, 64)
 """Sizes of batches in turn; 1 is published singly."""
 LOOK_EVERY = 64
 """Writers look at the clock after so many calls."""
+RECORDS_MIN = 10_000
 STUCK_S = 60.0
 STRIDE = 0x9E37_79B9_7F4A_7C15
 """Odd and large: neighbouring words, and neighbouring records, have no half in common."""
@@ -52,11 +53,13 @@ def answer(*numbers: int) -> None:
 
 
 def turns(seconds: float) -> Iterator[int]:
-    """Yield sizes of batches until the time is over."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """Yield sizes of batches until the time is over, on a slow machine until they are enough records."""
+    until, count = time.monotonic() + seconds, 0
+    while time.monotonic() < until or count < RECORDS_MIN:
         for turn in range(LOOK_EVERY):
-            yield BATCHES[turn % len(BATCHES)]
+            size = BATCHES[turn % len(BATCHES)]
+            count += size
+            yield size
 
 
 def publish_all(

@@ -37,7 +37,7 @@ def run_pair(first: str, second: str) -> list[str]:
     try:
         holder.stdout.readline()
         command = [sys.executable, "-c", second]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=30)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=100)
     finally:
         holder.communicate("\n", timeout=30)
     assert holder.returncode == 0

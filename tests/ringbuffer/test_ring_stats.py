@@ -598,7 +598,7 @@ def test_what_cannot_be_shown_ends_in_one_line(tmp_path: Path, more: str, status
     path = tmp_path / "ring"
     rb.BroadcastWriter.create(path, slot_count=4, slot_size=64, record_schema=(1, 0), name="ring").close()
     command = f"{shlex.quote(sys.executable)} -m ringbuffer stats {shlex.quote(str(path))} {more}"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr

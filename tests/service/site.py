@@ -51,7 +51,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
 
     def _run(self) -> None:
         client = Client(self.port)

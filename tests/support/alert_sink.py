@@ -12,7 +12,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 Answer = int | str
 """A status; ``hang``: no byte and no end; ``close``: the connection ends after the request was read."""
@@ -97,18 +97,20 @@ class WebhookThread:
         self.take = True
         self.told: list[dict[str, Any]] = []
         self.refused_count = 0
+        self._answering = threading.Lock()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                if receiver.take:
-                    receiver.told.append(body)
-                else:
-                    receiver.refused_count += 1
-                self.send_response(200 if receiver.take else 503)
-                self.send_header("content-length", "0")
-                self.end_headers()
+                with receiver._answering:
+                    body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                    if receiver.take:
+                        receiver.told.append(body)
+                    else:
+                        receiver.refused_count += 1
+                    self.send_response(200 if receiver.take else 503)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -120,6 +122,11 @@ class WebhookThread:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+
+    def take_again(self) -> None:
+        """Take what comes from now on: what came before is refused first, or it would be taken from a dead observer."""
+        with self._answering:
+            self.take = True
 
     def names(self) -> list[tuple[str, str]]:
         """Return name and status of all alerts it was told of, without those of tests."""

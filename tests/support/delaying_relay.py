@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class DelayingRelay:

@@ -29,7 +29,8 @@ def tokens_of(text: Any) -> int:
 class EmbeddingHost(ScriptedHost):
     """Answers /v1/embeddings by itself; scripts come first, as with every scripted host.
 
-    ``gate`` is waited for before each answer, ``poison`` are texts that it refuses with a call that has one of them,
+    ``gate`` is waited for before each answer, or before those of calls with one of the texts ``held`` if there are any;
+    ``poison`` are texts that it refuses with a call that has one of them,
     ``rounded`` tells that it writes numbers that 32 bits do not hold.
     """
 
@@ -37,9 +38,16 @@ class EmbeddingHost(ScriptedHost):
         super().__init__(name, **keys)
         self.dimensions = dimensions
         self.gate: Gate | None = None
+        self.held: set[str] = set()
         self.poison: set[str] = set()
         self.rounded = False
         self.echo = ""
+
+    def release(self) -> None:
+        """Hold nothing back any more."""
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            self._in_loop(gate.unlock)
 
     @property
     def calls(self) -> list[list[Any]]:
@@ -52,7 +60,8 @@ class EmbeddingHost(ScriptedHost):
         if exchange.path != "/v1/embeddings" or has_script:
             return script
         answer = self._answer(exchange.json())
-        return [answer] if self.gate is None else [self.gate, answer]
+        is_free = self.gate is None or (self.held and self.held.isdisjoint(exchange.json()["input"]))
+        return [answer] if is_free else [self.gate, answer]
 
     def _answer(self, body: dict[str, Any]) -> bytes:
         texts = body["input"]

@@ -22,8 +22,8 @@ from router.embedded.child import log_tail, spawn
 from router.embedded.hosts import EmbeddedHost, find_host_python
 from tests.support.waiting import free_port, wait_until
 
-READY_S = 30.0
-STOP_S = 15.0
+READY_S = 60.0
+STOP_S = 25.0
 
 
 class Program:

@@ -46,7 +46,7 @@ class Hosts:
         for host in self.by_name.values():
             if not host.is_running:
                 host.start()
-        wait_until(lambda: all(map(is_back, health(router).values())), f"healthy hosts: {health(router)}", 20.0)
+        wait_until(lambda: all(map(is_back, health(router).values())), f"healthy hosts: {health(router)}")
 
 
 def is_back(state: str) -> bool:

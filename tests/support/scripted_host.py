@@ -24,7 +24,9 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Self, TypeVar
 
-WAIT_S = 20.0
+from tests.support.waiting import free_port
+
+WAIT_S = 60.0
 """So long only what never comes is waited for, even by a machine that does much else."""
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
 _FILLERS_MAX = 16
@@ -62,6 +64,10 @@ class Gate:
         self.wait_reached()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._opened.set)
+
+    def unlock(self) -> None:
+        """Let pass whatever waits here and whatever comes, if anything does; on the host's loop only."""
+        self._opened.set()
 
 
 Step = bytes | float | Gate | End
@@ -201,9 +207,10 @@ class ScriptedHost:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"host-{name}", daemon=True)
         self._listener: socket.socket | None = None
-        self._address: tuple[str, int] | str = ("127.0.0.1", 0) if directory is None else str(directory / f"{name}.s")
+        # A port that the kernel gives to nobody else while this host refuses.
+        where = ("127.0.0.1", free_port()) if directory is None else str(directory / f"{name}.s")
+        self._address: tuple[str, int] | str = where
         self._listen()
-        where = self._address
         self.url = f"unix://{where}" if isinstance(where, str) else f"http://{where[0]}:{where[1]}"
 
     # ------------------------------------------------------------ life

@@ -18,7 +18,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 import zmq
 
-WAIT_S: Final = 10.0
+WAIT_S: Final = 60.0
 ALIVE_S: Final = 0.2
 STAMP_COUNT: Final = 15
 MODELS = ("one", "two")

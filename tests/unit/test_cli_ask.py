@@ -175,11 +175,11 @@ class TestErrors:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(ask_module, "CONNECT_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(ask_module, "CONNECT_TIMEOUT_S", 1.0)
         router.script(ignore)
         asked = Asked(capsys, run_dir, "--model", "one", "hi")
         assert asked.status == 1
-        assert "did not accept the request within 0.2 s" in asked.err
+        assert "did not accept the request within 1 s" in asked.err
 
     def test_a_host_whose_error_has_the_clients_own_code_is_there(
         self, run_dir: Path, router: ScriptedRouter, capsys: pytest.CaptureFixture[str]
@@ -270,7 +270,7 @@ class TestStreams:
         command = [sys.executable, "-m", "router", "ask", "--run-dir", str(run_dir), *arguments]
         run = ["/bin/sh", "-c", line, "sh", *command]
         settings = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-        ended = subprocess.run(run, check=False, capture_output=True, timeout=20, cwd=ROOT, env=settings | environment)
+        ended = subprocess.run(run, check=False, capture_output=True, timeout=100, cwd=ROOT, env=settings | environment)
         return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
 
     @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
@@ -372,13 +372,13 @@ class TestTerminal:
             assert self.read_to(terminal, b"hm") == b"\x1b[2mhm"
             process.send_signal(signal.SIGINT)
             assert self.read_to(terminal) == b"\x1b[0m\r\n"
-            assert process.wait(10) == 130
+            assert process.wait(60) == 130
 
     def test_a_model_cannot_command_the_terminal(self, run_dir: Path, router: ScriptedRouter) -> None:
         router.script(answer(text("a\x1b]0;evil\x07b\x9b31m\x7f\r"), text("\tc\nd\x00"), wire.STOP))
         with self.asking(run_dir) as (process, terminal):
             assert self.read_to(terminal) == b"a]0;evilb31m\tc\r\nd\r\n"
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
 
 
 class TestEnds:
@@ -399,7 +399,7 @@ class TestEnds:
 
     def test_interrupted_it_cancels_at_the_router(self, asking: subprocess.Popen[str], router: ScriptedRouter) -> None:
         asking.send_signal(signal.SIGINT)
-        out, err = asking.communicate(timeout=10)
+        out, err = asking.communicate(timeout=100)
         assert (asking.returncode, out, err) == (130, "", "")
         router.wait_cancelled(router.asks[0])
 
@@ -410,6 +410,6 @@ class TestEnds:
         assert asking.stderr is not None
         asking.stdout.close()
         router.do(lambda: router.asks[0].events(text("more")))
-        assert asking.wait(10) == 0
+        assert asking.wait(60) == 0
         assert asking.stderr.read() == ""
         router.wait_cancelled(router.asks[0])

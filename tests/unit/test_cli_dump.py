@@ -116,7 +116,7 @@ class TestLines:
         writes.token(0)
         after_ns = time.time_ns()
         _, records, _ = dumped(capsys, run_dir)
-        slack_ns = 50_000_000  # the anchor reads two clocks, one after the other
+        slack_ns = S  # the anchor reads two clocks, one after the other
         assert before_ns - slack_ns <= of(records, "tokens")[0]["wall_ns"] <= after_ns + slack_ns
         about = records[0]
         token = of(records, "tokens")[0]

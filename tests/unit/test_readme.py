@@ -35,7 +35,7 @@ def test_the_two_processes_of_the_ring_example_understand_each_other(tmp_path: P
         assert writer.stdout is not None
         writer.stdout.readline()
         program = read.replace("/dev/shm/demo.ring", ring)
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
         writer.stdin.write("\n")
         writer.stdin.flush()
     assert done.stdout.splitlines()[0].startswith("0 0100000000000000")

@@ -176,7 +176,7 @@ def test_the_failure_of_an_earlier_upgrade_is_not_taken_for_this_ones(monkeypatc
 # ---------------------------------------------------------------- inherited sockets
 def test_what_systemd_passes_goes_to_who_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        base = 200  # two descriptors in a row that nobody has
+        base = max(map(int, os.listdir("/proc/self/fd"))) + 10  # two descriptors in a row that nobody has
         os.dup2(first.fileno(), base, inheritable=True)
         os.dup2(second.fileno(), base + 1, inheritable=True)
         monkeypatch.setattr(inherited, "_FIRST_DESCRIPTOR", base)
