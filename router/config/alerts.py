@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import Section, above_zero, between, named
 from router.config.endpoints import HEADER_TABLES, HeadersByVariable, certificates, check_headers, header_table, is_http
 from router.config_schema import shown
 from router.errors import ConfigError
@@ -17,9 +17,7 @@ from router.errors import ConfigError
 class AlertSink(Section, frozen=True):
     """`[[observer.alerts.sinks]]`: where alerts are delivered. Without any they are written to the log."""
 
-    name: Annotated[
-        str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="What it is called in `/alerts.json` and in messages.")
-    ]
+    name: Annotated[str, named("What it is called in `/alerts.json` and in messages.")]
     kind: Annotated[
         Literal["alertmanager", "webhook", "log"],
         Meta(
