@@ -1,6 +1,6 @@
 /* The words of a segment for Python: the classes around _ring.h, which has the orderings.
  *
- * The twin with the same classes is _plain.py. Every object holds its Py_buffer until it is deallocated, so a mapping can
+ * The twin with the same classes is _plain. Every object holds its Py_buffer until it is deallocated, so a mapping can
  * never vanish under a bound method. All sizes are checked against the buffer once, in the constructor; arguments are
  * checked in every call. Each of these headers has classes, and is included here alone:
  */
