@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.waiting import shared_memory_directory
 
 # A shell starts what runs behind it with the interrupt ignored, and children inherit that: tests that interrupt a
 # program would wait for ever.
@@ -49,3 +53,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Lower the priority of the process that computes."""
     if hasattr(item.config, "workerinput") and group_of(item.nodeid) == "computed":
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A fresh directory in shared memory, as rings need it."""
+    with shared_memory_directory() as path:
+        yield path

@@ -4,7 +4,7 @@ commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from router.observer.alerts.watch import MINUTE_EVALUATIONS, ObserverSight
 from router.observer.follow import RouterView
 from router.observer.life import HostLoads
 from tests.support.alerts import WALL_NS, evidence, finding
-from tests.support.waiting import shared_memory_directory
 
 WELL = ObserverSight(0, 0, 0, "on")
 
@@ -59,12 +58,6 @@ class At:
         count = len(self.told)
         self.desk.evaluate(routers, WELL, self.wall_ns - WALL_NS, self.wall_ns)
         return [step.event for step in self.told[count:]]
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 def kill(_: Sequence[Step]) -> None:
