@@ -3,7 +3,7 @@
 #ifndef RINGROUTER_EVENTS_H
 #define RINGROUTER_EVENTS_H
 
-#include "_json.h"
+#include "_json_cursor.h"
 
 enum { KIND_HEAD = 3, KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6, KIND_FINISH = 7, KIND_USAGE = 8, KIND_SENTINEL = 16 };
 enum { FLAG_HOST_EVENT = 1, FLAG_FINISH = 2, FLAG_USAGE = 4, FLAG_REMOVED = 8 };

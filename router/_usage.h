@@ -3,7 +3,7 @@
 #ifndef RINGROUTER_USAGE_H
 #define RINGROUTER_USAGE_H
 
-#include "_json.h"
+#include "_json_cursor.h"
 
 enum { USAGE_NUMBERS = 5 };  // the layout is that of TOKENS in records.py
 

@@ -1,8 +1,8 @@
 // JSON, taken from its beginning to its end: checked against RFC 8259, UTF-8 included, and stricter than that where decoders
 // differ. What these functions refuse is for Python to decide about, so they may refuse whatever is unusual.
 
-#ifndef RINGROUTER_JSON_H
-#define RINGROUTER_JSON_H
+#ifndef RINGROUTER_JSON_CURSOR_H
+#define RINGROUTER_JSON_CURSOR_H
 
 #include "_native.h"
 
