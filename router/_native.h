@@ -16,14 +16,9 @@ typedef struct {
     text begin, end;  // begin NULL: not there, or null
 } span;
 
-static inline bool is_digit(unsigned char byte)
-{
-    return byte >= '0' && byte <= '9';
-}
-
 static inline bool is_hex(unsigned char byte)
 {
-    return is_digit(byte) || (byte >= 'a' && byte <= 'f') || (byte >= 'A' && byte <= 'F');
+    return (byte >= '0' && byte <= '9') || (byte >= 'a' && byte <= 'f') || (byte >= 'A' && byte <= 'F');
 }
 
 static inline int hex_value(unsigned char byte)

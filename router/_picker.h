@@ -134,7 +134,7 @@ static PyObject *picker_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     if (!PyArg_ParseTuple(arguments, "O:Picker", &probe))
         return NULL;
     Picker *self = (Picker *)PyType_GenericNew(type, NULL, NULL);
-    if (self != NULL && !find_slots(probe, slot_names, HOST_SLOTS, self->slots))
+    if (self != NULL && !find_named_slots(probe, slot_names, self->slots, HOST_SLOTS))
         Py_CLEAR(self);
     if (self != NULL)
         self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));

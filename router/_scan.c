@@ -371,7 +371,7 @@ static PyObject *scan_new(PyTypeObject *type, PyObject *arguments, PyObject *nam
     Scan *self = (Scan *)PyType_GenericNew(type, NULL, NULL);
     if (self != NULL && (self->union_name = PyUnicode_InternFromString("union")) == NULL)
         Py_CLEAR(self);
-    if (self != NULL && !find_slots(probe, slot_names, SCANNER_SLOTS, self->slots))
+    if (self != NULL && !find_named_slots(probe, slot_names, self->slots, SCANNER_SLOTS))
         Py_CLEAR(self);
     if (self != NULL)
         self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));

@@ -88,7 +88,7 @@ static inline PyObject *value_at(PyObject *owner, bool is_known, const slot *fro
 }
 
 // Find the slots of these names; false with an exception set. What was found is to be released either way.
-static inline bool find_slots(PyObject *probe, const char *const *names, int count, slot *to)
+static inline bool find_named_slots(PyObject *probe, const char *const *names, slot *to, int count)
 {
     for (int i = 0; i < count; i++)
         if ((to[i].name = PyUnicode_InternFromString(names[i])) == NULL || !find_slot(probe, to + i))

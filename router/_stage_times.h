@@ -85,7 +85,7 @@ static PyObject *stage_times_new(PyTypeObject *type, PyObject *arguments, PyObje
     if (!PyArg_ParseTuple(arguments, "O:StageTimes", &probe))
         return NULL;
     StageTimes *self = (StageTimes *)PyType_GenericNew(type, NULL, NULL);
-    if (self != NULL && !find_slots(probe, slot_names, STAMPS, self->slots))
+    if (self != NULL && !find_named_slots(probe, slot_names, self->slots, STAMPS))
         Py_CLEAR(self);
     if (self != NULL)
         self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));

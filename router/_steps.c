@@ -23,6 +23,11 @@
 
 enum { LENGTH_DIGITS_MAX = 15, DATE_BYTES_MAX = 40 };
 
+static bool is_digit(unsigned char byte)
+{
+    return byte >= '0' && byte <= '9';
+}
+
 static bool is_of_date(unsigned char byte)
 {
     unsigned char lower = byte | 0x20;
