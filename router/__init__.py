@@ -5,7 +5,8 @@ The path of a request, in order:
 1.  :mod:`router.ingress.http`        bytes of a client → a request head and body, bounded;
     :mod:`router.ingress.zeromq`      or messages of a ZeroMQ client
     and :mod:`router.ingress.access`  whose it is, where there are keys (:mod:`router.keys`)
-2.  :mod:`router.ingress.server`      which path → :mod:`router.ingress.submission`: which model, a request
+2.  :mod:`router.ingress.server`      which path → :mod:`router.ingress.submission`: which model, a request;
+    :mod:`router.ingress.shapes`      or both at once, of requests like earlier ones
 3.  :mod:`router.loop`                published into the request ring, drained in the same turn
 4.  :mod:`router.admission`           run, wait, or refuse (pure)
 5.  :mod:`router.routing`             which host (pure); :mod:`router.picking`, the default policy in one step

@@ -20,6 +20,7 @@
 // Words of an event's code (see records.py): kind | flags << 8 | choice << 32.
 
 #include "_events.h"
+#include "_json.h"
 #include "_slots.h"
 #include "_token.h"
 #include "_usage.h"
@@ -442,6 +443,14 @@ static PyObject *split_body(PyObject *module, PyObject *body)
     return tuple_of((PyObject *[]){rest, PyLong_FromSsize_t(before), PyLong_FromSsize_t(messages.end - begin)}, 3);
 }
 
+static bool is_array(text begin, text end)
+{
+    cursor c = {.at = begin, .end = end};
+    return begin < end && *begin == '[' && take_container(&c, false) && c.at == end;
+}
+
+static const json_t json = {is_array};
+
 // ---------------------------------------------------------------- usage
 
 PyDoc_STRVAR(pack_usage_doc,
@@ -494,8 +503,11 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__scan(void)
 {
     PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&scan_spec);
-    if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Scan", type) != 0)
+    PyObject *shared = PyCapsule_New((void *)&json, RINGROUTER_JSON, NULL);
+    if (module == NULL || type == NULL || shared == NULL || PyModule_AddObjectRef(module, "Scan", type) != 0
+        || PyModule_AddObjectRef(module, "json", shared) != 0)
         Py_CLEAR(module);
     Py_XDECREF(type);
+    Py_XDECREF(shared);
     return module;
 }

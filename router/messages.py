@@ -134,6 +134,14 @@ def _remember(rest: bytes, decoded: _Chat) -> None:
     _known_rests[rest] = msgspec.structs.replace(decoded, messages=_NOT_KEPT)
 
 
+def shared_messages(fields: object, body: bytes) -> tuple[int, int] | None:
+    """Return where the messages of a chat begin and end whose fields others share, ``None`` for any other request."""
+    if not isinstance(fields, _Chat) or fields.messages is not _NOT_KEPT or _split_body is None:
+        return None
+    found = _split_body(body)
+    return None if found is None else found[1:]
+
+
 def messages_of(body: bytes) -> memoryview:
     """Return the messages in the body of a chat that was decoded."""
     found = _split_body(body) if _split_body is not None else None

@@ -17,7 +17,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, cast
 
 from router.dialects import OPENAI, Dialect, Failure, dialect_of
-from router.errors import WIRE, ErrorKind
+from router.errors import WIRE, ErrorKind, RequestError
 from router.http1 import (
     HEAD_END,
     LAST_CHUNK,
@@ -28,12 +28,12 @@ from router.http1 import (
     declared_length,
 )
 from router.ingress import heads
+from router.ingress.shapes import learn
 from router.telemetry.tcp import NO_TCP_INFO, tcp_descriptor, tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.errors import RequestError
     from router.ingress.server import HttpServer
     from router.request import Request
 
@@ -111,8 +111,15 @@ class ClientConnection(asyncio.Protocol):
         if self.request is not None or self.blocked or self._refused:
             self._send_ahead(data)
             return
-        if not self._buffer and self._head is None and self._take_at_once(data):
-            return
+        if not self._buffer and self._head is None:
+            try:
+                if self._server.intake.take(self, data):
+                    return
+            except RequestError as error:
+                self._server.refuse_known(self, data, error)
+                return
+            if self._take_at_once(data):
+                return
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
@@ -225,6 +232,8 @@ class ClientConnection(asyncio.Protocol):
         self.request_id = route.request_id or server.next_id()
         if route.endpoint is not None:
             server.take(self, head, route.endpoint, data[end:])
+            if server.intake.may_learn():
+                learn(server, self, head, data, end)
         else:
             server.handle(self, head, data[end:])
         return True

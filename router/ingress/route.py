@@ -31,8 +31,8 @@ class Route:
     """
 
     __slots__ = (
-        "account", "body_refusal", "endpoint", "has_key", "host", "identities", "is_special", "path", "refusal",
-        "request_id", "timing_asked", "trace_headers", "wishes",
+        "account", "body_refusal", "endpoint", "has_key", "host", "identities", "is_plain", "is_special", "path",
+        "refusal", "request_id", "timing_asked", "trace_headers", "wishes",
     )  # fmt: skip
 
     def __init__(self, head: Head, *, has_features: bool = False) -> None:
@@ -54,6 +54,9 @@ class Route:
         self.body_refusal: RequestError | None = None
         """Why none is that has a body: what is open to all has none."""
         self.wishes = read_wishes(headers, has_features=has_features)
+        says_more = self.request_id or self.trace_headers or self.host or self.wishes is not None
+        self.is_plain = self.endpoint is not None and not says_more
+        """Whether it says nothing of its own of how its requests are to be served, be it that they have a key."""
         self.identities: dict[str, tuple[bytes, bytes]] = {}
         """By model: what stands before and behind the request's id in the identity of its records."""
 

@@ -18,7 +18,8 @@ from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
 from router.ingress.pinning import pin
 from router.ingress.route import Route, takes_post
-from router.ingress.submission import RequestIds, is_refusal, make_request, submit, unknown_model
+from router.ingress.shapes import make_intake
+from router.ingress.submission import is_refusal, make_request, submit, unknown_model
 from router.stamps import STAMPS, stages, tpot_ns, ttft_ns
 from router.telemetry.counters import Counter
 from router.telemetry.host_report import read_report
@@ -66,7 +67,9 @@ class HttpServer:
         self._lingering: dict[ClientConnection, int] = {}
         self._idle_check_ns = 0
         self._head_ns = self._keep_alive_ns = 0
-        self.next_id = RequestIds().next
+        self.intake = make_intake(loop, ClientConnection(self))
+        """Takes requests like earlier ones; asked first."""
+        self.next_id: Callable[[], str] = self.intake.next_id
         self._connection_count = 0
         self._created = int(time())
         self._passed = PassThrough(loop)
@@ -91,7 +94,7 @@ class HttpServer:
         self._head_ns = int(config.timeouts.head_s * _NS)
         self._keep_alive_ns = int(config.timeouts.keep_alive_s * _NS)
         self._passed.configure(config)
-        self.heads.forget()  # what heads say of features is kept with them
+        self._forget_requests()  # what heads say of features is kept with them
 
     # ------------------------------------------------------------ connections
     def accept(self, connection: ClientConnection) -> bool:
@@ -161,6 +164,7 @@ class HttpServer:
         """
         self.parse = _parse_last_head
         self.heads = HeadMemo(self.parse, unlike=_UNLIKE)
+        self._forget_requests()
 
     def close_idle(self) -> None:
         """Close all connections that are between two requests: the router is stopping."""
@@ -168,6 +172,11 @@ class HttpServer:
             connection.close_idle()
 
     # ------------------------------------------------------------ requests
+    def _forget_requests(self) -> None:
+        """Forget what is known of requests that came, and would come in the same way again."""
+        self.heads.forget()
+        self.intake.forget(self.limits.head_bytes, self.limits.body_bytes)
+
     def route(self, head: Head) -> Route:
         """Return what a head says of its request, and keep it with the head."""
         access = self.access
@@ -179,19 +188,34 @@ class HttpServer:
         """Hand a request that any host can take to the loop; the head has its route."""
         route: Route = head.route
         try:
-            request = make_request(
-                self.loop, connection, endpoint, connection.request_id, body, head.headers,
-                connection.recv_ns, monotonic_ns(), streams_by_default=False, wishes=route.wishes,
-            )  # fmt: skip
-            request.timing_asked = route.timing_asked
-            request.trace_headers = route.trace_headers
-            request.identities = route.identities
+            request = self.make(connection, head, endpoint, body)
             if route.is_special:
                 self._settle(route, request)
             connection.request = request
             submit(self.loop, request, connection.number)
         except RequestError as error:
             self._refuse(connection, head, error)
+
+    def make(self, connection: ClientConnection, head: Head, endpoint: Endpoint, body: bytes) -> Request:
+        """Return the request that a head and a body ask for; raises :class:`RequestError`."""
+        route: Route = head.route
+        request = make_request(
+            self.loop, connection, endpoint, connection.request_id, body, head.headers,
+            connection.recv_ns, monotonic_ns(), streams_by_default=False, wishes=route.wishes,
+        )  # fmt: skip
+        request.timing_asked = route.timing_asked
+        request.trace_headers = route.trace_headers
+        request.identities = route.identities
+        return request
+
+    def refuse_known(self, connection: ClientConnection, data: bytes, error: RequestError) -> None:
+        """Refuse a request that was known, for which there is no room."""
+        taken = self.heads.take(data, 0, self.limits.head_bytes)
+        assert taken is not None, "a head that was known is one"
+        head = taken[0]
+        if head.route is None:
+            self.route(head)
+        self._refuse(connection, head, error)
 
     def _settle(self, route: Route, request: Request) -> None:
         """Do what is to be done for a request with a key or a host of its choice; raises :class:`RequestError`."""

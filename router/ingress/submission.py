@@ -40,13 +40,18 @@ class RequestIds:
     """Makes ids for requests whose clients gave none: unlike those of any other router."""
 
     def __init__(self) -> None:
-        self._prefix = f"rr-{os.urandom(4).hex()}-"
+        self._prefix = id_prefix()
         self._count = 0
 
     def next(self) -> str:
         """Return a new id."""
         self._count += 1
         return f"{self._prefix}{self._count}"
+
+
+def id_prefix() -> str:
+    """Return what the ids begin with that one maker of ids makes."""
+    return f"rr-{os.urandom(4).hex()}-"
 
 
 def make_request(
@@ -112,10 +117,15 @@ def submit(loop: Loop, request: Request, client_number: int) -> None:
 
     ``client_number`` tells in the request record which connection of this router it came by.
     """
-    w4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | client_number << 32
-    w5 = (request.body_bytes or len(request.body)) & U32 | request.max_tokens << 32  # no body is nearly as long
-    loop.submit(request, w4, w5, crc32(request.request_id.encode()))
+    loop.submit(request, *record_words(request, client_number), crc32(request.request_id.encode()))
     loop.counters.add(_REQUESTS)
+
+
+def record_words(request: Request, client_number: int) -> tuple[int, int]:
+    """Return the fourth and the fifth word of the request record."""
+    word4 = request.model.model_id | request.endpoint << 16 | request.stream << 24 | client_number << 32
+    word5 = (request.body_bytes or len(request.body)) & U32 | request.max_tokens << 32  # no body is nearly as long
+    return word4, word5
 
 
 def is_refusal(error: RequestError) -> bool:

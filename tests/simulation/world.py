@@ -32,6 +32,7 @@ from router.daemon import Daemon
 from router.errors import ConfigError, RequestError
 from router.hosts.health import HealthMonitor
 from router.ingress.http import ClientConnection
+from router.ingress.shapes import NoIntake
 from router.ingress.submission import is_refusal
 from router.telemetry import records
 from router.telemetry.counters import Counter
@@ -166,6 +167,7 @@ class World:
         daemon = self.daemon = Daemon(config, _Log(self.report, self.trace))
         self.loop.connector = self._host_connector
         ids = count(1)
+        daemon.surfaces.http.intake = NoIntake()  # the native one reads the real clock, and makes other ids
         daemon.surfaces.http.next_id = lambda: f"own-{next(ids)}"
         daemon.surfaces.http._created = 0  # what the list of models says of the time of day
         self._put_in_order(daemon)

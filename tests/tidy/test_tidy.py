@@ -78,6 +78,7 @@ PATH_MODULES = [
         "ingress/passthrough.py",
         "ingress/pinning.py",
         "ingress/server.py",
+        "ingress/shapes.py",
         "ingress/submission.py",
         "ingress/wishes.py",
         "keys/account.py",

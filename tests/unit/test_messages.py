@@ -78,6 +78,19 @@ def test_each_comes_to_what_it_would_alone(chat: Any, style: Any, others: list[A
 
 
 @needs_native
+@pytest.mark.parametrize(
+    "byte", [b"\0", b"\x1f", b" ", b"!", b"#", b"[", b"]", b"\x7f", b"\x80", b"\xff", b"\\n", b"\\x", b'"']
+)
+def test_each_byte_of_a_string_is_looked_at(byte: bytes) -> None:
+    """Strings are scanned several bytes at a time."""
+    decode_body(Endpoint.CHAT, BODY % b"a")
+    for size in range(40):
+        for position in range(size + 1):
+            body = BODY % (b"x" * position + byte + b"x" * (size - position))
+            assert decoded(body, decode_body) == decoded(body, plain_decode_body), body
+
+
+@needs_native
 def test_the_second_of_a_kind_is_not_decoded() -> None:
     first, second = (decode_body(Endpoint.CHAT, BODY % text) for text in (b"a", "ü".encode()))
     assert second is decode_body(Endpoint.CHAT, BODY % b"c")
