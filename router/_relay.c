@@ -9,6 +9,7 @@
 // A read that is not one more token like the last goes to the attempt, as it would without this file.
 
 #include "_native.h"
+#include "_token.h"
 
 #include "../ringbuffer/_publish.h"
 
@@ -76,35 +77,6 @@ typedef struct {
 static struct {
     PyObject *prefix, *suffix, *code, *aligned, *misses;
 } names;
-
-enum { CHUNK_DIGITS_MAX = 3 };
-
-static inline int digit_of(unsigned char byte)
-{
-    if (byte >= '0' && byte <= '9')
-        return byte - '0';
-    byte |= 0x20;
-    return byte >= 'a' && byte <= 'f' ? byte - 'a' + 10 : -1;
-}
-
-// The payload's size if the read is one chunk with one event that differs from the template in its text only, else 0; as
-// same_token() in _scan.c.
-static Py_ssize_t token_size(const Relay *self, text at, Py_ssize_t bytes)
-{
-    text line = at, end = at + bytes;
-    Py_ssize_t size = 0;
-    for (int digit; at < end && at - line < CHUNK_DIGITS_MAX && (digit = digit_of(*at)) >= 0; at++)
-        size = size * 16 + digit;
-    Py_ssize_t prefix_bytes = PyBytes_Size(self->prefix), suffix_bytes = PyBytes_Size(self->suffix);
-    if (at == line || *line == '0' || end - at < 2 + prefix_bytes + 1 + suffix_bytes || at[0] != '\r' || at[1] != '\n')
-        return 0;
-    at += 2;
-    text value = at + prefix_bytes, value_end = end - suffix_bytes;
-    bool same = end - at - 2 == size && memcmp(at, PyBytes_AsString(self->prefix), prefix_bytes) == 0
-        && memcmp(value_end, PyBytes_AsString(self->suffix), suffix_bytes) == 0
-        && memchr(value, '"', value_end - value) == NULL;
-    return same ? size : 0;
-}
 
 static inline number monotonic_ns(void)
 {
@@ -203,7 +175,7 @@ static PyObject *relay_take(PyObject *given, PyObject *const *arguments, Py_ssiz
     if (self->is_stale && !arm(self))
         return NULL;
     Py_ssize_t bytes = PyBytes_Size(data);
-    Py_ssize_t size = self->word3 == 0 ? 0 : token_size(self, (text)PyBytes_AsString(data), bytes);
+    Py_ssize_t size = self->word3 == 0 ? 0 : token_size((text)PyBytes_AsString(data), bytes, self->prefix, self->suffix);
     if (size == 0)
         return other_read(self, data, arguments[1]);
     number now = as_number(arguments[1]);

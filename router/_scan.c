@@ -1,9 +1,13 @@
-// One read of a host's stream → its events, in one call; and what else needs to understand JSON (split_body for
-// bodies of requests, pack_usage). The twins are router/hosts/scanner.py for Scan and
-// plain_same_token() in router/hosts/native_scan.py; they are the fallback, and the judges of what is right.
+// What needs to understand JSON, each in one call. The twins are the fallback, and the judges of what is right:
 //
-// Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
-// there may be strict, and nothing may guess. Taken are reads that consist of
+//     Scan          router/hosts/scanner.py            one read of a host's stream → its events
+//     split_body    router/messages.py                 a body of a request without its messages (decode_body() judges it)
+//     pack_usage    router/telemetry/host_report.py    counts of tokens as a record has them
+//     same_token    router/hosts/native_scan.py        whether a read is one more token like the last
+//
+// Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever
+// is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything there may be
+// strict, and nothing may guess. Taken are reads that consist of
 //
 //     whole chunks            size in hexadecimal, CR LF, payload, CR LF (RFC 9112 §7.1), without extensions
 //       of whole events       "data: " object LF LF, or "data: [DONE]" LF LF
@@ -15,31 +19,13 @@
 //
 // Words of an event's code (see records.py): kind | flags << 8 | choice << 32.
 
+#include "_events.h"
 #include "_json.h"
-#include "_native.h"
 #include "_slots.h"
+#include "_token.h"
+#include "_usage.h"
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-
-enum { KIND_HEAD = 3, KIND_TEXT = 4, KIND_REASONING = 5, KIND_TOOL_CALL = 6, KIND_FINISH = 7, KIND_USAGE = 8, KIND_SENTINEL = 16 };
-enum { FLAG_HOST_EVENT = 1, FLAG_FINISH = 2, FLAG_USAGE = 4, FLAG_REMOVED = 8 };
-enum { DEPTH_MAX = 64, EVENTS_MAX = 4096, FINISHED_MAX = 128, INDEX_DIGITS_MAX = 5, CHUNK_DIGITS_MAX = 6, SAME_DIGITS_MAX = 3 };
-
-// What was found in one event.
-typedef struct {
-    bool has_choices;
-    int choice_count;
-    int choice_max;  // largest index + 1
-    int first_index;
-    int kind;  // of the first choice with content, 0 if none has
-    int kind_index;
-    bool finished;
-    span usage, timings, metrics, progress;
-    int text_count;  // values that a template could be made around, wherever they stand
-    span text_value;
-} event_facts;
+enum { EVENTS_MAX = 4096, CHUNK_DIGITS_MAX = 6 };
 
 // What was found in one read.
 typedef struct {
@@ -47,8 +33,7 @@ typedef struct {
     int content_count;
     int choice_max;
     bool has_choices;
-    int finished[FINISHED_MAX];
-    int finished_count;
+    finished_choices finished;
     span usage, timings, metrics, sentinel, lesson, lesson_text;
     uint64_t lesson_code;
     unsigned char *kept;  // the events that go out, joined; used when not all of the read does
@@ -56,474 +41,6 @@ typedef struct {
     bool removed;
     bool ended;
 } read_facts;
-
-typedef struct {
-    text at, end;
-    int depth;
-    event_facts *facts;
-} cursor;
-
-// ---------------------------------------------------------------- JSON (RFC 8259)
-
-static void skip_blanks(cursor *c)
-{
-    while (c->at < c->end && (*c->at == ' ' || *c->at == '\t'))
-        c->at++;
-}
-
-static bool take(cursor *c, char byte)
-{
-    skip_blanks(c);
-    if (c->at >= c->end || *c->at != (unsigned char)byte)
-        return false;
-    c->at++;
-    return true;
-}
-
-static bool next_is(cursor *c, char byte)
-{
-    skip_blanks(c);
-    return c->at < c->end && *c->at == (unsigned char)byte;
-}
-
-static bool take_word(cursor *c, const char *word, size_t length)
-{
-    if ((size_t)(c->end - c->at) < length || memcmp(c->at, word, length) != 0)
-        return false;
-    c->at += length;
-    return true;
-}
-
-static bool is_continuation(text at, text end)
-{
-    return at < end && (*at & 0xC0) == 0x80;
-}
-
-// Length of a well-formed sequence of two to four bytes (Unicode 15, table 3-7), 0 if it is none.
-static int utf8_length(text at, text end)
-{
-    unsigned char lead = at[0];
-    unsigned char second = at + 1 < end ? at[1] : 0;
-    if (lead >= 0xC2 && lead <= 0xDF)
-        return is_continuation(at + 1, end) ? 2 : 0;
-    if (lead >= 0xE0 && lead <= 0xEF) {
-        bool second_fits = lead == 0xE0 ? second >= 0xA0 && second <= 0xBF
-            : lead == 0xED              ? second >= 0x80 && second <= 0x9F
-                                        : is_continuation(at + 1, end);
-        return second_fits && is_continuation(at + 2, end) ? 3 : 0;
-    }
-    if (lead >= 0xF0 && lead <= 0xF4) {
-        bool second_fits = lead == 0xF0 ? second >= 0x90 && second <= 0xBF
-            : lead == 0xF4              ? second >= 0x80 && second <= 0x8F
-                                        : is_continuation(at + 1, end);
-        return second_fits && is_continuation(at + 2, end) && is_continuation(at + 3, end) ? 4 : 0;
-    }
-    return 0;
-}
-
-static bool is_hex(unsigned char byte)
-{
-    return (byte >= '0' && byte <= '9') || (byte >= 'a' && byte <= 'f') || (byte >= 'A' && byte <= 'F');
-}
-
-// Length of an escape sequence, 0 if it is none or half a surrogate pair, about which decoders differ.
-static int escape_length(text at, text end)
-{
-    if (end - at < 2)
-        return 0;
-    if (at[1] != 'u')
-        return memchr("\"\\/bfnrt", at[1], 8) != NULL ? 2 : 0;
-    if (end - at < 6 || !is_hex(at[2]) || !is_hex(at[3]) || !is_hex(at[4]) || !is_hex(at[5]))
-        return 0;
-    bool surrogate = (at[2] == 'd' || at[2] == 'D') && at[3] >= '8';
-    return surrogate ? 0 : 6;
-}
-
-// Bytes of a string that stand for themselves: ASCII but for control characters, the quotation mark and the backslash.
-static unsigned char is_plain[256];
-
-static void fill_tables(void)
-{
-    for (int byte = 0x20; byte < 0x80; byte++)
-        is_plain[byte] = byte != '"' && byte != '\\';
-}
-
-// Skip the bytes that stand for themselves: sixteen at a time where the processor's family can (a byte of 0x80 or more is
-// below zero there, and so below the blank), then eight at a time: a byte that does not sets its highest bit in `found`. (A
-// borrow may set that of a byte behind it as well, so only the first counts.)
-static inline text behind_plain(text at, text end)
-{
-#ifdef __SSE2__
-    const __m128i quotes = _mm_set1_epi8('"'), backslashes = _mm_set1_epi8('\\'), blanks = _mm_set1_epi8(' ');
-    for (; end - at >= 16; at += 16) {
-        __m128i given = _mm_loadu_si128((const __m128i *)at);
-        __m128i escapes = _mm_or_si128(_mm_cmpeq_epi8(given, quotes), _mm_cmpeq_epi8(given, backslashes));
-        int others = _mm_movemask_epi8(_mm_or_si128(escapes, _mm_cmplt_epi8(given, blanks)));
-        if (others != 0)
-            return at + __builtin_ctz((unsigned)others);
-    }
-#endif
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
-    for (; end - at >= 8; at += 8) {
-        uint64_t bytes;
-        memcpy(&bytes, at, sizeof bytes);
-        uint64_t quote = bytes ^ ones * '"', backslash = bytes ^ ones * '\\';
-        uint64_t found = bytes | ((bytes - ones * 0x20) & ~bytes) | ((quote - ones) & ~quote) | ((backslash - ones) & ~backslash);
-        if ((found & highs) != 0)
-            return at + __builtin_ctzll(found & highs) / 8;
-    }
-#endif
-    while (at < end && is_plain[*at])
-        at++;
-    return at;
-}
-
-// Take a string; `inside` is what stands between its quotation marks.
-static bool take_string(cursor *c, span *inside, bool *escaped)
-{
-    if (!take(c, '"'))
-        return false;
-    text at = c->at, end = c->end;
-    inside->begin = at;
-    *escaped = false;
-    for (;;) {
-        at = behind_plain(at, end);
-        if (at >= end || *at == '"')
-            break;
-        if (*at == '\\') {
-            int length = escape_length(at, end);
-            if (length == 0)
-                return false;
-            *escaped = true;
-            at += length;
-        } else {
-            int length = *at >= 0x80 ? utf8_length(at, end) : 0;
-            if (length == 0)
-                return false;
-            at += length;
-        }
-    }
-    if (at >= end)
-        return false;
-    inside->end = at;
-    c->at = at + 1;
-    return true;
-}
-
-static bool take_digits(cursor *c)
-{
-    text begin = c->at;
-    while (c->at < c->end && *c->at >= '0' && *c->at <= '9')
-        c->at++;
-    return c->at > begin;
-}
-
-static bool take_number(cursor *c)
-{
-    if (c->at < c->end && *c->at == '-')
-        c->at++;
-    if (c->at < c->end && *c->at == '0')
-        c->at++;
-    else if (!take_digits(c))
-        return false;
-    if (c->at < c->end && *c->at == '.') {
-        c->at++;
-        if (!take_digits(c))
-            return false;
-    }
-    if (c->at < c->end && (*c->at == 'e' || *c->at == 'E')) {
-        c->at++;
-        if (c->at < c->end && (*c->at == '+' || *c->at == '-'))
-            c->at++;
-        return take_digits(c);
-    }
-    return true;
-}
-
-static bool is(span name, const char *word)
-{
-    size_t length = strlen(word);
-    return (size_t)(name.end - name.begin) == length && memcmp(name.begin, word, length) == 0;
-}
-
-// Take `"name":` of an object's member.
-static bool take_name(cursor *c, span *name)
-{
-    bool escaped;
-    return take_string(c, name, &escaped) && !escaped && take(c, ':');
-}
-
-// A text that a template could be made around: what the expression _TEXT_VALUE of scanner.py finds.
-static void note_text(cursor *c, span name, span value)
-{
-    if (value.begin == value.end || !(is(name, "content") || is(name, "text") || is(name, "reasoning") || is(name, "reasoning_content")))
-        return;
-    c->facts->text_count++;
-    c->facts->text_value = value;
-}
-
-static bool take_value(cursor *c, span name);
-
-// Take the members of an object, or the elements of an array, about which nothing needs to be known.
-static bool take_container(cursor *c, bool is_object)
-{
-    char close = is_object ? '}' : ']';
-    if (++c->depth > DEPTH_MAX)
-        return false;
-    c->at++;
-    if (!next_is(c, close)) {
-        do {
-            span name = {(text) "", (text) ""};
-            if (is_object && !take_name(c, &name))
-                return false;
-            if (!take_value(c, name))
-                return false;
-        } while (take(c, ','));
-    }
-    c->depth--;
-    return take(c, close);
-}
-
-static bool take_value(cursor *c, span name)
-{
-    skip_blanks(c);
-    if (c->at >= c->end)
-        return false;
-    switch (*c->at) {
-    case '"': {
-        span value;
-        bool escaped;
-        if (!take_string(c, &value, &escaped))
-            return false;
-        note_text(c, name, value);
-        return true;
-    }
-    case '{': return take_container(c, true);
-    case '[': return take_container(c, false);
-    case 't': return take_word(c, "true", 4);
-    case 'f': return take_word(c, "false", 5);
-    case 'n': return take_word(c, "null", 4);
-    default: return take_number(c);
-    }
-}
-
-// ---------------------------------------------------------------- OpenAI's objects
-
-// A value kept as it stands; null is as if it were not there.
-static bool take_raw(cursor *c, span name, span *raw)
-{
-    skip_blanks(c);
-    text begin = c->at;
-    if (!take_value(c, name))
-        return false;
-    raw->begin = c->at - begin == 4 && memcmp(begin, "null", 4) == 0 ? NULL : begin;
-    raw->end = c->at;
-    return true;
-}
-
-// A string or null; `full` tells whether it is a string that is not empty.
-static bool take_text_or_null(cursor *c, span name, bool *full)
-{
-    span value;
-    bool escaped;
-    *full = false;
-    if (next_is(c, 'n'))
-        return take_word(c, "null", 4);
-    if (!take_string(c, &value, &escaped))
-        return false;
-    note_text(c, name, value);
-    *full = value.end > value.begin;
-    return true;
-}
-
-// An array or object (as `open` says) or null; `full` tells whether it has members.
-static bool take_container_or_null(cursor *c, char open, bool *full)
-{
-    *full = false;
-    if (next_is(c, 'n'))
-        return take_word(c, "null", 4);
-    if (!next_is(c, open))
-        return false;
-    text begin = c->at + 1;
-    if (!take_container(c, open == '{'))
-        return false;
-    while (*begin == ' ' || *begin == '\t')
-        begin++;
-    *full = begin < c->at - 1;
-    return true;
-}
-
-static bool seen(unsigned *keys, unsigned key)
-{
-    bool twice = (*keys & key) != 0;
-    *keys |= key;
-    return twice;
-}
-
-// Content of a delta, in the order in which the twin looks at its fields.
-typedef struct {
-    bool text, reasoning, tool_call;
-} content_facts;
-
-static bool take_delta(cursor *c, content_facts *content)
-{
-    static const struct {
-        const char *name;
-        enum { IS_TEXT, IS_REASONING, IS_ARRAY, IS_OBJECT } what;
-    } fields[] = {
-        {"content", IS_TEXT}, {"refusal", IS_TEXT}, {"reasoning", IS_REASONING}, {"reasoning_content", IS_REASONING},
-        {"tool_calls", IS_ARRAY}, {"function_call", IS_OBJECT},
-    };
-    unsigned keys = 0;
-    if (next_is(c, 'n'))
-        return take_word(c, "null", 4);
-    if (!take(c, '{'))
-        return false;
-    if (take(c, '}'))
-        return true;
-    do {
-        span name;
-        if (!take_name(c, &name))
-            return false;
-        size_t field = 0;
-        while (field < sizeof fields / sizeof *fields && !is(name, fields[field].name))
-            field++;
-        bool full = false;
-        if (field == sizeof fields / sizeof *fields) {
-            if (!take_value(c, name))
-                return false;
-            continue;
-        }
-        if (seen(&keys, 1u << field))
-            return false;
-        if (fields[field].what == IS_ARRAY || fields[field].what == IS_OBJECT) {
-            if (!take_container_or_null(c, fields[field].what == IS_ARRAY ? '[' : '{', &full))
-                return false;
-            content->tool_call |= full;
-        } else {
-            if (!take_text_or_null(c, name, &full))
-                return false;
-            *(fields[field].what == IS_TEXT ? &content->text : &content->reasoning) |= full;
-        }
-    } while (take(c, ','));
-    return take(c, '}');
-}
-
-static bool take_index(cursor *c, int *index)
-{
-    skip_blanks(c);
-    text begin = c->at;
-    if (!take_digits(c) || c->at - begin > INDEX_DIGITS_MAX || (*begin == '0' && c->at - begin > 1))
-        return false;
-    int value = 0;
-    for (text at = begin; at < c->at; at++)
-        value = value * 10 + (*at - '0');
-    if (value > 0xFFFF || (c->at < c->end && memchr(".eE", *c->at, 3) != NULL))
-        return false;
-    *index = value;
-    return true;
-}
-
-static bool take_choice(cursor *c, read_facts *read)
-{
-    enum { INDEX = 1, DELTA = 2, TEXT = 4, FINISH = 8 };
-    event_facts *facts = c->facts;
-    content_facts content = {false, false, false};
-    bool has_text = false, finished = false;
-    unsigned keys = 0;
-    int index = 0;
-    if (!take(c, '{'))
-        return false;
-    if (!take(c, '}')) {
-        do {
-            span name;
-            bool ok;
-            if (!take_name(c, &name))
-                return false;
-            if (is(name, "delta"))
-                ok = !seen(&keys, DELTA) && take_delta(c, &content);
-            else if (is(name, "index"))
-                ok = !seen(&keys, INDEX) && take_index(c, &index);
-            else if (is(name, "text"))
-                ok = !seen(&keys, TEXT) && take_text_or_null(c, name, &has_text);
-            else if (is(name, "finish_reason"))
-                ok = !seen(&keys, FINISH) && take_text_or_null(c, name, &finished);
-            else
-                ok = take_value(c, name);
-            if (!ok)
-                return false;
-        } while (take(c, ','));
-        if (!take(c, '}'))
-            return false;
-    }
-    if (facts->choice_count++ == 0)
-        facts->first_index = index;
-    if (index >= facts->choice_max)
-        facts->choice_max = index + 1;
-    if (facts->kind == 0) {
-        facts->kind = has_text || content.text ? KIND_TEXT : content.reasoning ? KIND_REASONING : content.tool_call ? KIND_TOOL_CALL : 0;
-        facts->kind_index = index;
-    }
-    if (finished) {
-        facts->finished = true;
-        if (read->finished_count == FINISHED_MAX)
-            return false;
-        read->finished[read->finished_count++] = index;
-    }
-    return true;
-}
-
-static bool take_choices(cursor *c, read_facts *read)
-{
-    if (next_is(c, 'n'))
-        return take_word(c, "null", 4);
-    if (!take(c, '['))
-        return false;
-    c->facts->has_choices = true;
-    if (take(c, ']'))
-        return true;
-    do {
-        if (!take_choice(c, read))
-            return false;
-    } while (take(c, ','));
-    return take(c, ']');
-}
-
-static bool take_object(cursor *c, read_facts *read)
-{
-    enum { CHOICES = 1, USAGE = 2, TIMINGS = 4, METRICS = 8, PROGRESS = 16 };
-    event_facts *facts = c->facts;
-    unsigned keys = 0;
-    if (!take(c, '{'))
-        return false;
-    if (!take(c, '}')) {
-        do {
-            span name;
-            bool ok;
-            if (!take_name(c, &name) || is(name, "error"))
-                return false;
-            if (is(name, "choices"))
-                ok = !seen(&keys, CHOICES) && take_choices(c, read);
-            else if (is(name, "usage"))
-                ok = !seen(&keys, USAGE) && take_raw(c, name, &facts->usage);
-            else if (is(name, "timings"))
-                ok = !seen(&keys, TIMINGS) && take_raw(c, name, &facts->timings);
-            else if (is(name, "metrics"))
-                ok = !seen(&keys, METRICS) && take_raw(c, name, &facts->metrics);
-            else if (is(name, "prompt_progress"))
-                ok = !seen(&keys, PROGRESS) && take_raw(c, name, &facts->progress);
-            else
-                ok = take_value(c, name);
-            if (!ok)
-                return false;
-        } while (take(c, ','));
-        if (!take(c, '}'))
-            return false;
-    }
-    skip_blanks(c);
-    return c->at == c->end;
-}
 
 // ---------------------------------------------------------------- events and reads
 
@@ -543,28 +60,6 @@ static void keep(read_facts *read, text event, Py_ssize_t size)
     read->kept_bytes += size;
 }
 
-// The event's code as _classify_answer of the twin makes it; `stays` tells whether the client gets it.
-static uint64_t classify(const event_facts *facts, bool drop_usage, bool drop_progress, bool *stays)
-{
-    uint64_t flags = FLAG_HOST_EVENT | (facts->usage.begin != NULL ? FLAG_USAGE : 0);
-    bool progress = drop_progress && facts->progress.begin != NULL;
-    *stays = true;
-    if (facts->choice_count == 0) {
-        if (facts->usage.begin == NULL) {
-            *stays = !progress;
-            return KIND_HEAD | flags << 8;
-        }
-        *stays = !facts->has_choices || !drop_usage;
-        return KIND_USAGE | flags << 8;
-    }
-    if (facts->finished)
-        flags |= FLAG_FINISH;
-    if (facts->kind != 0)
-        return facts->kind | flags << 8 | (uint64_t)facts->kind_index << 32;
-    *stays = !progress || facts->finished;
-    return (facts->finished ? KIND_FINISH : KIND_HEAD) | flags << 8 | (uint64_t)facts->first_index << 32;
-}
-
 static void keep_raw(span *kept, span found)
 {
     if (found.begin != NULL)
@@ -581,8 +76,8 @@ static bool take_event(read_facts *read, text event, text line_end, bool drop_us
         return append_event(read, KIND_SENTINEL | FLAG_HOST_EVENT << 8, size);
     }
     event_facts facts = {0};
-    cursor c = {data, line_end, 0, &facts};
-    if (!take_object(&c, read))
+    cursor c = {.at = data, .end = line_end};
+    if (!take_object(&c, &facts, &read->finished))
         return false;
     bool stays;
     uint64_t code = classify(&facts, drop_usage, drop_progress, &stays);
@@ -598,7 +93,7 @@ static bool take_event(read_facts *read, text event, text line_end, bool drop_us
         read->content_count++;
         if (facts.choice_count == 1 && !facts.finished && facts.usage.begin == NULL && facts.kind != KIND_TOOL_CALL) {
             read->lesson = (span){event, event + size};
-            read->lesson_text = facts.text_count == 1 ? facts.text_value : (span){NULL, NULL};
+            read->lesson_text = c.text_count == 1 ? c.text_value : (span){NULL, NULL};
             read->lesson_code = code;
         }
     }
@@ -622,11 +117,6 @@ static bool take_events(read_facts *read, text at, text end, bool drop_usage, bo
         at = line_end + 2;
     }
     return true;
-}
-
-static int hex_value(unsigned char byte)
-{
-    return byte <= '9' ? byte - '0' : (byte | 0x20) - 'a' + 10;
 }
 
 // Take chunk after chunk; `chunks_end` is where those with events end.
@@ -687,9 +177,9 @@ static PyObject *outgoing(PyObject *data, const read_facts *read, bool raw, Py_s
 
 static PyObject *finished_tuple(const read_facts *read)
 {
-    PyObject *tuple = PyTuple_New(read->finished_count);
-    for (int i = 0; tuple != NULL && i < read->finished_count; i++) {
-        PyObject *index = PyLong_FromLong(read->finished[i]);
+    PyObject *tuple = PyTuple_New(read->finished.count);
+    for (int i = 0; tuple != NULL && i < read->finished.count; i++) {
+        PyObject *index = PyLong_FromLong(read->finished.all[i]);
         if (index == NULL || PyTuple_SetItem(tuple, i, index) != 0) {
             Py_DECREF(tuple);
             return NULL;
@@ -714,9 +204,7 @@ typedef struct {
 
 static PyObject *get(const Scan *self, PyObject *scanner, int which)
 {
-    const slot *from = self->slots + which;
-    PyObject *value = from->kind == IS_OBJECT ? object_at(scanner, from) : NULL;
-    return value != NULL ? Py_NewRef(value) : PyObject_GetAttr(scanner, from->name);
+    return value_at(scanner, true, self->slots + which);
 }
 
 // Store a value and take it over; false where it is NULL, with an exception set.
@@ -776,7 +264,7 @@ static bool put_events(const Scan *self, PyObject *scanner, PyObject *found)
 
 static bool put_finished(const Scan *self, PyObject *scanner, const read_facts *read)
 {
-    if (read->finished_count == 0)
+    if (read->finished.count == 0)
         return true;
     PyObject *before = get(self, scanner, FINISHED), *now = before == NULL ? NULL : finished_tuple(read);
     PyObject *all = now == NULL ? NULL : PyObject_CallMethodObjArgs(before, self->union_name, now, NULL);
@@ -884,9 +372,8 @@ static PyObject *scan_new(PyTypeObject *type, PyObject *arguments, PyObject *nam
     Scan *self = (Scan *)PyType_GenericNew(type, NULL, NULL);
     if (self != NULL && (self->union_name = PyUnicode_InternFromString("union")) == NULL)
         Py_CLEAR(self);
-    for (int i = 0; self != NULL && i < SCANNER_SLOTS; i++)
-        if ((self->slots[i].name = PyUnicode_InternFromString(slot_names[i])) == NULL || !find_slot(probe, self->slots + i))
-            Py_CLEAR(self);
+    if (self != NULL && !find_named_slots(probe, slot_names, self->slots, SCANNER_SLOTS))
+        Py_CLEAR(self);
     if (self != NULL)
         self->known = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(probe));
     return (PyObject *)self;
@@ -894,14 +381,10 @@ static PyObject *scan_new(PyTypeObject *type, PyObject *arguments, PyObject *nam
 
 static void scan_dealloc(Scan *self)
 {
-    PyTypeObject *type = Py_TYPE((PyObject *)self);
-    for (int i = 0; i < SCANNER_SLOTS; i++)
-        Py_XDECREF(self->slots[i].name);
+    release_slots(self->slots, SCANNER_SLOTS);
     Py_XDECREF(self->union_name);
     Py_XDECREF((PyObject *)self->known);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
-    Py_DECREF(type);
+    free_object(self);
 }
 
 static PyMethodDef scan_methods[] = {
@@ -926,7 +409,6 @@ PyDoc_STRVAR(split_body_doc,
     "Return (the body without the value of its `messages`, where that value begins, where it ends), or None unless the body is\n"
     "a JSON object of the usual form whose `messages` are an array.");
 
-// The judge is decode_body() in router/messages.py: of two bodies with the same rest it decodes the same but for messages.
 static PyObject *split_body(PyObject *module, PyObject *body)
 {
     (void)module;
@@ -935,29 +417,22 @@ static PyObject *split_body(PyObject *module, PyObject *body)
         return NULL;
     }
     text begin = (text)PyBytes_AsString(body);
-    event_facts nothing = {0};
-    cursor c = {begin, begin + PyBytes_Size(body), 0, &nothing};
+    cursor c = {.at = begin, .end = begin + PyBytes_Size(body)};
     span messages = {NULL, NULL};
-    if (!take(&c, '{'))
-        Py_RETURN_NONE;
-    do {
-        span name;
-        if (!take_name(&c, &name))
-            Py_RETURN_NONE;
+    members all;
+    for (bool is_more = first_member(&c, &all); is_more; is_more = next_member(&c, &all)) {
         skip_blanks(&c);
-        bool is_messages = is(name, "messages");
+        bool is_messages = is(all.name, "messages");
         if (is_messages && (messages.begin != NULL || c.at >= c.end || *c.at != '['))
             Py_RETURN_NONE;
         text value = c.at;
-        if (!take_value(&c, name))
+        if (!take_value(&c, all.name))
             Py_RETURN_NONE;
         if (is_messages)
             messages = (span){value, c.at};
-    } while (take(&c, ','));
-    if (!take(&c, '}'))
-        Py_RETURN_NONE;
+    }
     skip_blanks(&c);
-    if (c.at != c.end || messages.begin == NULL)
+    if (!all.is_whole || c.at != c.end || messages.begin == NULL)
         Py_RETURN_NONE;
     Py_ssize_t before = messages.begin - begin, after = c.end - messages.end;
     PyObject *rest = PyBytes_FromStringAndSize(NULL, before + after);
@@ -970,8 +445,7 @@ static PyObject *split_body(PyObject *module, PyObject *body)
 
 static bool is_array(text begin, text end)
 {
-    event_facts nothing = {0};
-    cursor c = {begin, end, 0, &nothing};
+    cursor c = {.at = begin, .end = end};
     return begin < end && *begin == '[' && take_container(&c, false) && c.at == end;
 }
 
@@ -979,83 +453,10 @@ static const json_t json = {is_array};
 
 // ---------------------------------------------------------------- usage
 
-enum { USAGE_NUMBERS = 5, COUNT_DIGITS_MAX = 10 };  // the layout is that of TOKENS in records.py
-
-static bool take_count(cursor *c, uint32_t *count)
-{
-    skip_blanks(c);
-    text begin = c->at;
-    if (!take_digits(c) || c->at - begin > COUNT_DIGITS_MAX || (*begin == '0' && c->at - begin > 1))
-        return false;
-    uint64_t value = 0;
-    for (text at = begin; at < c->at; at++)
-        value = value * 10 + (*at - '0');
-    if (value > UINT32_MAX || (c->at < c->end && memchr(".eE", *c->at, 3) != NULL))
-        return false;
-    *count = (uint32_t)value;
-    return true;
-}
-
-// Take an object with a count in it, or null.
-static bool take_details(cursor *c, const char *field, uint32_t *count)
-{
-    bool is_twice = false;
-    if (next_is(c, 'n'))
-        return take_word(c, "null", 4);
-    if (!take(c, '{'))
-        return false;
-    if (take(c, '}'))
-        return true;
-    do {
-        span name;
-        if (!take_name(c, &name))
-            return false;
-        if (!is(name, field)) {
-            if (!take_value(c, name))
-                return false;
-        } else if (is_twice || !take_count(c, count)) {
-            return false;
-        } else {
-            is_twice = true;
-        }
-    } while (take(c, ','));
-    return take(c, '}');
-}
-
-static bool take_usage(cursor *c, uint32_t numbers[USAGE_NUMBERS])
-{
-    enum { IN = 1, OUT = 2, IN_DETAILS = 4, OUT_DETAILS = 8 };
-    unsigned keys = 0;
-    if (!take(c, '{'))
-        return false;
-    do {
-        span name;
-        bool ok;
-        if (!take_name(c, &name))
-            return false;
-        if (is(name, "prompt_tokens"))
-            ok = !seen(&keys, IN) && take_count(c, numbers);
-        else if (is(name, "completion_tokens"))
-            ok = !seen(&keys, OUT) && take_count(c, numbers + 1);
-        else if (is(name, "prompt_tokens_details"))
-            ok = !seen(&keys, IN_DETAILS) && take_details(c, "cached_tokens", numbers + 2);
-        else if (is(name, "completion_tokens_details"))
-            ok = !seen(&keys, OUT_DETAILS) && take_details(c, "reasoning_tokens", numbers + 3);
-        else
-            ok = take_value(c, name);
-        if (!ok)
-            return false;
-    } while (take(c, ','));
-    numbers[4] = numbers[1] != 0;
-    bool ends = take(c, '}');
-    skip_blanks(c);
-    return ends && c->at == c->end && (keys & IN) != 0;
-}
-
 PyDoc_STRVAR(pack_usage_doc,
     "pack_usage(usage)\n--\n\nReturn the counts of tokens in usage of OpenAI's shape as a record has them, None for any other.");
 
-// The twin is read_report() in router/telemetry/host_report.py, packed as Telemetry does.
+// As read_report() in router/telemetry/host_report.py and then Telemetry do.
 static PyObject *pack_usage(PyObject *module, PyObject *usage)
 {
     (void)module;
@@ -1063,20 +464,20 @@ static PyObject *pack_usage(PyObject *module, PyObject *usage)
         PyErr_SetString(PyExc_TypeError, "pack_usage(usage: bytes)");
         return NULL;
     }
-    event_facts nothing = {0};
-    cursor c = {(text)PyBytes_AsString(usage), NULL, 0, &nothing};
-    c.end = c.at + PyBytes_Size(usage);
+    text begin = (text)PyBytes_AsString(usage);
+    cursor c = {.at = begin, .end = begin + PyBytes_Size(usage)};
     uint32_t numbers[USAGE_NUMBERS] = {0};
     if (!take_usage(&c, numbers))
         Py_RETURN_NONE;
     return PyBytes_FromStringAndSize((const char *)numbers, sizeof numbers);
 }
 
+// ---------------------------------------------------------------- tokens
+
 PyDoc_STRVAR(same_token_doc,
     "same_token(data, prefix, suffix)\n--\n\n"
     "Return the payload's size if a read is one chunk with one event that differs from the template in its text only, else 0.");
 
-// The twin of plain_same_token() in router/hosts/native_scan.py, which takes chunks of up to 4,095 bytes as well.
 static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 {
     (void)module;
@@ -1084,19 +485,8 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
         PyErr_SetString(PyExc_TypeError, "same_token(data: bytes, prefix: bytes, suffix: bytes)");
         return NULL;
     }
-    text at = (text)PyBytes_AsString(arguments[0]), end = at + PyBytes_Size(arguments[0]), line = at;
-    Py_ssize_t prefix_bytes = PyBytes_Size(arguments[1]), suffix_bytes = PyBytes_Size(arguments[2]), size = 0;
-    while (at < end && at - line < SAME_DIGITS_MAX && is_hex(*at))
-        size = size * 16 + hex_value(*at++);
-    if (prefix_bytes == 0 || at == line || *line == '0' || end - at < 2 + prefix_bytes + 1 + suffix_bytes || at[0] != '\r' || at[1] != '\n')
-        return PyLong_FromLong(0);
-    at += 2;
-    text value = at + prefix_bytes, value_end = end - suffix_bytes;
-    if (end - at - 2 != size || memcmp(at, PyBytes_AsString(arguments[1]), prefix_bytes) != 0
-        || memcmp(value_end, PyBytes_AsString(arguments[2]), suffix_bytes) != 0
-        || memchr(value, '"', value_end - value) != NULL)
-        return PyLong_FromLong(0);
-    return PyLong_FromSsize_t(size);
+    text data = (text)PyBytes_AsString(arguments[0]);
+    return PyLong_FromSsize_t(token_size(data, PyBytes_Size(arguments[0]), arguments[1], arguments[2]));
 }
 
 static PyMethodDef methods[] = {
@@ -1112,7 +502,6 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__scan(void)
 {
-    fill_tables();
     PyObject *module = PyModule_Create(&definition), *type = PyType_FromSpec(&scan_spec);
     PyObject *shared = PyCapsule_New((void *)&json, RINGROUTER_JSON, NULL);
     if (module == NULL || type == NULL || shared == NULL || PyModule_AddObjectRef(module, "Scan", type) != 0

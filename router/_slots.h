@@ -80,4 +80,26 @@ static inline uint64_t *number_at(PyObject *owner, const slot *from)
     return (uint64_t *)((char *)owner + from->offset);
 }
 
+// The value of an attribute, a new reference; NULL with an exception set. `is_known`: the owner is of the probe's class.
+static inline PyObject *value_at(PyObject *owner, bool is_known, const slot *from)
+{
+    PyObject *value = is_known && from->kind == IS_OBJECT ? object_at(owner, from) : NULL;
+    return value != NULL ? Py_NewRef(value) : PyObject_GetAttr(owner, from->name);
+}
+
+// Find the slots of these names; false with an exception set. What was found is to be released either way.
+static inline bool find_named_slots(PyObject *probe, const char *const *names, slot *to, int count)
+{
+    for (int i = 0; i < count; i++)
+        if ((to[i].name = PyUnicode_InternFromString(names[i])) == NULL || !find_slot(probe, to + i))
+            return false;
+    return true;
+}
+
+static inline void release_slots(slot *slots, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        Py_XDECREF(slots[i].name);
+}
+
 #endif

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.waiting import shared_memory_directory
 
 # Every run of the tests draws the same examples and none is timed: what fails, fails for everybody and again, and no
 # busy machine fails anything. `pytest --hypothesis-profile=search` looks for new ones.
@@ -63,3 +67,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Lower the priority of the process that computes."""
     if hasattr(item.config, "workerinput") and group_of(item.nodeid) == "computed":
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A fresh directory in shared memory, as rings need it."""
+    with shared_memory_directory() as path:
+        yield path

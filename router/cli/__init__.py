@@ -70,6 +70,15 @@ def fail_to_read(error: Exception) -> int:
     return stats.EXIT_VERSION if is_version else stats.EXIT_NO_RING
 
 
+def fail_to_ask(error: Exception) -> int:
+    """Print why an observer tells nothing and return the exit code that says so: a wrong question is wrong usage."""
+    from router.errors import ConfigError  # noqa: PLC0415 - likewise
+    from router.observer.client import RefusedError  # noqa: PLC0415 - likewise
+
+    fail(error)
+    return EXIT_USAGE if isinstance(error, ConfigError | RefusedError) else EXIT_FAILED
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ringrouter", description="A router in front of language-model hosts.")
     parser.add_argument("--version", action="version", version=f"ringrouter {router.__version__}")

@@ -12,12 +12,12 @@ from typing import Final
 
 import msgspec
 
-from router.cli import EXIT_FAILED, EXIT_OK, fail
+from router.cli import EXIT_OK, fail_to_ask
 from router.cli.location import observer_address
 from router.cli.slo_table import as_text
 from router.errors import ConfigError
 from router.observer import client
-from router.observer.client import ObserverError, RefusedError
+from router.observer.client import ObserverError
 from router.observer.slo.status import SCHEMA, SloPage
 
 CLEAR_SCREEN: Final = "\x1b[2J\x1b[H"
@@ -42,11 +42,8 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 print(CLEAR_SCREEN if sys.stdout.isatty() else "--")
             _print(args, address)
-    except (ConfigError, RefusedError) as error:
-        return fail(error)
-    except ObserverError as error:
-        fail(error)
-        return EXIT_FAILED
+    except (ConfigError, ObserverError) as error:
+        return fail_to_ask(error)
     return EXIT_OK
 
 

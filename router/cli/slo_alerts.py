@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from router.cli import EXIT_FAILED, EXIT_OK, fail
+from router.cli import EXIT_FAILED, EXIT_OK, fail, fail_to_ask
 from router.cli.location import observer_address
 from router.errors import ConfigError
 from router.observer import client
-from router.observer.client import ObserverError, RefusedError
+from router.observer.client import ObserverError
 
 TEST_TIMEOUT_S: Final = 125.0
 """Longer than any sink may take (``observer.alerts.sinks.timeout_s``)."""
@@ -29,11 +29,8 @@ def show(args: argparse.Namespace) -> int:
     path = "/alerts.json" + (f"?fingerprint={quote(args.fingerprint)}" if args.fingerprint else "")
     try:
         body = client.get(observer_address(args), path)
-    except (ConfigError, RefusedError) as error:
-        return fail(error)
-    except ObserverError as error:
-        fail(error)
-        return EXIT_FAILED
+    except (ConfigError, ObserverError) as error:
+        return fail_to_ask(error)
     if args.json:
         sys.stdout.write(body.decode() + "\n")
         return EXIT_OK
@@ -81,11 +78,8 @@ def test(args: argparse.Namespace) -> int:
     path = "/alerts/test" + (f"?sink={quote(args.sink)}" if args.sink else "")
     try:
         body = client.post(observer_address(args), path, TEST_TIMEOUT_S)
-    except (ConfigError, RefusedError) as error:
-        return fail(error)
-    except ObserverError as error:
-        fail(error)
-        return EXIT_FAILED
+    except (ConfigError, ObserverError) as error:
+        return fail_to_ask(error)
     replies = msgspec.json.decode(body, type=list[dict[str, str | bool]])
     if args.json:
         sys.stdout.write(body.decode() + "\n")

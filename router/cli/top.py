@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from router.cli import EXIT_FAILED, EXIT_OK, fail
+from router.cli import EXIT_OK, fail, fail_to_ask
 from router.cli.location import observer_address, settings_of
 from router.cli.top_hosts import host_states, places
 from router.cli.top_tables import as_text
 from router.errors import ConfigError
 from router.observer import client
-from router.observer.client import ObserverError, RefusedError
+from router.observer.client import ObserverError
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,11 +24,8 @@ def run(args: argparse.Namespace) -> int:
         first = client.state(address, window_s=args.window, by=args.by)
         here = places(settings_of(args))
         body = client.get(address, client.state_path(args.window, args.by)) if args.json else b""
-    except (ConfigError, RefusedError) as error:
-        return fail(error)
-    except ObserverError as error:
-        fail(error)
-        return EXIT_FAILED
+    except (ConfigError, ObserverError) as error:
+        return fail_to_ask(error)
     if args.json:
         sys.stdout.write(body.decode() + "\n")
         return EXIT_OK

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import Section, above_zero, between, named
+from router.config.endpoints import HEADER_TABLES, HeadersByVariable, certificates, check_headers, header_table, is_http
 from router.config_schema import shown
 from router.errors import ConfigError
-
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
-"""The name of a header (RFC 9110 §5.6.2)."""
-_RESERVED_HEADERS: Final = frozenset({"content-type", "content-length", "host", "transfer-encoding", "connection"})
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_HEADERS_MAX: Final = 16
 
 
 class AlertSink(Section, frozen=True):
     """`[[observer.alerts.sinks]]`: where alerts are delivered. Without any they are written to the log."""
 
-    name: Annotated[
-        str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="What it is called in `/alerts.json` and in messages.")
-    ]
+    name: Annotated[str, named("What it is called in `/alerts.json` and in messages.")]
     kind: Annotated[
         Literal["alertmanager", "webhook", "log"],
         Meta(
@@ -42,28 +33,15 @@ class AlertSink(Section, frozen=True):
             "hold a secret and is never shown: messages name only the host.",
         ),
     ] = ""
-    headers: Annotated[
-        dict[str, str], Meta(max_length=_HEADERS_MAX, description="Headers of each request, never shown.")
-    ] = msgspec.field(default_factory=dict)
-    headers_env: Annotated[
-        dict[str, str],
-        Meta(max_length=_HEADERS_MAX, description="The same, with the environment variable that holds the value."),
-    ] = msgspec.field(default_factory=dict)
+    headers: Annotated[dict[str, str], header_table("Headers of each request, never shown.")] = msgspec.field(
+        default_factory=dict
+    )
+    headers_env: HeadersByVariable = msgspec.field(default_factory=dict)
     headers_file: Annotated[
         dict[str, str],
-        Meta(
-            max_length=_HEADERS_MAX,
-            description="The same, with the file that holds the value; it is read each time, so that it may change.",
-        ),
+        header_table("The same, with the file that holds the value; it is read each time, so that it may change."),
     ] = msgspec.field(default_factory=dict)
-    ca_file: Annotated[
-        str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra={"allowed": "an absolute path or nothing"},
-            description="Certificates (PEM) that an `https` server is checked by, in place of the system's.",
-        ),
-    ] = ""
+    ca_file: Annotated[str, certificates("server")] = ""
     timeout_s: Annotated[float, above_zero(120, "The longest that one delivery may take.")] = 10.0
     severity: Annotated[
         Literal["page", "ticket", "info"], Meta(description="Alerts below this severity are not delivered here.")
@@ -115,7 +93,7 @@ def check_alerts(alerts: AlertsConfig) -> None:
 
 def _check_sink(sink: AlertSink, key: str) -> None:
     if sink.kind == "log":
-        given = [name for name in ("url", "headers", "headers_env", "headers_file", "ca_file") if getattr(sink, name)]
+        given = [name for name in ("url", *HEADER_TABLES, "ca_file") if getattr(sink, name)]
         if given:
             raise ConfigError(f"{key}.{given[0]} (not shown): a sink of kind log has none")
         return
@@ -123,39 +101,4 @@ def _check_sink(sink: AlertSink, key: str) -> None:
         raise ConfigError(f"{key}.url (not shown): expected http:// or https:// with a host, for kind {sink.kind}")
     if sink.ca_file and urlsplit(sink.url).scheme != "https":
         raise ConfigError(f"{key}.ca_file = {shown(sink.ca_file)}: expected a url with https:// beside it")
-    check_headers({table: getattr(sink, table) for table in ("headers", "headers_env", "headers_file")}, key)
-
-
-def check_headers(tables: Mapping[str, Mapping[str, str]], key: str) -> None:
-    """Check the headers of a section, by the key that they stand under; raises :class:`ConfigError`, never with a
-    value.
-    """
-    named: set[str] = set()
-    for table, headers in tables.items():
-        for name, value in headers.items():
-            if not _TOKEN.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
-                raise ConfigError(f"{key}.{table}: expected names of headers, {shown(name)} cannot be one")
-            if name.lower() in named:
-                raise ConfigError(f"{key}.{table}.{name}: the header stands twice")
-            named.add(name.lower())
-            _check_value(value, f"{key}.{table}.{name}", table)
-
-
-def _check_value(value: str, key: str, table: str) -> None:
-    """Check a header's value, or where it is found. Nothing of it is shown: it may be the secret itself."""
-    if table == "headers_env" and not _VARIABLE.fullmatch(value):
-        raise ConfigError(f"{key} (not shown): expected the name of an environment variable")
-    if table == "headers_file" and not value.startswith("/"):
-        raise ConfigError(f"{key} (not shown): expected an absolute path")
-    if table == "headers" and not (value.isascii() and value.isprintable()):
-        raise ConfigError(f"{key} (not shown): expected printable ASCII")
-
-
-def is_http(url: str) -> bool:
-    """Return whether a URL can be asked over HTTP."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
-    except ValueError:
-        return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname) and not any(c.isspace() for c in url)
+    check_headers(sink, key)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from router.config.base import NAME, NAME_ALLOWED, Section, above_zero, between
+from router.config.base import Section, above_zero, between, named
 from router.config.observer import SLICE_FIELDS
 from router.config_schema import shown
 from router.errors import ConfigError
@@ -66,7 +66,7 @@ class SloWindow(Section, frozen=True):
 class SloConfig(Section, frozen=True):
     """`[[slo]]`: a service level objective: which share of which requests must be good (docs/slo.md)."""
 
-    name: Annotated[str, Meta(pattern=NAME, extra=NAME_ALLOWED, description="It stands in alerts and metrics.")]
+    name: Annotated[str, named("It stands in alerts and metrics.")]
     description: Annotated[str, Meta(max_length=500, description="A sentence for who is woken by it.")] = ""
     preset: (
         Annotated[

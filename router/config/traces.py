@@ -7,12 +7,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from router.config.alerts import check_headers, is_http
 from router.config.base import Section, above_zero, between
+from router.config.endpoints import HeadersByVariable, certificates, check_headers, header_table, is_http
 from router.config_schema import shown
 from router.errors import ConfigError
 
-_HEADERS_MAX: Final = 16
 _RESOURCE_MAX: Final = 32
 
 
@@ -28,25 +27,14 @@ class TracesConfig(Section, frozen=True):
             "unchanged; else they are told the span of the attempt.",
         ),
     ] = ""
-    headers: Annotated[
-        dict[str, str], Meta(max_length=_HEADERS_MAX, description="Headers of each export, never shown.")
-    ] = msgspec.field(default_factory=dict)
-    headers_env: Annotated[
-        dict[str, str],
-        Meta(max_length=_HEADERS_MAX, description="The same, with the environment variable that holds the value."),
-    ] = msgspec.field(default_factory=dict)
+    headers: Annotated[dict[str, str], header_table("Headers of each export, never shown.")] = msgspec.field(
+        default_factory=dict
+    )
+    headers_env: HeadersByVariable = msgspec.field(default_factory=dict)
     headers_file: Annotated[
-        dict[str, str],
-        Meta(max_length=_HEADERS_MAX, description="The same, with the file that holds the value, read at the start."),
+        dict[str, str], header_table("The same, with the file that holds the value, read at the start.")
     ] = msgspec.field(default_factory=dict)
-    ca_file: Annotated[
-        str,
-        Meta(
-            pattern=r"\A(/.*)?\Z",
-            extra={"allowed": "an absolute path or nothing"},
-            description="Certificates (PEM) that an `https` endpoint is checked by, in place of the system's.",
-        ),
-    ] = ""
+    ca_file: Annotated[str, certificates("endpoint")] = ""
     compression: Annotated[Literal["gzip", "none"], Meta(description="Of each export.")] = "gzip"
     timeout_s: Annotated[float, above_zero(120, "The longest that one export may take, tries included.")] = 10.0
     sample_ratio: Annotated[
@@ -100,7 +88,7 @@ def check_traces(traces: TracesConfig) -> None:
         raise ConfigError(f"{key}.endpoint (not shown): expected http:// or https:// with a host")
     if traces.ca_file and not traces.endpoint.startswith("https:"):
         raise ConfigError(f"{key}.ca_file = {shown(traces.ca_file)}: expected an endpoint with https:// beside it")
-    check_headers({name: getattr(traces, name) for name in ("headers", "headers_env", "headers_file")}, key)
+    check_headers(traces, key)
     for name in traces.resource:
         if name in {"service.name", "service.version", "service.instance.id"}:
             raise ConfigError(f"{key}.resource.{name}: expected other attributes, this one is the observer's own")

@@ -66,7 +66,8 @@ def counting_extension(tmp_path_factory: pytest.TempPathFactory) -> str:
     if compiler is None:
         pytest.skip("gcc is not installed (Debian package gcc)")
     directory = tmp_path_factory.mktemp("stepped")
-    shutil.copy(PACKAGE / "_words.c", directory)
+    for each in (PACKAGE / "_words.c", *PACKAGE.glob("*.h")):
+        shutil.copy(each, directory)
     source = (PACKAGE / "_ring.h").read_text(encoding="utf-8")
     for order in ("relaxed", "release"):
         store = f"atomic_store_explicit(word, value, memory_order_{order});"
@@ -75,7 +76,6 @@ def counting_extension(tmp_path_factory: pytest.TempPathFactory) -> str:
     first_function = "/* ----------------------------------------------------------------- words */"
     assert first_function in source
     (directory / "_ring.h").write_text(source.replace(first_function, STEP_SOURCE))
-    shutil.copy(PACKAGE / "_publish.h", directory)
     library = directory / "_words.so"
     flags = ["-std=c11", "-O1", "-fPIC", "-shared", "-DPy_LIMITED_API=0x030b0000", "-D_GNU_SOURCE"]
     include = f"-I{sysconfig.get_paths()['include']}"

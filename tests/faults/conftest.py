@@ -1,4 +1,4 @@
-"""Each module here has one router: a fixture ``running_stage`` of its own."""
+"""Each module here has one router: a fixture ``running_stage`` of its own; its host is this one, or one of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.stage import Stage
+from tests.support.scripted_host import ScriptedHost
 from tests.support.waiting import shared_memory_directory
 
 
@@ -16,6 +17,13 @@ def directory() -> Iterator[Path]:
     """A fresh directory in shared memory."""
     with shared_memory_directory() as path:
         yield path
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ScriptedHost]:
+    """A host that does as a test says."""
+    with ScriptedHost("alpha") as host:
+        yield host
 
 
 @pytest.fixture

@@ -26,12 +26,6 @@ FLOOD_BYTES = len(sh.ROLE) + TOKEN_COUNT * len(TOKEN) + len(sh.FINISH) + len(sh.
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
     with Stage(directory, [host], QUIET + SHORT_TICK + host_entry(host)) as stage:
         yield stage

@@ -31,12 +31,6 @@ MEMORY_BYTES_MAX = 5 * MIB
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
     with Stage(directory, [host], QUIET + SHORT_TICK + CONFIG + host_entry(host, slots=2)) as stage:
         yield stage

@@ -32,12 +32,6 @@ PHASES: dict[str, tuple[str, bool, list[sh.Step]]] = {
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def folding_host(directory: Path) -> Iterator[ScriptedHost]:
     """On a unix socket, as co-located hosts are."""
     with ScriptedHost("folding", directory, models=("folded",)) as host:

@@ -211,12 +211,6 @@ class TestSeveralRouters:
 
 # ---------------------------------------------------------------- the real router
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def started(host: ScriptedHost) -> Iterator[RouterProcess]:
     with shared_memory_directory() as directory, RouterProcess(directory, QUIET + host_entry(host)) as router:
         yield router

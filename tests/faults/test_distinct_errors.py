@@ -30,12 +30,6 @@ queue_s = 1.5
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
     with Stage(directory, [host], CONFIG + SHORT_TICK + host_entry(host, slots=1)) as stage:
         yield stage

@@ -18,12 +18,6 @@ COMMENT = b": waiting for the model\n\n"
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
     toml = f"{QUIET}{SHORT_TICK}[timeouts]\nheartbeat_after_s = {AFTER_S}\nqueue_s = 0.5\n" + host_entry(host, slots=1)
     with Stage(directory, [host], toml) as stage:

@@ -16,7 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from ringbuffer import CountersReader, find_current
+from ringbuffer import find_current
 from router.caches import entries, keys, published
 from router.cli.keeper_client import KeeperClient
 from router.keep.store import Store
@@ -68,11 +68,7 @@ class Place:
 
     def counter(self, name: str) -> int:
         """Return a counter of the router."""
-        reader = CountersReader.attach(find_current(self.router.instance_dir) / "counters")
-        try:
-            return {spec.name: value for spec, value in reader.read()}[name]
-        finally:
-            reader.close()
+        return self.router.counter(name)
 
     def restart_router(self) -> None:
         """Kill the router and start it again; it has mapped the store when it answers."""

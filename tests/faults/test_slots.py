@@ -20,12 +20,6 @@ CLIENT_COUNT = SLOT_COUNT + WAITING_MAX
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def llama_host() -> Iterator[ScriptedHost]:
     """It tells its kind, its model and its slots itself."""
     with ScriptedHost("llama", models=("own",), owned_by="llamacpp", total_slots=3) as host:

@@ -36,12 +36,6 @@ PATHS = [MESSAGES, "/v1/messages/count_tokens", RESPONSES, OLLAMA]
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def embedder() -> Iterator[ScriptedHost]:
     with ScriptedHost("beta", models=("v",)) as host:
         yield host

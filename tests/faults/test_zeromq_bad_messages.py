@@ -28,12 +28,6 @@ GOOD = {"v": 1, "verb": "chat", "id": "bad"}
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def running_stage(directory: Path, host: ScriptedHost) -> Iterator[Stage]:
     with Stage(directory, [host], QUIET + SHORT_TICK + host_entry(host)) as stage:
         yield stage

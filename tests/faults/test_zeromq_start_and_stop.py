@@ -29,12 +29,6 @@ from tests.support.waiting import free_port, shared_memory_directory, wait_until
 BEGUN: list[sh.Step] = [sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("a"))]
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
-    with ScriptedHost("alpha") as host:
-        yield host
-
-
 @pytest.fixture
 def own_directory() -> Iterator[Path]:
     with shared_memory_directory() as path:

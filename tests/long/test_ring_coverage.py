@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 TESTS = ("tests/ringbuffer", "-m", "not long", "--ignore=tests/ringbuffer/test_ring_torture.py")
 """The torture's work is done by other processes, which are not measured."""
-OTHER_BACKEND = {"c": "ringbuffer/_plain.py", "plain": ""}
+OTHER_BACKEND = {"c": "ringbuffer/_plain/*", "plain": ""}
 """What a backend cannot run; the C of the other one is not counted."""
 
 

@@ -5,7 +5,7 @@ commands.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from router.observer.follow import RouterView
 from router.observer.life import HostLoads
 from router.observer.pipeline import Pipeline
 from tests.support.alerts import WALL_NS, evidence, finding
-from tests.support.waiting import shared_memory_directory
 
 WELL = ObserverSight(0, 0, 0, "on")
 
@@ -63,12 +62,6 @@ class At:
         count = len(self.told)
         self.desk.evaluate(routers, WELL, self.wall_ns - WALL_NS, self.wall_ns)
         return [step.event for step in self.told[count:]]
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 def kill(_: Sequence[Step]) -> None:

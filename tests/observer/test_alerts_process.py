@@ -8,7 +8,6 @@ import http.client
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,17 +22,11 @@ from router.telemetry.host_rows import read_models
 from tests.support.alert_sink import WebhookThread
 from tests.support.processes import Program, RouterProcess, host_toml
 from tests.support.scripted_host import ScriptedHost
-from tests.support.waiting import free_port, shared_memory_directory, wait_until
+from tests.support.waiting import free_port, wait_until
 
 TIME_SCALE = 50
 """An evaluation takes 0.2 s."""
 ALERT_S = 60.0
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 class Site:

@@ -24,7 +24,6 @@ from router.observer.query import JournalReader
 from router.observer.rows import RequestRow, RowCost
 from router.observer.segments import JOURNAL
 from tests.support.told_requests import MS, ToldRouter
-from tests.support.waiting import shared_memory_directory
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "observer.md"
 SETTLE_NS = 3_000_000_000
@@ -34,12 +33,6 @@ name = "gpu-0"
 url = "http://127.0.0.1:1"
 cost_per_hour = 1.0
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 @pytest.fixture

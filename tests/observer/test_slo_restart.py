@@ -32,7 +32,7 @@ from router.observer.slo.store import DAMAGED, FILE, File, Store
 from tests.support.processes import Program
 from tests.support.request_rows import row
 from tests.support.told_requests import ToldRouter
-from tests.support.waiting import free_port, shared_memory_directory, wait_until
+from tests.support.waiting import free_port, wait_until
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -49,12 +49,6 @@ objective = 99
 group_by = ["host"]
 """
 JOURNALS = pytest.mark.parametrize("journal", ["", "[observer.journal]\nenabled = false\n"], ids=["journal", "none"])
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +11,7 @@ from router.hosts.fold import Fold
 from router.hosts.scanner import StreamScanner
 from router.http1 import LengthDecoder
 from tests.support.processes import HostProcess
+from tests.support.unix_http import UnixConnection
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
@@ -87,22 +85,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection to a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 def ask(host: HostProcess, path: str, request: dict[str, Any]) -> bytes:
     """Return the body of the host's answer, chunk framing taken off."""
-    connection = UnixConnection(host.socket_path)
+    connection = UnixConnection(host.socket_path, ANSWER_S)
     try:
         connection.request("POST", path, json.dumps(request), {"content-type": "application/json"})
         response = connection.getresponse()

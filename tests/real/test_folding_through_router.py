@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +20,7 @@ import pytest
 from router.embedded.hosts import CHAT
 from tests.support.processes import HostProcess, RouterProcess
 from tests.support.records import done_record
+from tests.support.unix_http import UnixConnection
 from tests.support.waiting import shared_memory_directory
 
 ANSWER_S = 60.0
@@ -92,19 +92,6 @@ class Answer:
     body: Any
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection to a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 def _post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any], request_id: str) -> Answer:
     try:
         connection.request("POST", path, json.dumps(body), {"x-request-id": request_id})
@@ -116,7 +103,7 @@ def _post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any
 
 
 def ask_host(host: HostProcess, path: str, body: dict[str, Any]) -> Answer:
-    return _post(UnixConnection(host.socket_path), path, body, "")
+    return _post(UnixConnection(host.socket_path, ANSWER_S), path, body, "")
 
 
 def ask_router(router: RouterProcess, path: str, body: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ringbuffer import CountersReader, find_current
+from ringbuffer import find_current
 from router.embedded.hosts import CHAT, EMBEDDING
 from router.telemetry.reader import InflightReader
 from tests.support.processes import HostProcess, RouterProcess
@@ -191,11 +191,7 @@ def text_of(chunks: list[dict[str, Any]]) -> str:
 
 def accepted_count(router: RouterProcess) -> int:
     """Return how many connections the router has accepted."""
-    counters = CountersReader.attach(find_current(router.instance_dir) / "counters")
-    try:
-        return next(value for spec, value in counters.read() if spec.name == "connections_accepted")
-    finally:
-        counters.close()
+    return router.counter("connections_accepted")
 
 
 def order_in_decoding(router: RouterProcess, process: subprocess.Popen[str], request_id: str) -> dict[str, Any]:

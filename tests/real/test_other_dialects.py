@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from openai import OpenAI
 from tests.captures import split_events
 from tests.support.processes import HostProcess, RouterProcess
 from tests.support.records import done_record
+from tests.support.unix_http import UnixConnection
 from tests.support.waiting import wait_until
 
 ANSWER_S = 60.0
@@ -28,19 +27,6 @@ CHANGING = re.compile(
     rb'|"(?:prompt|predicted)_(?:per_token_)?(?:ms|per_second)": ?[0-9.e+-]+'
     rb'|"id_slot": ?-?[0-9]+'
 )
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """A connection to a host's unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(ANSWER_S)
-        self.sock.connect(str(self._path))
 
 
 def post(
@@ -57,7 +43,7 @@ def post(
 
 @pytest.fixture
 def direct(llama_host: HostProcess) -> http.client.HTTPConnection:
-    return UnixConnection(llama_host.socket_path)
+    return UnixConnection(llama_host.socket_path, ANSWER_S)
 
 
 @pytest.fixture

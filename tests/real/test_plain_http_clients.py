@@ -22,10 +22,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ringbuffer import CountersReader, find_current
 from router.embedded.hosts import CHAT
 from tests.support.processes import HostProcess, RouterProcess, get
 from tests.support.records import done_record
+from tests.support.unix_http import UnixConnection
 from tests.support.waiting import shared_memory_directory
 
 ANSWER_S = 60.0
@@ -53,19 +53,6 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 needs_curl_with_http2 = pytest.mark.skipif(not curl_can("HTTP2"), reason="this curl knows no HTTP/2")
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection to a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 @pytest.fixture(scope="module")
 def unix_path() -> Iterator[Path]:
     with shared_memory_directory() as directory:
@@ -86,7 +73,7 @@ def unix_router(llama_host: HostProcess, unix_path: Path) -> Iterator[RouterProc
 @pytest.fixture(scope="module")
 def expected(llama_host: HostProcess) -> list[Any]:
     """The events of the host itself."""
-    return comparable(events_of(post(UnixConnection(llama_host.socket_path), STREAM)))
+    return comparable(events_of(post(UnixConnection(llama_host.socket_path, ANSWER_S), STREAM)))
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +120,6 @@ def content_of(body: bytes | str) -> str:
     return content
 
 
-def counter(router: RouterProcess, name: str) -> int:
-    counters = CountersReader.attach(find_current(router.instance_dir) / "counters")
-    try:
-        return next(value for spec, value in counters.read() if spec.name == name)
-    finally:
-        counters.close()
-
-
 # ---------------------------------------------------------------- the standard library
 def test_a_stream_is_read_line_by_line(
     router: RouterProcess, connection: http.client.HTTPConnection, expected: list[Any]
@@ -156,7 +135,7 @@ def test_a_stream_is_read_line_by_line(
 def test_one_connection_serves_streams_plain_answers_errors_and_pages(
     router: RouterProcess, connection: http.client.HTTPConnection, expected: list[Any], expected_text: str
 ) -> None:
-    before = counter(router, "connections_accepted")
+    before = router.counter("connections_accepted")
     for _ in range(2):
         assert comparable(events_of(post(connection, STREAM))) == expected
         assert content_of(post(connection, PLAIN).read()) == expected_text
@@ -168,7 +147,7 @@ def test_one_connection_serves_streams_plain_answers_errors_and_pages(
         connection.request("HEAD", "/health")
         head = connection.getresponse()
         assert (head.status, head.read()) == (200, b"")
-    assert counter(router, "connections_accepted") == before + 1
+    assert router.counter("connections_accepted") == before + 1
 
 
 def test_urllib_gets_answers_and_errors(router: RouterProcess, expected: list[Any], expected_text: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from openai import BadRequestError, OpenAI
 
-from ringbuffer import CountersReader, find_current
 from router.embedded.hosts import CHAT
 from tests.support.processes import HostProcess, KeeperProcess, Program, RouterProcess
 from tests.support.records import done_record
@@ -50,11 +49,7 @@ class Stand:
         self.client = OpenAI(base_url=f"{router.base_url}/v1", api_key="any", max_retries=0, timeout=60)
 
     def counter(self, name: str) -> int:
-        reader = CountersReader.attach(find_current(self.router.instance_dir) / "counters")
-        try:
-            return {spec.name: value for spec, value in reader.read()}[name]
-        finally:
-            reader.close()
+        return self.router.counter(name)
 
 
 @pytest.fixture(scope="module")

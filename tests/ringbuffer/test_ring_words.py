@@ -118,8 +118,9 @@ def test_words_written_by_different_processes_never_share_a_line() -> None:
 
 def test_every_ordering_of_the_table_stands_at_both_ends_in_both_backends() -> None:
     table = set(re.findall(r"^SYNC (\w) ", ringbuffer.__doc__ or "", re.MULTILINE))
-    python = "".join(path.read_text() for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "layout.py"))
-    compiled = (PACKAGE / "_words.c").read_text() + (PACKAGE / "_ring.h").read_text()
+    sources = [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "layout.py")]
+    python = "".join(map(Path.read_text, sources))
+    compiled = "".join(path.read_text() for path in PACKAGE.glob("_*.[ch]"))
     assert table == set("ABCDEFGM")
     for letter in table:
         assert python.count(f"SYNC {letter}") >= 2, letter

@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ringbuffer import CountersReader, find_current
 from router.embedded.child import log_tail, spawn
 from router.embedded.hosts import EmbeddedHost, find_host_python
+from tests.support.unix_http import UnixConnection
 from tests.support.waiting import free_port, wait_until
 
 READY_S = 60.0
@@ -152,6 +153,14 @@ class RouterProcess(Program):
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config_path.write_text(self._toml, encoding="utf-8")
 
+    def counter(self, name: str) -> int:
+        """Return the value of a counter."""
+        reader = CountersReader.attach(find_current(self.instance_dir) / "counters")
+        try:
+            return {spec.name: value for spec, value in reader.read()}[name]
+        finally:
+            reader.close()
+
     def ready_status(self) -> int:
         """Return the status of /ready, 0 while nothing answers."""
         self.check_running()
@@ -242,11 +251,7 @@ def get(host: str, port: int, path: str, timeout_s: float = 5.0) -> tuple[int, b
 
 def get_unix(socket_path: Path, path: str, timeout_s: float = 5.0) -> tuple[int, bytes]:
     """Return status and body of a GET on a unix socket; raises ``OSError`` when nothing answers."""
-    connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(timeout_s)
-    connection.sock.connect(str(socket_path))
-    return _get(connection, path)
+    return _get(UnixConnection(socket_path, timeout_s), path)
 
 
 def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]:

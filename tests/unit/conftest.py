@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import shared_memory_directory
+
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
     """A directory on tmpfs, as the router's is, removed afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="ringrouter-test-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
+    with shared_memory_directory() as path:
+        yield path

@@ -14,13 +14,7 @@ from router.config import Config, parse
 from router.doctor import machine, network, service
 from router.doctor.findings import Finding, exit_code
 from tests.support.scripted_host import ScriptedHost
-from tests.support.waiting import free_port, shared_memory_directory
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
+from tests.support.waiting import free_port
 
 
 def found(findings: Iterator[Finding]) -> tuple[str, str, str]:

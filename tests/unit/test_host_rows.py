@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from router.telemetry.host_rows import MODELS_FILE, ROW_COUNT, HostModels, HostRow, HostRows, read_hosts, read_models
-from tests.support.waiting import shared_memory_directory
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 def row(host_id: int = 1, **changes: object) -> HostRow:

@@ -21,15 +21,8 @@ from router.service.install import InstallError, Places, carry_out, describe, pl
 from router.service.notify import Notifier
 from router.service.pulse import Pulse
 from router.telemetry.counters import Counter
-from tests.support.waiting import shared_memory_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 @pytest.fixture

@@ -19,17 +19,10 @@ from router.errors import ConfigError
 from router.hosts import shared_slots
 from router.hosts.shared_slots import SlotTable
 from router.sharing import SharedHost
-from tests.support.waiting import shared_memory_directory
 
 SLOT_COUNT = 3
 
 pytestmark = pytest.mark.skipif(ringbuffer.BACKEND != "c", reason="sharing needs the C extension")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 # ---------------------------------------------------------------- the protocol, every interleaving

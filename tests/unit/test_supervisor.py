@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from router import config
 from router.embedded import child, hosts, plan
 from tests.support.processes import Program
-from tests.support.waiting import free_port, shared_memory_directory, wait_until
+from tests.support.waiting import free_port, wait_until
 
 # A stand-in of a host and of the router: each writes its pid to NAME.pid and its end to `ends`, in its order.
 CHILD = """
@@ -72,12 +71,6 @@ sys.exit(asyncio.run(supervisor.Supervisor(plan).run()))
 """
 
 NAMES = ("router", "chat", "embedding")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with shared_memory_directory() as path:
-        yield path
 
 
 class Supervised(Program):
