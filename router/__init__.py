@@ -13,7 +13,7 @@ The path of a request, in order:
 7.  :mod:`router.hosts.fleet`         a warm connection
 8.  :mod:`router.hosts.connection`    bytes out, response head in
 9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O);
-    :mod:`router.hosts.foreign`       of other dialects
+    :mod:`router.hosts.foreign`       of other dialects; :mod:`router.hosts.whole`, what whole answers and errors say
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
