@@ -1,5 +1,5 @@
 // One read of a host's stream → its events, in one call; and what else needs to understand JSON (split_body for
-// bodies of requests, pack_usage). The twins are router/hosts/scanner.py for Scan and
+// bodies of requests, pack_usage, whole_report). The twins are router/hosts/scanner.py for Scan and
 // plain_same_token() in router/hosts/native_scan.py; they are the fallback, and the judges of what is right.
 //
 // Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever is unusual makes it return None, having changed nothing, and the read is scanned by the twin. So everything
@@ -1047,6 +1047,120 @@ static PyObject *pack_usage(PyObject *module, PyObject *usage)
     return PyBytes_FromStringAndSize((const char *)numbers, sizeof numbers);
 }
 
+// ---------------------------------------------------------------- whole answers
+
+// What router/hosts/whole.py reads of a whole answer.
+typedef struct {
+    span usage, timings, metrics;
+    long choice_count;
+    bool calls_tools;
+} whole_facts;
+
+// Take an object with a finish_reason, as each choice is.
+static bool take_finished(cursor *c, whole_facts *whole)
+{
+    bool is_twice = false;
+    if (!take(c, '{'))
+        return false;
+    if (take(c, '}'))
+        return true;
+    do {
+        span name, reason;
+        bool escaped = false;
+        if (!take_name(c, &name))
+            return false;
+        if (!is(name, "finish_reason") || next_is(c, 'n')) {
+            if (!take_value(c, name))
+                return false;
+        } else if (is_twice || !take_string(c, &reason, &escaped) || escaped) {
+            return false;
+        } else {
+            whole->calls_tools |= is(reason, "tool_calls");
+        }
+        is_twice |= is(name, "finish_reason");
+    } while (take(c, ','));
+    return take(c, '}');
+}
+
+static bool take_all_finished(cursor *c, whole_facts *whole)
+{
+    if (!take(c, '['))
+        return false;
+    if (take(c, ']'))
+        return true;
+    do {
+        whole->choice_count++;
+        if (!take_finished(c, whole))
+            return false;
+    } while (take(c, ','));
+    return take(c, ']');
+}
+
+// A value as it stands, null included.
+static bool take_as_it_stands(cursor *c, span name, span *value)
+{
+    skip_blanks(c);
+    value->begin = c->at;
+    bool is_taken = take_value(c, name);
+    value->end = c->at;
+    return is_taken;
+}
+
+static bool take_whole(cursor *c, whole_facts *whole)
+{
+    enum { CHOICES = 1, USAGE = 2, TIMINGS = 4, METRICS = 8 };
+    unsigned keys = 0;
+    if (!take(c, '{'))
+        return false;
+    do {
+        span name;
+        bool ok;
+        if (!take_name(c, &name))
+            return false;
+        if (is(name, "choices"))
+            ok = !seen(&keys, CHOICES) && take_all_finished(c, whole);
+        else if (is(name, "usage"))
+            ok = !seen(&keys, USAGE) && take_as_it_stands(c, name, &whole->usage);
+        else if (is(name, "timings"))
+            ok = !seen(&keys, TIMINGS) && take_as_it_stands(c, name, &whole->timings);
+        else if (is(name, "metrics"))
+            ok = !seen(&keys, METRICS) && take_as_it_stands(c, name, &whole->metrics);
+        else
+            ok = take_value(c, name);
+        if (!ok)
+            return false;
+    } while (take(c, ','));
+    bool ends = take(c, '}');
+    skip_blanks(c);
+    return ends && c->at == c->end;
+}
+
+PyDoc_STRVAR(whole_report_doc,
+    "whole_report(body)\n--\n\n"
+    "Return usage, timings and metrics of a whole answer as they stand (None: absent), the number of its choices, and whether\n"
+    "one ended in calls of tools; None for an answer of an unusual shape.");
+
+// The twin is plain_report_of() in router/hosts/whole.py.
+static PyObject *whole_report(PyObject *module, PyObject *body)
+{
+    (void)module;
+    if (!PyBytes_Check(body)) {
+        PyErr_SetString(PyExc_TypeError, "whole_report(body: bytes)");
+        return NULL;
+    }
+    event_facts nothing = {0};
+    whole_facts whole = {0};
+    cursor c = {(text)PyBytes_AsString(body), NULL, 0, &nothing};
+    c.end = c.at + PyBytes_Size(body);
+    if (!take_whole(&c, &whole))
+        Py_RETURN_NONE;
+    PyObject *values[] = {
+        bytes_or_none(whole.usage), bytes_or_none(whole.timings), bytes_or_none(whole.metrics),
+        PyLong_FromLong(whole.choice_count), PyBool_FromLong(whole.calls_tools),
+    };
+    return tuple_of(values, 5);
+}
+
 PyDoc_STRVAR(same_token_doc,
     "same_token(data, prefix, suffix)\n--\n\n"
     "Return the payload's size if a read is one chunk with one event that differs from the template in its text only, else 0.");
@@ -1077,6 +1191,7 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
 static PyMethodDef methods[] = {
     {"pack_usage", pack_usage, METH_O, pack_usage_doc},
     {"split_body", split_body, METH_O, split_body_doc},
+    {"whole_report", whole_report, METH_O, whole_report_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
     {NULL, NULL, 0, NULL},
 };

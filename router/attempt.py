@@ -14,6 +14,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from router import native
+from router.answers import answers
 from router.dialects import in_stream
 from router.errors import ErrorKind
 from router.hosts.events import EventScanner, StreamError
@@ -21,7 +22,7 @@ from router.hosts.fold import Fold, FoldError
 from router.hosts.foreign import ForeignScanner, is_event_stream, is_json_lines, whole_report
 from router.hosts.native_scan import same_token
 from router.hosts.scanner import StreamScanner
-from router.hosts.whole import calls_tools, error_text, report_of
+from router.hosts.whole import error_text, report_of
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.mould import mould
 from router.stamps import EARLY_WINDOW_NS
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
     from router.request import CountingEgress, Request
 
 _relay: Final = native.relay and native.relay.relay
+_answers: Final = answers
 _EVENT_STREAM: Final = b"text/event-stream"
 _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
 # The interpreter looks members of an enum up anew each time.
 _PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
 _CALLS_TOOLS: Final = int(DoneFlag.CALLS_TOOLS)
-_TOOL_CALLS: Final = b'"tool_calls"'
 
 
 class Attempt:
@@ -232,6 +233,10 @@ class Attempt:
 
     def _take_read(self, data: bytes, now: int) -> None:
         """Relay a read that is anything but one more token like the last."""
+        if _answers is None or not _answers.take(self, data, now):
+            self._scan_read(data, now)
+
+    def _scan_read(self, data: bytes, now: int) -> None:
         scanner = self.scanner
         assert scanner is not None
         self.last_read_ns = now
@@ -479,8 +484,8 @@ class Attempt:
             request.stream = False  # whatever was asked for
             request.usage, request.timings, request.metrics = whole_report(body)
         else:
-            request.usage, request.timings, request.metrics, request.choice_count = report_of(body)
-            if _TOOL_CALLS in body and calls_tools(body):
+            request.usage, request.timings, request.metrics, request.choice_count, calls_tools = report_of(body)
+            if calls_tools:
                 request.flags |= _CALLS_TOOLS
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
         if request.model.forecast is not None:

@@ -1,8 +1,9 @@
 """The router's native code, or what stands in for it where it could not be compiled.
 
-Three modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more
-token like the last and for records of events, ``router._steps`` for steps of a request. Each of their functions has a
-twin in plain Python that comes to the same; which of the two this process has is decided here, once.
+Four modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more token
+like the last and for records of events, ``router._answer`` for what else an answer is made of, ``router._steps`` for
+steps of a request. Each of their functions has a twin in plain Python that comes to the same; which of the two this
+process has is decided here, once.
 """
 
 from __future__ import annotations
@@ -27,5 +28,7 @@ steps: Final = _find("router._steps")
 """Likewise."""
 relay: Final = _find("router._relay")
 """Likewise."""
-BACKEND: Final = "plain" if scan is None or steps is None or relay is None else "c"
+answer: Final = _find("router._answer")
+"""Likewise."""
+BACKEND: Final = "plain" if None in (scan, steps, relay, answer) else "c"
 """``c`` or ``plain``."""

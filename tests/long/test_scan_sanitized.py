@@ -79,10 +79,12 @@ def load(package, name):
 load("ringbuffer", "_words")
 load("router", "_steps")
 load("router", "_relay")
+load("router", "_answer")
 import router.native
+assert router.native.answer.__file__.startswith(sys.argv[1])
 assert router.native.relay.__file__.startswith(sys.argv[1])
 assert router.native.steps.__file__.startswith(sys.argv[1])
-names = ("relay", "packing", "mould", "picking", "server_timing")
+names = ("answers", "relay", "packing", "mould", "picking", "server_timing")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
 """
 
@@ -99,7 +101,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         pytest.skip("gcc has no address sanitizer here")
     flags = ["-std=c11", "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     include = f"-I{sysconfig.get_paths()['include']}"
-    for source in ("router/_scan.c", "router/_steps.c", "router/_relay.c", "ringbuffer/_words.c"):
+    for source in ("router/_scan.c", "router/_steps.c", "router/_relay.c", "router/_answer.c", "ringbuffer/_words.c"):
         output = directory / f"{Path(source).stem}.so"
         subprocess.run(
             [compiler, *flags, "-DPy_LIMITED_API=0x030b0000", include, ROOT / source, "-o", output], check=True

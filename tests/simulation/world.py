@@ -27,6 +27,7 @@ import msgspec
 
 import router
 import router.attempt as attempt_module
+import router.hosts.connection as connection_module
 from router.config import parse, timeout_s_min
 from router.daemon import Daemon
 from router.errors import ConfigError, RequestError
@@ -415,6 +416,8 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     read = clock.read
     patched = [m for m in _router_modules() if getattr(m, "monotonic_ns", None) is _real_clock]
     relay, attempt_module._relay = attempt_module._relay, None  # type: ignore[misc]  # it reads the real clock
+    answers = attempt_module._answers
+    attempt_module._answers = connection_module._answers = None  # type: ignore[misc]  # they as well
     for module in patched:
         module.monotonic_ns = read  # type: ignore[attr-defined]
     time.monotonic_ns = read
@@ -423,6 +426,7 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     finally:
         time.monotonic_ns = _real_clock
         attempt_module._relay = relay  # type: ignore[misc]
+        attempt_module._answers = connection_module._answers = answers  # type: ignore[misc]
         for module in patched:
             module.monotonic_ns = _real_clock  # type: ignore[attr-defined]
 
