@@ -609,10 +609,12 @@ static bool finish(const reading *read, PyObject *loop, const publish_t *to)
     if ((now == (number)-1 && PyErr_Occurred()) || !number_of(read->request, &at->flags, &flags))
         return false;
     number done_ns = out_n > now ? out_n : now;
+    if (is_true(read->request, &at->stream))
+        flags |= self->is.flag_stream;
     put_ref(read->request, &at->phase, self->tool.done_phase);
     put_ref(read->request, &at->attempt, Py_None);
     put_ref(read->request, &at->outcome, self->tool.ok_outcome);
-    if (!put_number(read->request, &at->done_ns, done_ns) || !put_number(read->request, &at->flags, flags | (is_true(read->request, &at->stream) ? self->is.flag_stream : 0))
+    if (!put_number(read->request, &at->done_ns, done_ns) || !put_number(read->request, &at->flags, flags)
         || !take_out_of_flight(read, loop) || !publish_done(read, to, done_ns))
         return false;
     if ((!is_nothing(read->request, &at->body) || !is_none(read->request, &at->fields)) && !let_go(self, read->request))
