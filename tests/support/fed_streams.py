@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -36,6 +37,8 @@ OTHERS = {
     "packed_candidates", "packed_attempts", "blocked_ns", "bytes_out", "headers", "host", "tried",
 }  # fmt: skip
 """Of a request what differs from one to the next, or is compared otherwise."""
+VARYING = re.compile(rb"dur=[0-9.]+|(?<=x-request-id: )(?!caf)[^\r]+|(?<=x-ringrouter-host: )[^\r]+")
+"""What differs from one head to the next: times, ids that the router gave, and which host answered."""
 STAMPS = {
     "recv", "pub", "deq", "admitted", "routed1", "routed", "sent_ns", "hfb", "tok1", "out1", "tok_n", "out_n", "ttfc",
     "ttfo", "stall_max_ns",
@@ -165,6 +168,7 @@ class Streams(TokenPath):
         answer.written.clear()
         request.bytes_out -= len(head)  # it says how long things took, in as many digits as that needs
         return {
+            "head": VARYING.sub(b"", head),
             "written": written,
             "pauses": pauses,
             "request": _shown(request),
