@@ -15,7 +15,7 @@ The path of a request, in order:
 7.  :mod:`router.hosts.fleet`         a warm connection
 8.  :mod:`router.hosts.connection`    bytes out, response head in
 9.  :mod:`router.hosts.scanner`       response bytes → events (sans I/O);
-    :mod:`router.hosts.foreign`       of other dialects
+    :mod:`router.hosts.foreign`       of other dialects; :mod:`router.hosts.whole`, what whole answers and errors say
 10. :mod:`router.attempt`             each read: scanned once, written to the client at once, then recorded
 11. :mod:`router.telemetry.writer`    records into shared memory
 
@@ -31,7 +31,8 @@ token), :mod:`router.models` with their :mod:`router.retry_budget`, :mod:`router
 :mod:`router.levers` (what rules change in them), :mod:`router.tracing` (what hosts are told of traces),
 :mod:`router.dialects` (APIs of hosts beyond OpenAI's), :mod:`router.http1` (framing), :mod:`router.stamps`,
 :mod:`router.errors` and :mod:`router.verdicts` (what an error means), :mod:`router.native` (code in C, or what stands
-in for it), :mod:`router.mould` (objects that begin alike).
+in for it), :mod:`router.mould` (objects that begin alike), :mod:`router.answers` (the usual answer in native code,
+which :mod:`router.ingress.answering` tells what it goes by).
 
 One process: :mod:`router.daemon` builds and runs it all, of :mod:`router.config` (checked by
 :mod:`router.config_schema`, described by :mod:`router.config_reference`; :mod:`router.masking` takes keys out of its

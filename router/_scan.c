@@ -3,6 +3,7 @@
 //     Scan          router/hosts/scanner.py            one read of a host's stream → its events
 //     split_body    router/messages.py                 a body of a request without its messages (decode_body() judges it)
 //     pack_usage    router/telemetry/host_report.py    counts of tokens as a record has them
+//     whole_report  router/hosts/whole.py              usage, timings, metrics and ends of a whole answer
 //     same_token    router/hosts/native_scan.py        whether a read is one more token like the last
 //
 // Scan(probe).feed(scanner, data): what StreamScanner.feed() does, with what was found written into the scanner. Whatever
@@ -24,6 +25,7 @@
 #include "_slots.h"
 #include "_token.h"
 #include "_usage.h"
+#include "_whole.h"
 
 enum { EVENTS_MAX = 4096, CHUNK_DIGITS_MAX = 6 };
 
@@ -472,6 +474,32 @@ static PyObject *pack_usage(PyObject *module, PyObject *usage)
     return PyBytes_FromStringAndSize((const char *)numbers, sizeof numbers);
 }
 
+// ---------------------------------------------------------------- whole answers
+
+PyDoc_STRVAR(whole_report_doc,
+    "whole_report(body)\n--\n\n"
+    "Return usage, timings and metrics of a whole answer as they stand (None: absent), the number of its choices, and whether\n"
+    "one ended in calls of tools; None for an answer of an unusual shape.");
+
+static PyObject *whole_report(PyObject *module, PyObject *body)
+{
+    (void)module;
+    if (!PyBytes_Check(body)) {
+        PyErr_SetString(PyExc_TypeError, "whole_report(body: bytes)");
+        return NULL;
+    }
+    text begin = (text)PyBytes_AsString(body);
+    whole_facts whole = {0};
+    cursor c = {.at = begin, .end = begin + PyBytes_Size(body)};
+    if (!take_whole(&c, &whole))
+        Py_RETURN_NONE;
+    PyObject *values[] = {
+        bytes_or_none(whole.usage), bytes_or_none(whole.timings), bytes_or_none(whole.metrics),
+        PyLong_FromLong(whole.choice_count), PyBool_FromLong(whole.calls_tools),
+    };
+    return tuple_of(values, 5);
+}
+
 // ---------------------------------------------------------------- tokens
 
 PyDoc_STRVAR(same_token_doc,
@@ -492,6 +520,7 @@ static PyObject *same_token(PyObject *module, PyObject *const *arguments, Py_ssi
 static PyMethodDef methods[] = {
     {"pack_usage", pack_usage, METH_O, pack_usage_doc},
     {"split_body", split_body, METH_O, split_body_doc},
+    {"whole_report", whole_report, METH_O, whole_report_doc},
     {"same_token", (PyCFunction)(void (*)(void))same_token, METH_FASTCALL, same_token_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -13,16 +13,16 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import msgspec
-
 from router import native
+from router.answers import answers
 from router.dialects import in_stream
-from router.errors import UNDECODABLE, ErrorKind
+from router.errors import ErrorKind
 from router.hosts.events import EventScanner, StreamError
 from router.hosts.fold import Fold, FoldError
 from router.hosts.foreign import ForeignScanner, is_event_stream, is_json_lines, whole_report
 from router.hosts.native_scan import same_token
 from router.hosts.scanner import StreamScanner
+from router.hosts.whole import error_text, report_of
 from router.http1 import BodyDecoder, Head, ProtocolError
 from router.mould import mould
 from router.stamps import EARLY_WINDOW_NS
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from router.request import CountingEgress, Request
 
 _relay: Final = native.relay and native.relay.relay
+_answers: Final = answers
 _EVENT_STREAM: Final = b"text/event-stream"
 _PASSED_HEADERS: Final = (b"content-encoding", b"location")
 """Of a whole answer in another dialect: without them its bytes would mean something else."""
 # The interpreter looks members of an enum up anew each time.
 _PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
 _CALLS_TOOLS: Final = int(DoneFlag.CALLS_TOOLS)
-_TOOL_CALLS: Final = b'"tool_calls"'
 
 
 class Attempt:
@@ -233,6 +233,10 @@ class Attempt:
 
     def _take_read(self, data: bytes, now: int) -> None:
         """Relay a read that is anything but one more token like the last."""
+        if _answers is None or not _answers.take(self, data, now):
+            self._scan_read(data, now)
+
+    def _scan_read(self, data: bytes, now: int) -> None:
         scanner = self.scanner
         assert scanner is not None
         self.last_read_ns = now
@@ -242,6 +246,12 @@ class Attempt:
             self._record(now, now)  # the events before the fault did come
             self.protocol_failed(str(error), now)
             return
+        self._take_scanned(out, now)
+
+    def _take_scanned(self, out: bytes, now: int) -> None:
+        """Relay what the scanner has made of a read: ``out`` is what the client gets of it."""
+        scanner = self.scanner
+        assert scanner is not None
         if scanner.sentinel is not None or (not scanner.aligned and scanner.ended):  # one that has ended is not aligned
             self._take_last(out, now)
             return
@@ -310,7 +320,7 @@ class Attempt:
             request.ttfc = now
         if scanner.error is not None and not scanner.content_count:
             self._record(now, now)
-            self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
+            self._fail(ErrorKind.HOST_ERROR_EVENT, error_text(scanner.error), now)
             return
         if self._fold is not None:
             self._fold_events(now)
@@ -386,7 +396,7 @@ class Attempt:
             self._counting.note(scanner.events, now)
         if scanner.error is not None and not self._live and not scanner.content_count:
             self._record(now, now)
-            self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
+            self._fail(ErrorKind.HOST_ERROR_EVENT, error_text(scanner.error), now)
             return
         if self._fold is not None:
             self._end_fold(now)
@@ -406,7 +416,7 @@ class Attempt:
         self._record(now, monotonic_ns())
         self.complete(now)
         if scanner.error is not None:
-            self._loop.end_with_host_error(request, _error_text(scanner.error), now)
+            self._loop.end_with_host_error(request, error_text(scanner.error), now)
         else:
             self._loop.end_ok(request, now)
 
@@ -426,7 +436,7 @@ class Attempt:
         if self.over:
             return
         if scanner.error is not None:
-            self._fail(ErrorKind.HOST_ERROR_EVENT, _error_text(scanner.error), now)
+            self._fail(ErrorKind.HOST_ERROR_EVENT, error_text(scanner.error), now)
             return
         if not scanner.succeeded:
             self._fail(ErrorKind.NO_FINISH, "the host ended its stream without a finish_reason", now)
@@ -474,8 +484,8 @@ class Attempt:
             request.stream = False  # whatever was asked for
             request.usage, request.timings, request.metrics = whole_report(body)
         else:
-            request.usage, request.timings, request.metrics, request.choice_count = _whole_report(body)
-            if _TOOL_CALLS in body and _calls_tools(body):
+            request.usage, request.timings, request.metrics, request.choice_count, calls_tools = report_of(body)
+            if calls_tools:
                 request.flags |= _CALLS_TOOLS
         request.tok1 = request.tok_n = request.ttfc = request.ttfo = now
         if request.model.forecast is not None:
@@ -560,56 +570,3 @@ def _answer_facts(head: Head) -> tuple[bytes, bool, bytes]:
     """Return the type of an answer's content, whether it is an event stream, and its ``retry-after``."""
     content_type = head.headers.get(b"content-type", b"application/json")
     return content_type, content_type.lower().startswith(_EVENT_STREAM), head.headers.get(b"retry-after", b"")
-
-
-class _Whole(msgspec.Struct):
-    usage: msgspec.Raw = msgspec.Raw(b"")
-    timings: msgspec.Raw = msgspec.Raw(b"")
-    metrics: msgspec.Raw = msgspec.Raw(b"")
-    choices: list[msgspec.Raw] = []
-
-
-_decode_whole: Final = msgspec.json.Decoder(_Whole).decode
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: object = None
-
-
-class _Finished(msgspec.Struct):
-    choices: list[_Choice] = []
-
-
-_decode_finished: Final = msgspec.json.Decoder(_Finished).decode
-
-
-def _whole_report(body: bytes) -> tuple[bytes | None, bytes | None, bytes | None, int]:
-    """Return usage, timings and metrics of a whole answer as JSON, and the number of its choices."""
-    try:
-        whole = _decode_whole(body)
-    except UNDECODABLE:
-        return None, None, None, 0
-    return bytes(whole.usage) or None, bytes(whole.timings) or None, bytes(whole.metrics) or None, len(whole.choices)
-
-
-def _calls_tools(body: bytes) -> bool:
-    """Whether a whole answer ended in calls of tools. Every answer of some hosts names them, most have none."""
-    try:
-        return any(choice.finish_reason == "tool_calls" for choice in _decode_finished(body).choices)
-    except UNDECODABLE:
-        return False
-
-
-def _error_text(raw: bytes) -> str:
-    """Return the message in a host's error object, or the object itself."""
-    try:
-        decoded = msgspec.json.decode(raw)
-    except UNDECODABLE:
-        return raw[:200].decode("utf-8", "replace")
-    if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict):
-        decoded = decoded["error"]
-    if isinstance(decoded, dict) and isinstance(decoded.get("message"), str):
-        return str(decoded["message"])[:500]
-    if isinstance(decoded, str):
-        return decoded[:500]
-    return raw[:200].decode("utf-8", "replace")

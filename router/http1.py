@@ -186,7 +186,7 @@ class HeadMemo:
     remember a head with one of them would only drive out others.
     """
 
-    __slots__ = ("_known", "_parse", "_unlike")
+    __slots__ = ("_parse", "_unlike", "known")
     _HEAD_BYTES_MAX: Final = 2048
     _COUNT_MAX: Final = 512
     """At most 5 MB, with all that is kept with heads that long and all different; then all are forgotten."""
@@ -194,7 +194,8 @@ class HeadMemo:
     def __init__(self, parse: Callable[[bytes], Head], unlike: Sequence[bytes] = ()) -> None:
         self._parse = parse
         self._unlike = unlike
-        self._known: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}
+        """By what is alike in them; for native code, which only looks there."""
 
     def take(self, data: bytes, position: int, head_bytes_max: int) -> tuple[Head, int, int] | None:
         """Return the head that begins at ``position``, the body length it declares (-1: none) and where it ends.
@@ -206,19 +207,19 @@ class HeadMemo:
         if found is None:
             return None
         key, length, end = found
-        head = self._known.get(key)
+        head = self.known.get(key)
         return head or self._learn(key, data[position:end]), length, end
 
     def forget(self) -> None:
         """Forget all heads, with what was kept with them."""
-        self._known.clear()
+        self.known.clear()
 
     def _learn(self, key: bytes, data: bytes) -> Head:
         head = self._parse(data)
         if len(data) <= self._HEAD_BYTES_MAX and not any(name in head.headers for name in self._unlike):
-            if len(self._known) >= self._COUNT_MAX:
-                self._known.clear()
-            self._known[key] = head
+            if len(self.known) >= self._COUNT_MAX:
+                self.known.clear()
+            self.known[key] = head
         return head
 
 
@@ -262,7 +263,7 @@ class ChunkedDecoder:
 
     __slots__ = ("_left", "_line", "_state", "ended", "surplus")
     length_is_framed = True
-    _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
+    _SIZE, _DATA, _DATA_END, TRAILER = range(4)
 
     def __init__(self) -> None:
         self._state = self._SIZE
@@ -278,7 +279,7 @@ class ChunkedDecoder:
 
     def end(self) -> None:
         """Note that the last chunk was taken by someone else: what comes now is surplus."""
-        self._state = self._TRAILER
+        self._state = self.TRAILER
         self.ended = True
 
     def feed(self, data: bytes) -> bytes:
@@ -340,14 +341,14 @@ class ChunkedDecoder:
             if line:
                 raise ProtocolError("a chunk is longer than its size")
             self._state = self._SIZE
-        elif self._state == self._TRAILER:
+        elif self._state == self.TRAILER:
             self.ended = not line  # trailers are dropped: nothing here uses them
         else:
             size = _CHUNK_SIZE.fullmatch(line)
             if size is None:
                 raise ProtocolError(f"chunk size {line[:40]!r} is not hexadecimal")
             self._left = int(size[1], 16)
-            self._state = self._DATA if self._left else self._TRAILER
+            self._state = self._DATA if self._left else self.TRAILER
 
 
 class LengthDecoder:

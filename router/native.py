@@ -1,9 +1,10 @@
 """The router's native code, or what stands in for it where it could not be compiled.
 
-Five modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more token
-like the last and for records of events, ``router._steps`` for steps of a request, ``router._intake`` for requests like
-earlier ones, ``router._dispatch`` for the way from the ring to a host. Each of their functions has a twin in plain
-Python that comes to the same; which of the two this process has is decided here, once.
+Six modules: ``router._scan`` for reads of a stream and other JSON, ``router._relay`` for those that are one more token
+like the last and for records of events, ``router._answer`` for what else an answer is made of, ``router._steps`` for
+steps of a request, ``router._intake`` for requests like earlier ones, ``router._dispatch`` for the way from the ring to
+a host. Each of their functions has a twin in plain Python that comes to the same; which of the two this process has is
+decided here, once.
 """
 
 from __future__ import annotations
@@ -32,5 +33,7 @@ intake: Final = scan and _find("router._intake")
 """Likewise; it asks the scan."""
 dispatch: Final = _find("router._dispatch")
 """Likewise."""
-BACKEND: Final = "plain" if None in (scan, steps, relay, intake, dispatch) else "c"
+answer: Final = _find("router._answer")
+"""Likewise."""
+BACKEND: Final = "plain" if None in (scan, steps, relay, intake, dispatch, answer) else "c"
 """``c`` or ``plain``."""

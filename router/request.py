@@ -13,7 +13,7 @@ from router.routing import Candidate, PolicyId
 from router.telemetry.records import Endpoint, Outcome, Phase
 from router.token_state import TokenState
 
-_NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
+NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
 
 class Egress(Protocol):
@@ -275,7 +275,7 @@ class Request(TokenState):
         if self.body:
             self.body_bytes, self.body = self.body_bytes or len(self.body), b""
         self.fields = None
-        self.headers = _NO_HEADERS
+        self.headers = NO_HEADERS
 
     def failure(self, kind: ErrorKind, message: str) -> Failure:
         """Return what there is to tell of an error."""

@@ -7,6 +7,7 @@ import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from router.answers import answers
 from router.http1 import (
     HEAD_END,
     BodyDecoder,
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from router.hosts.fleet import Fleet
     from router.hosts.host import Host
 
-_RESPONSE_HEAD_BYTES_MAX: Final = 64 * 1024
-_response_heads: Final = HeadMemo(parse_response_head)
+RESPONSE_HEAD_BYTES_MAX: Final = 64 * 1024
+response_heads: Final = HeadMemo(parse_response_head)
+_answers: Final = answers
 
 
 def shut_down(transport: asyncio.Transport) -> None:
@@ -106,7 +108,9 @@ class HostConnection(asyncio.Protocol):
             if take is not None:
                 take(data, monotonic_ns())
             elif self.attempt is not None:
-                self._collect_head(data)
+                now = monotonic_ns()
+                if _answers is None or not _answers.begin(self, data, now):
+                    self._collect_head(data, now)
             elif self._trailing is not None:
                 self._drain_trailing(data)
             else:
@@ -205,8 +209,7 @@ class HostConnection(asyncio.Protocol):
         if attempt is not None:
             attempt.fault(monotonic_ns())
 
-    def _collect_head(self, data: bytes) -> None:
-        now = monotonic_ns()
+    def _collect_head(self, data: bytes, now: int) -> None:
         attempt = self.attempt
         assert attempt is not None
         attempt.first_byte(now)
@@ -214,14 +217,14 @@ class HostConnection(asyncio.Protocol):
         position = 0
         while True:
             try:
-                taken = _response_heads.take(data, position, _RESPONSE_HEAD_BYTES_MAX) or _parsed(data, position)
+                taken = response_heads.take(data, position, RESPONSE_HEAD_BYTES_MAX) or _parsed(data, position)
             except ProtocolError as error:
                 attempt.protocol_failed(f"not an HTTP response: {error}", now)
                 return
             if taken is None:
                 self._head = data[position:]
-                if len(self._head) > _RESPONSE_HEAD_BYTES_MAX:
-                    attempt.protocol_failed(f"a response head over {_RESPONSE_HEAD_BYTES_MAX} bytes", now)
+                if len(self._head) > RESPONSE_HEAD_BYTES_MAX:
+                    attempt.protocol_failed(f"a response head over {RESPONSE_HEAD_BYTES_MAX} bytes", now)
                 return
             head, length, position = taken
             if head.status >= 200:  # behind an interim response the real one follows

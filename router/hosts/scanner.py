@@ -127,7 +127,7 @@ class StreamScanner(EventScanner):
         decoder: BodyDecoder, raw: bool, drop_usage: bool, drop_progress: bool, event_bytes_max: int
     ) -> StreamScanner:
         """Return what the class would, but for payloads, in fewer steps."""
-        self = _new_scanner()
+        self = new_scanner()
         self._decoder = decoder
         self._raw = raw
         self._drop_usage = drop_usage
@@ -326,7 +326,8 @@ def _pattern() -> StreamScanner:
     return scanner
 
 
-_new_scanner: Final = mould(_pattern)
+new_scanner: Final = mould(_pattern)
+"""Makes one of which nothing is known yet, :meth:`StreamScanner.of` says the rest."""
 _scan: Final[Callable[[StreamScanner, bytes], bytes | None] | None] = (
     None if native.scan is None else native.scan.Scan(StreamScanner(ChunkedDecoder())).feed
 )

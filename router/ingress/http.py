@@ -45,8 +45,8 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _STREAM_START_1_0: Final = b"HTTP/1.1 200 OK\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\nx-request-id: "
 _STREAM_START: Final = _STREAM_START_1_0.replace(b"x-request-id", b"transfer-encoding: chunked\r\nx-request-id")
 
-_USUAL_SENTINEL: Final = b"data: [DONE]\n\n"
-_USUAL_END: Final = chunk(_USUAL_SENTINEL) + LAST_CHUNK
+USUAL_SENTINEL: Final = b"data: [DONE]\n\n"
+USUAL_END: Final = chunk(USUAL_SENTINEL) + LAST_CHUNK
 
 
 def _parsed(parse: Callable[[bytes], Head], data: bytes) -> tuple[Head, int, int]:
@@ -465,8 +465,8 @@ class ClientConnection(asyncio.Protocol):
             sentinel = self._server.timing_comment(request) + sentinel
         if not self.raw:
             data += sentinel
-        elif sentinel == _USUAL_SENTINEL:
-            data += _USUAL_END
+        elif sentinel == USUAL_SENTINEL:
+            data += USUAL_END
         else:
             data += (chunk(sentinel) if sentinel else b"") + LAST_CHUNK
         request.bytes_out += len(data)

@@ -14,6 +14,7 @@ from router.dialects import dialect_of
 from router.errors import ErrorKind, RequestError
 from router.hosts.standing import condition
 from router.http1 import HeadMemo, parse_request_head
+from router.ingress import answering
 from router.ingress.http import ClientConnection
 from router.ingress.passthrough import PassThrough
 from router.ingress.pinning import pin
@@ -51,6 +52,7 @@ class HttpServer:
     """Owns the client connections of this router and answers what needs no host."""
 
     def __init__(self, config: Config, loop: Loop) -> None:
+        answering.tell()
         self.loop = loop
         self.limits = config.limits
         self.ready: Callable[[], bool] = lambda: False

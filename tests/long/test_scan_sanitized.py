@@ -79,15 +79,17 @@ def load(package, name):
 load("ringbuffer", "_words")
 load("router", "_steps")
 load("router", "_relay")
+load("router", "_answer")
 load("router", "_dispatch")
 load("router", "_scan")
 load("router", "_intake")
 import router.native
+assert router.native.answer.__file__.startswith(sys.argv[1])
 assert router.native.relay.__file__.startswith(sys.argv[1])
 assert router.native.steps.__file__.startswith(sys.argv[1])
 assert router.native.dispatch.__file__.startswith(sys.argv[1])
 assert router.native.intake.__file__.startswith(sys.argv[1])
-names = ("relay", "dispatch", "packing", "mould", "picking", "server_timing", "shapes")
+names = ("answers", "relay", "dispatch", "packing", "mould", "picking", "server_timing", "shapes")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
 """
 
@@ -104,7 +106,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         pytest.skip("gcc has no address sanitizer here")
     flags = ["-std=c11", "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     include = f"-I{sysconfig.get_paths()['include']}"
-    native = [f"router/_{name}.c" for name in ("scan", "steps", "relay", "dispatch", "intake")]
+    native = [f"router/_{name}.c" for name in ("scan", "steps", "relay", "dispatch", "intake", "answer")]
     for source in (*native, "ringbuffer/_words.c"):
         output = directory / f"{Path(source).stem}.so"
         subprocess.run(

@@ -16,8 +16,8 @@ from bench.build import compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTENSIONS = {
-    "ringbuffer/_words.abi3.so", "router/_dispatch.abi3.so", "router/_intake.abi3.so", "router/_relay.abi3.so",
-    "router/_scan.abi3.so", "router/_steps.abi3.so",
+    "ringbuffer/_words.abi3.so", "router/_answer.abi3.so", "router/_dispatch.abi3.so", "router/_intake.abi3.so",
+    "router/_relay.abi3.so", "router/_scan.abi3.so", "router/_steps.abi3.so",
 }  # fmt: skip
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 USE = """

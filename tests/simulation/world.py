@@ -27,6 +27,7 @@ import msgspec
 
 import router
 import router.attempt as attempt_module
+import router.hosts.connection as connection_module
 from router import dispatching
 from router.config import parse, timeout_s_min
 from router.daemon import Daemon
@@ -419,6 +420,8 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     patched = [m for m in _router_modules() if getattr(m, "monotonic_ns", None) is _real_clock]
     relay, attempt_module._relay = attempt_module._relay, None  # type: ignore[misc]  # it reads the real clock
     dispatch, dispatching._dispatch = dispatching._dispatch, None  # type: ignore[misc]  # so does this
+    answers = attempt_module._answers
+    attempt_module._answers = connection_module._answers = None  # type: ignore[misc]  # they as well
     for module in patched:
         module.monotonic_ns = read  # type: ignore[attr-defined]
     time.monotonic_ns = read
@@ -428,6 +431,7 @@ def virtual_time(clock: Clock) -> Iterator[None]:
         time.monotonic_ns = _real_clock
         attempt_module._relay = relay  # type: ignore[misc]
         dispatching._dispatch = dispatch  # type: ignore[misc]
+        attempt_module._answers = connection_module._answers = answers  # type: ignore[misc]
         for module in patched:
             module.monotonic_ns = _real_clock  # type: ignore[attr-defined]
 

@@ -341,7 +341,7 @@ def test_an_odd_length_is_judged_by_the_parser_and_never_remembered(memo: HeadMe
     except ProtocolError:
         taken = None
     assert taken is None
-    assert len(memo._known) == 1
+    assert len(memo.known) == 1
 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"content-LENGTH"])
@@ -378,13 +378,13 @@ def test_a_head_that_is_new_each_time_is_not_remembered() -> None:
     known = HeadMemo(parse_request_head, unlike=(b"traceparent",))
     head = POST.replace(b"X-Y", b"TraceParent")
     assert known.take(head, 0, WHOLE) is not None
-    assert known._known == {}
+    assert known.known == {}
 
 
 def test_the_memory_is_bounded(memo: HeadMemo) -> None:
     for number in range(2000):
         memo.take(POST.replace(b"z", b"%d" % number), 0, WHOLE)
-    assert len(memo._known) <= 512
+    assert len(memo.known) <= 512
 
 
 PIECES = [

@@ -3,172 +3,26 @@
 from __future__ import annotations
 
 import random
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import router.attempt as attempt_module
-from bench.gate_lockstep import REQUEST, stream_parts
-from bench.gate_path import CONNECTIONS_PER_HOST, TokenPath, Transport
+from bench.gate_lockstep import stream_parts
 from ringbuffer import BroadcastReader, BroadcastWriter
 from router import native
-from router.config import BreakerConfig, Health
-from router.hosts.connection import HostConnection
-from router.ingress.http import ClientConnection
-from router.request import Request
-from router.telemetry import records as rec
 from router.token_state import PlainTokenState, plain_record_events, record_events
 from tests.captures import capture, stream_names
+from tests.support.fed_streams import Streams, cut
 from tests.support.stream_damage import damage
 from tests.support.waiting import shared_memory_directory
 
 needs_native = pytest.mark.skipif(native.relay is None, reason="there is no native relay in this process")
-FIELDS = ("event_index", "content_count", "bytes_out", "early_tokens", "visible_tokens")
-TIMES = ("tok1", "out1", "tok_n", "out_n", "stall_max_ns")
 SEEDS = 60
-
-
-class SlowTransport(Transport):
-    """A client's or a host's socket that takes no more from a given write on, until it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_open = True
-        self.paused = False
-        self.blocks_at: set[int] = set()
-        self.unsent = 0
-        self.on_block: Callable[[], None] = lambda: None
-        self.write = self._write  # type: ignore[assignment]
-        self._socket, self._far_end = socket.socketpair()
-
-    def _write(self, data: bytes) -> None:
-        self.written.append(data)
-        if len(self.written) in self.blocks_at:
-            self.unsent = 1 << 20
-            self.on_block()
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def get_extra_info(self, name: str) -> Any:
-        return self._socket if name == "socket" else None
-
-    def is_closing(self) -> bool:
-        return not self.is_open
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-    def abort(self) -> None:
-        self.is_open = False
-
-    close = abort
-
-
-class Streams(TokenPath):
-    """A router whose requests are kept when they end, with everything that was written and recorded."""
-
-    def __init__(self, directory: Path, *, is_native: bool) -> None:
-        super().__init__(directory)
-        self._relay = attempt_module._relay if is_native else None
-        self._record_events = record_events if is_native else plain_record_events
-        self._daemon.fleet.top_up = lambda *_: None  # type: ignore[method-assign]
-        self.loop = self._daemon.loop
-        quiet = Health(breaker=BreakerConfig(failures=0, share=0))  # damaged streams are the hosts' faults
-        self.loop.recovery.standing.configure(quiet, 0)
-        self.ended: list[Request] = []
-        self._write_done = self.loop.telemetry.done
-        self.loop.telemetry.done = self._keep  # type: ignore[method-assign]
-        self._tokens = BroadcastReader.attach(self.loop.telemetry.generation.path / "tokens.ring", join="latest")
-
-    def _connect_anew(self) -> None:
-        """Give client and hosts fresh connections: an answer may have ended the last ones."""
-        self._client = ClientConnection(self._daemon.surfaces.http)
-        self._answer = SlowTransport()
-        self._client.connection_made(self._answer)  # type: ignore[arg-type]
-        self._hosts = []
-        for host in self._daemon.roster.hosts:
-            host.idle.clear()
-            self.loop.recovery.standing.set_health(host, healthy=True, now=0)
-            for _ in range(CONNECTIONS_PER_HOST):
-                connection, transport = HostConnection(self._daemon.fleet, host), SlowTransport()
-                connection.connection_made(transport)  # type: ignore[arg-type]
-                self._daemon.fleet.keep(connection)
-                self._hosts.append((connection, transport))
-
-    def _keep(self, request: Request) -> None:
-        self.ended.append(request)
-        self._write_done(request)
-
-    def stream(self, reads: list[bytes], blocks_at: set[int], drains_at: set[int]) -> dict[str, Any]:
-        """Feed one answer through; return all that it came to but times."""
-        with (
-            patch.object(attempt_module, "_relay", self._relay),
-            patch.object(attempt_module, "record_events", self._record_events),
-        ):
-            return self._stream(reads, blocks_at, drains_at)
-
-    def _stream(self, reads: list[bytes], blocks_at: set[int], drains_at: set[int]) -> dict[str, Any]:
-        self._connect_anew()
-        client, answer = self._client, self._answer
-        assert isinstance(answer, SlowTransport)
-        answer.blocks_at, answer.on_block = blocks_at, client.pause_writing
-        client.data_received(REQUEST)
-        host, pauses = self._asked_host(), []
-        for index, read in enumerate(reads):
-            if host.transport is None or host.transport.is_closing():
-                break
-            host.data_received(read)
-            pauses.append(host.transport.paused)  # type: ignore[attr-defined]
-            if index in drains_at:
-                self._drain()
-        self._drain()
-        host.eof_received()
-        self._drain()
-        client.eof_received()  # where the request has gone on to another host
-        self.loop.flush()
-        (request,) = self.ended
-        self.ended.clear()
-        events = [rec.decode_token(payload) for _, payload in self._tokens.poll(1 << 16)]
-        head, _, written = b"".join(answer.written).partition(b"\r\n\r\n")
-        answer.written.clear()
-        request.bytes_out -= len(head)  # it says how long things took, in as many digits as that needs
-        return {
-            "written": written,
-            "pauses": pauses,
-            "outcome": (request.outcome, request.error, request.status),
-            "counts": [getattr(request, name) for name in FIELDS],
-            "happened": [bool(getattr(request, name)) for name in TIMES],
-            "ordered": 0 <= request.tok1 <= request.tok_n <= request.done_ns,
-            "events": [
-                (
-                    e["kind"],
-                    e["flags"],
-                    e["choice"],
-                    e["event_index"],
-                    e["bytes"],
-                    e["gap_ns"] > 0,
-                    e["client_unsent_bytes"],
-                )
-                for e in events
-            ],
-        }
-
-    def _drain(self) -> None:
-        answer = self._answer
-        assert isinstance(answer, SlowTransport)
-        if answer.unsent:
-            answer.unsent = 0
-            self._client.resume_writing()
 
 
 @pytest.fixture
@@ -184,18 +38,6 @@ def paths() -> Iterator[Callable[[bool], Streams]]:
         yield make
         for path in made:
             path.close()
-
-
-def cut(data: bytes, rng: random.Random) -> list[bytes]:
-    """Cut a body into reads: mostly one chunk each, as hosts write, sometimes anywhere."""
-    reads, rest = [], data
-    while rest:
-        end = rest.find(b"\n\n\r\n") + 4
-        if end < 4 or rng.random() < 0.1:
-            end = rng.randrange(1, min(len(rest), 400) + 1)
-        reads.append(rest[:end])
-        rest = rest[end:]
-    return reads
 
 
 @needs_native
