@@ -600,7 +600,7 @@ static bool keep_ended(const reading *read, PyObject *loop)
     return count >= 0 && (count < ENDED_MAX || is_done(PyObject_CallMethodObjArgs(loop, names.flush, NULL)));
 }
 
-// The twin is Loop._finish(), of a request that has its row and is not over.
+// The twin is Loop.finish(), of a request that has its row and is not over.
 static bool finish(const reading *read, PyObject *loop, const publish_t *to)
 {
     const Answers *self = read->self;
