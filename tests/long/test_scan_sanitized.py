@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import shared_memory_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -69,7 +72,7 @@ print(rounds, taken)
 """
 
 
-RELAY_PROGRAM = """
+LOADING = """
 import importlib.util, sys
 import pytest, router
 def load(package, name):
@@ -89,8 +92,16 @@ assert router.native.relay.__file__.startswith(sys.argv[1])
 assert router.native.steps.__file__.startswith(sys.argv[1])
 assert router.native.dispatch.__file__.startswith(sys.argv[1])
 assert router.native.intake.__file__.startswith(sys.argv[1])
+"""
+RELAY_PROGRAM = f"""{LOADING}
 names = ("answers", "relay", "dispatch", "packing", "mould", "picking", "server_timing", "shapes")
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names)]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{{name}}.py" for name in names)]))
+"""
+MIXED_STEPS = 60_000
+MIXED_PROGRAM = f"""{LOADING}
+import runpy
+del sys.argv[1]
+runpy.run_module("tests.support.mixed_load", run_name="__main__")
 """
 
 
@@ -145,3 +156,18 @@ def test_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
     rounds, taken = map(int, done.stdout.split())
     assert rounds > 100
     assert taken > 100, "the scan must have come far into many reads"
+
+
+def test_a_mix_of_all_that_happens_touches_no_byte_out_of_bounds(sanitized: tuple[Path, dict[str, str]]) -> None:
+    directory, environment = sanitized
+    seed = str(int.from_bytes(os.urandom(4), "big"))
+    with shared_memory_directory() as rings:
+        done = subprocess.run(
+            [sys.executable, "-c", MIXED_PROGRAM, str(directory), seed, str(MIXED_STEPS), str(rings)],
+            env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-4000:]}"
+    found = json.loads(done.stdout)
+    assert found["backend"] == "c"
+    assert not found["faults"], f"seed {seed}"
+    assert not any(value for left in found["left"] for value in left.values()), f"seed {seed}: {found['left']}"
