@@ -26,6 +26,8 @@ from tests.support.waiting import free_port, wait_until
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
 CLIENT = "127.0.0.77"
 TAIL = sh.chunked(sh.STREAM)[3:]
+SHORT_STREAM_COUNT = 100
+"""A proxy that reads the request's body while it passes the answer on cuts a few of these."""
 
 
 def example(language: str) -> str:
@@ -85,6 +87,8 @@ def test_streams_through_haproxy(running_stage: KeyedStage, directory: Path) -> 
     with Program("haproxy", ["haproxy", "-db", "-f", str(config)], directory / "haproxy.log"):
         wait_until(lambda: _answers(port), "the proxy listens")
         check_streams(stage, port)
+        for _ in range(SHORT_STREAM_COUNT):
+            check_whole(stage, port)
 
 
 def check_streams(stage: KeyedStage, port: int) -> None:
@@ -106,6 +110,25 @@ def check_streams(stage: KeyedStage, port: int) -> None:
     assert _refused(stage)[-1]["client"] == CLIENT, "whom the proxy names, and not whom the client names"
 
 
+def check_whole(stage: KeyedStage, port: int) -> None:
+    """Check that an answer arrives to its end that begins and ends as soon as the request has come."""
+    stage.hosts[0].script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), 0.001, *TAIL)
+    with TlsClient(port) as client:
+        client.chat(more=f"authorization: Bearer {SETTLER}\r\n")
+        answer = client.answer()
+    assert answer.ended
+    assert answer.data[-1] == "[DONE]"
+    assert answer.text == "one two three"
+
+
+def caddy_version() -> tuple[int, ...]:
+    """Return the numbers of Caddy's version."""
+    said = subprocess.run(["caddy", "version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", said)
+    assert found is not None, said
+    return tuple(int(part) for part in found.groups())
+
+
 def _answers(port: int) -> bool:
     try:
         with TlsClient(port) as client:
@@ -125,6 +148,8 @@ def test_streams_through_caddy(running_stage: KeyedStage, directory: Path) -> No
     stage, port = running_stage, free_port()
     text = example("caddy").replace("127.0.0.1:8400", f"127.0.0.1:{stage.router.port}")
     text = text.replace("llm.example.com {", f"https://localhost:{port}, https://test:{port} {{\n\ttls internal")
+    if caddy_version() < (2, 6, 4):
+        text = text.replace("request_buffers 32MiB", "buffer_requests")
     file = directory / "Caddyfile"
     file.write_text("{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n}\n" + text)
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
@@ -132,3 +157,5 @@ def test_streams_through_caddy(running_stage: KeyedStage, directory: Path) -> No
     with Program("caddy", command, directory / "caddy.log", own):
         wait_until(lambda: _answers(port), "the proxy listens")
         check_streams(stage, port)
+        for _ in range(SHORT_STREAM_COUNT):
+            check_whole(stage, port)
