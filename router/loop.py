@@ -434,6 +434,9 @@ class Loop:
         if kind in verdicts.OF_NO_ATTEMPT:
             self.telemetry.errors.note(f"model {request.model.name}: {kind.name.lower()}", now)
         self.leave_waiting(request)
+        account = request.terms.account
+        if account is not None:  # the record keeps the whole
+            text = account.may_read(kind, text)
         if request.committed:
             self.telemetry.event(now, request, Kind.ERROR)
             request.egress.break_stream(request, request.failure(kind, text))

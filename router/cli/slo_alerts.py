@@ -61,6 +61,8 @@ def _print_page(body: bytes, only: str, *, with_recent: bool) -> int:
         print(f"  {text.sentence(alert)}")
         for line in text.lines(alert):
             print(f"    {line}")
+    if page.problem:
+        print(f"problem: {page.problem}")
     for sink in page.sinks:
         state = "ok" if not sink.error else "has a problem"
         if sink.failing_since_wall_ns is not None:

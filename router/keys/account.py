@@ -33,6 +33,8 @@ _PIN: Final = "x-ringrouter-host"
 _PIN_REFUSED: Final = f"{_PIN}: no host of this name can answer the request"
 """Whether there is such a host, and what it has, is for operators to know."""
 _HOSTS: Final = re.compile(r": no answer from .* so far\Z|, but .* did not answer so far\Z")
+_CONDITIONS: Final = re.compile(r"(?<= now) \(.*\)\Z", re.DOTALL)
+"""Of hosts, at the end of :meth:`router.refusals.Refusals.no_host_text`."""
 _decode_names: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -162,6 +164,12 @@ class Account:
         if text == error.message:
             return error
         return RequestError(error.kind, text, error.param, retry_after_s=error.retry_after_s)
+
+    def may_read(self, kind: ErrorKind, text: str) -> str:
+        """Return what its client may read of the text with which the router ends a request: which hosts there are and
+        how they are, it reads only if it may look.
+        """
+        return text if self.may_look or kind is not ErrorKind.NO_HOST else _CONDITIONS.sub("", text)
 
     def take_back(self, request: Request) -> None:
         """A request that was counted has not begun after all."""

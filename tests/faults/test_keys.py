@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from router.client import Client, RouterError
 from router.keys.tokens import new_token
 from tests.faults.client import Answer
 from tests.faults.keyed import KeyedStage, key_table
 from tests.faults.stage import QUIET, SHORT_TICK, host_entry
 from tests.support import scripted_host as sh
+from tests.support.processes import host_toml
 from tests.support.scripted_host import ScriptedHost, chunk
+from tests.support.waiting import free_port, wait_until
 
 NAMES = ("ci", "ops", "viewer", "small", "tagged", "slow", "pair", "thrifty", "anthropic")
 TOKENS = {name: new_token() for name in NAMES}
@@ -364,3 +367,45 @@ def test_only_an_operator_is_told_which_hosts_there_are(stage: KeyedStage, host:
     assert told["ci"] == "x-ringrouter-host: no host of this name can answer the request"
     assert "(hosts" in told["ops"]
     assert " a" in told["ops"]
+
+
+def test_only_a_key_that_may_look_is_told_how_hosts_are(directory: Path) -> None:
+    own = directory / "absent"
+    own.mkdir()
+    toml = "[cache.embeddings]\nenabled = true\n" + QUIET + SHORT_TICK
+    absent = host_toml("gone", f"http://127.0.0.1:{free_port()}", models=["elsewhere (far)"])
+    keys = key_table("ci", TOKENS["ci"]) + key_table("ops", TOKENS["ops"], role='"operator"')
+    with ScriptedHost("a") as host:
+        stage = KeyedStage(own, [host], toml + host_entry(host) + absent + keys)
+        stage.router._wait = False  # one model has no host that can serve
+        told, kept = _told_and_kept(stage)
+    assert told["ci"] == ["no host can serve 'elsewhere (far)' now"] * 3
+    assert len(told["ops"]) == 3
+    for text in told["ops"] + kept:
+        assert text.startswith("no host can serve 'elsewhere (far)' now (gone: ")
+
+
+def _told_and_kept(stage: KeyedStage) -> tuple[dict[str, list[str]], list[str]]:
+    """Return what each key is told, and the messages of all done records; the cache's calls have records too."""
+    with stage:
+        wait_until(lambda: stage.counter("hosts_healthy") == 1, "one of two hosts is there")
+        told = {name: _no_host_texts(stage, TOKENS[name]) for name in ("ci", "ops")}
+        kept = [record["message"] for record in stage.finished(8)]
+        for client in stage._clients:
+            client.close()
+    return told, kept
+
+
+def _no_host_texts(stage: KeyedStage, token: str) -> list[str]:
+    """Return what a client with a key is told over HTTP, through the cache of embeddings, and over ZeroMQ."""
+    model = "elsewhere (far)"
+    answers = [ask(stage, token, model=model)]
+    client = stage.client(token)
+    body = {"model": model, "input": "a text"}
+    client.post(body, "/v1/embeddings", more=f"authorization: Bearer {token}\r\n")
+    answers.append(client.answer())
+    assert [(answer.status, answer.error["code"]) for answer in answers] == [(503, "no_host")] * 2
+    with Client(stage.zeromq_endpoint, key=token) as zeromq, pytest.raises(RouterError) as caught:
+        zeromq.ask(model, "hi")
+    assert (caught.value.status, caught.value.code) == (503, "no_host")
+    return [*(answer.error["message"] for answer in answers), caught.value.message]

@@ -9,13 +9,14 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from router.keys.tokens import new_token
-from tests.faults.client import TIMEOUT_S, Client
+from tests.faults.client import TIMEOUT_S, Answer, Client
 from tests.faults.keyed import SETTLER, KeyedStage
 from tests.faults.stage import QUIET, SHORT_TICK, host_entry
 from tests.support import scripted_host as sh
@@ -26,6 +27,12 @@ from tests.support.waiting import free_port, wait_until
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
 CLIENT = "127.0.0.77"
 TAIL = sh.chunked(sh.STREAM)[3:]
+CLIENT_COUNT = 4
+"""As many as the host has slots."""
+SHORT_STREAM_COUNT = 100
+"""A proxy that reads the request's body while it passes the answer on cuts a few of these."""
+GAP_S = 0.02
+"""Between the first token and the rest: what it cuts must not be there yet."""
 
 
 def example(language: str) -> str:
@@ -85,6 +92,7 @@ def test_streams_through_haproxy(running_stage: KeyedStage, directory: Path) -> 
     with Program("haproxy", ["haproxy", "-db", "-f", str(config)], directory / "haproxy.log"):
         wait_until(lambda: _answers(port), "the proxy listens")
         check_streams(stage, port)
+        check_whole(stage, port)
 
 
 def check_streams(stage: KeyedStage, port: int) -> None:
@@ -106,6 +114,32 @@ def check_streams(stage: KeyedStage, port: int) -> None:
     assert _refused(stage)[-1]["client"] == CLIENT, "whom the proxy names, and not whom the client names"
 
 
+def check_whole(stage: KeyedStage, port: int) -> None:
+    """Check that answers arrive to their end that begin as soon as the request has come."""
+    for _ in range(SHORT_STREAM_COUNT):
+        stage.hosts[0].script(sh.stream_head(), chunk(sh.ROLE), chunk(sh.token("one")), GAP_S, *TAIL)
+    with ThreadPoolExecutor(CLIENT_COUNT) as clients:
+        answers = list(clients.map(lambda _: stream(port), range(SHORT_STREAM_COUNT)))
+    assert all(answer.ended for answer in answers)
+    assert [answer.text for answer in answers] == ["one two three"] * SHORT_STREAM_COUNT
+    assert all(answer.data[-1] == "[DONE]" for answer in answers)
+
+
+def stream(port: int) -> Answer:
+    """Return the answer to a request on a connection of its own."""
+    with TlsClient(port) as client:
+        client.chat(more=f"authorization: Bearer {SETTLER}\r\n")
+        return client.answer()
+
+
+def caddy_version() -> tuple[int, ...]:
+    """Return the numbers of Caddy's version."""
+    said = subprocess.run(["caddy", "version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", said)
+    assert found is not None, said
+    return tuple(int(part) for part in found.groups())
+
+
 def _answers(port: int) -> bool:
     try:
         with TlsClient(port) as client:
@@ -125,6 +159,8 @@ def test_streams_through_caddy(running_stage: KeyedStage, directory: Path) -> No
     stage, port = running_stage, free_port()
     text = example("caddy").replace("127.0.0.1:8400", f"127.0.0.1:{stage.router.port}")
     text = text.replace("llm.example.com {", f"https://localhost:{port}, https://test:{port} {{\n\ttls internal")
+    if caddy_version() < (2, 6, 4):
+        text = text.replace("request_buffers 32MiB", "buffer_requests")
     file = directory / "Caddyfile"
     file.write_text("{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n}\n" + text)
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
@@ -132,3 +168,4 @@ def test_streams_through_caddy(running_stage: KeyedStage, directory: Path) -> No
     with Program("caddy", command, directory / "caddy.log", own):
         wait_until(lambda: _answers(port), "the proxy listens")
         check_streams(stage, port)
+        check_whole(stage, port)

@@ -172,7 +172,9 @@ def test_a_damaged_ledger_is_said_where_an_operator_looks(directory: Path, capsy
             log_text = site.observer.log_text()
     assert hook.names() == [("RingrouterObserverLossy", "firing")]
     said = f"{ledger} is damaged ("
-    assert f"the observer does not know what fired before its start: {said}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"the observer does not know what fired before its start: {said}" in printed
+    assert f"\nproblem: {said}" in printed
     assert page is not None
     assert page.problem.startswith(said)
     assert said in health
