@@ -64,7 +64,9 @@ class AlertsConfig(Section, frozen=True):
     spool_count: Annotated[
         int, between(1, 100_000, "Messages kept on disk for each sink that fails; over it the oldest are dropped.")
     ] = 1000
-    spool_bytes: Annotated[int, between(65_536, 1 << 40, "Their size on disk, for each sink.")] = 16 << 20
+    spool_bytes: Annotated[
+        int, between(65_536, 1 << 40, "Their size, for each sink; the file has what is gone too, up to half as much.")
+    ] = 16 << 20
     external_url: Annotated[
         str,
         Meta(
