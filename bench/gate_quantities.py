@@ -32,8 +32,11 @@ from router import native
 
 UNLIMITED = float("inf")
 KILOBYTE, MEGABYTE = 1e3, 1e6
-SILENT_STREAMS = 1000
-DESCRIPTORS = 4 * SILENT_STREAMS
+FILLING_STREAMS = 400
+"""Opened before those that are measured: they take what lies free in the heap at rest, which differs by a megabyte and
+a half from checkout to checkout."""
+SILENT_STREAMS = 600
+DESCRIPTORS = 4 * (FILLING_STREAMS + SILENT_STREAMS)
 """Of this process in the memory measurement: it is both ends, client and host, of every stream."""
 ZEROMQ_LOADS = 4
 CHILD_LIMIT_S = 240
@@ -268,9 +271,12 @@ def memory() -> Results:
     with _descriptors(), Hosts() as hosts, GateRouter(hosts) as router, contextlib.ExitStack() as clients:
         run_streams(hosts, clients.enter_context(HttpClient(router.target)), STREAMS, SHORT_TOKENS)
         at_rest = machine.anonymous_bytes(router.process.pid)
+        for _ in range(FILLING_STREAMS):
+            open_silent_stream(hosts, clients.enter_context(HttpClient(router.target)))
+        filled = machine.anonymous_bytes(router.process.pid)
         for _ in range(SILENT_STREAMS):
             open_silent_stream(hosts, clients.enter_context(HttpClient(router.target)))
-        grown = machine.anonymous_bytes(router.process.pid) - at_rest
+        grown = machine.anonymous_bytes(router.process.pid) - filled
     return {
         "memory_at_rest": Found(at_rest / MEGABYTE),
         "memory_per_silent_stream": Found(grown / SILENT_STREAMS / KILOBYTE),
@@ -322,7 +328,7 @@ QUANTITIES = (
     Quantity("allocations_per_request", "calls", "blocks", 3.0, depends_on=_CODE),
     Quantity("kept_blocks_per_request", "calls", "blocks", 0.3, depends_on=_CODE),
     Quantity("memory_per_silent_stream", "memory", "kB", 0.5, limit=30.0, depends_on=_CODE),
-    Quantity("memory_at_rest", "memory", "MB", 1.0, limit=45.0, depends_on=_CODE),
+    Quantity("memory_at_rest", "memory", "MB", 2.0, limit=45.0, depends_on=_CODE),
     Quantity("modules", "modules", "modules", 5, depends_on=_CODE),
     Quantity("start_to_ready", "memory", "ms", 0.0, is_gated=False),
 )
